@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from nbcodex.client import Client
     from nbcodex.openai_api.endpoints import Endpoint
 
-_PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # also read in lower case
+_PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # also read in lower case
 # Variables of requests and curl: users expect them to be read, but httpx2 does not.
-_OTHER_AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-_SCHEMES = {"http", "https", "socks5", "socks5h"}
+_UNUSED_CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_PROXY_SCHEMES = {"http", "https", "socks5", "socks5h"}
 
 MODEL_LIST_TIMEOUT_S = 15.0
 
@@ -71,18 +71,19 @@ def report(
     if endpoint is not None:
         yield from _check_server(settings, client, endpoint)
     yield Finding(
-        "patience", f"{format_duration(settings.patience)}; silence: {settings.idle_timeout:g} s"
+        "patience",
+        f"{format_duration(settings.patience)}; idle timeout: {settings.idle_timeout:g} s",
     )
     yield from journal(settings)
 
 
 def proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Check the proxies in the environment."""
-    found = [(n, v) for n in _PROXIES if (v := environ.get(n) or environ.get(n.lower()))]
+    found = [(n, v) for n in _PROXY_VARIABLES if (v := environ.get(n) or environ.get(n.lower()))]
     for name, value in found:
         try:
             url = urlsplit(value if "://" in value else f"http://{value}")
-            host, good = f"{url.hostname}:{url.port or 80}", url.scheme in _SCHEMES
+            host, good = f"{url.hostname}:{url.port or 80}", url.scheme in _PROXY_SCHEMES
         except ValueError:
             host, good = "", False
         if good and url.hostname:
@@ -112,7 +113,7 @@ def authorities(environ: Mapping[str, str]) -> Iterator[Finding]:
         good = Path(folder).is_dir()
         text = f"SSL_CERT_DIR: {folder}" if good else f"SSL_CERT_DIR: {folder} is not a folder."
         yield Finding("CA", text, "" if good else "Correct it, or unset it.", wrong=not good)
-    others = [name for name in _OTHER_AUTHORITIES if environ.get(name)]
+    others = [name for name in _UNUSED_CA_VARIABLES if environ.get(name)]
     if others and not (file or folder):
         yield Finding("CA", f"{others[0]} is set but not used.", "Set SSL_CERT_FILE to the same.")
     elif not (file or folder):
@@ -127,8 +128,7 @@ def journal(settings: Settings) -> Iterator[Finding]:
         yield Finding("journal", "off: prompts and answers are kept in memory only")
         return
     folder = data_folder(settings)
-    problem = _folder_problem(folder)
-    if problem:
+    if problem := _folder_problem(folder):
         advice = "Set NBCODEX_HOME to another folder. Prompts work, but are kept in memory only."
         yield Finding("journal", problem, advice, wrong=True)
     elif on_network(folder):
@@ -141,12 +141,12 @@ def journal(settings: Settings) -> Iterator[Finding]:
 def _folder_problem(folder: Path) -> str:
     """Return why a folder cannot hold the journal; an empty text if it can."""
     try:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not there.is_dir():
-            return f"{there} is not a folder."
-        if not os.access(there, os.W_OK | os.X_OK):
-            return f"{there} is not writable."
-        if there == folder and hasattr(os, "geteuid"):
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            return f"{existing} is not a folder."
+        if not os.access(existing, os.W_OK | os.X_OK):
+            return f"{existing} is not writable."
+        if existing == folder and hasattr(os, "geteuid"):
             found = folder.stat()
             if found.st_uid != os.geteuid():
                 return f"{folder} belongs to another user."
@@ -167,10 +167,10 @@ def _key(settings: Settings, endpoint: Endpoint) -> str:
     """Return where the key comes from, never the key."""
     if settings.client is not None:
         return "from Codex.client"
-    from nbcodex.openai_api.endpoints import entry_key
+    from nbcodex.openai_api.endpoints import key_for_host
 
     named = {
-        "Codex.keys, or `%codex login`": entry_key(settings, urlsplit(endpoint.base_url)),
+        "Codex.keys, or `%codex login`": key_for_host(settings, urlsplit(endpoint.base_url)),
         "AZURE_OPENAI_API_KEY": settings.azure_key if endpoint.kind == "azure" else None,
         "AZURE_OPENAI_AD_TOKEN": settings.azure_ad_token if endpoint.kind == "azure" else None,
         "OPENAI_API_KEY": settings.api_key,

@@ -119,7 +119,7 @@ class RawAnswer:
     tool_calls: list[str] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)  # titles of web pages by their URL
 
-    def cite(self, listed: object) -> None:
+    def add_sources(self, listed: object) -> None:
         """Add the web pages that a provider lists as citations."""
         # OpenAI and OpenRouter send annotations of type ``url_citation``, nested in Chat
         # Completions; Perplexity ``search_results``; Perplexity and xAI also plain addresses.

@@ -26,9 +26,9 @@ NO_KEY = Secret("none")  # sent to a host whose entry in Codex.keys is empty: it
 
 _PROCESS_SALT = secrets.token_bytes(16)
 _KEY_ADVICE = (
-    "`%codex login` takes one, or set OPENAI_API_KEY; `%codex demo` (`nbcodex demo`) needs none."
+    "Use `%codex login`, or set OPENAI_API_KEY. `%codex demo` (`nbcodex demo`) needs no key."
 )
-_USUAL_PORTS = {"https": 443, "http": 80}
+_DEFAULT_PORTS = {"https": 443, "http": 80}
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 _CALL_PATHS = ("/responses", "/chat/completions", "/completions", "/models")
@@ -36,14 +36,14 @@ _CALL_PATHS = ("/responses", "/chat/completions", "/completions", "/models")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One server, as one account reaches it."""
+    """A server, and the account that requests to it use."""
 
     kind: Kind  # whose server it is
     # Without a slash at the end; on a classic Azure endpoint, the part before ``/openai``.
     base_url: str
-    host: str  # name, and the port unless it is the scheme's own
-    # Whose limits count there: organization and project, else a salted hash of the key; on Azure
-    # nothing, for there the limits belong to the resource.
+    host: str  # name, and the port unless it is the scheme's default
+    # The account that has the limits: organization and project, else a salted hash of the key;
+    # empty on Azure, where the resource has them.
     scope: str = ""
     key: Secret | None = None  # None on a custom client, which has its own
     entra: bool = False  # whether the key is an Entra ID token
@@ -54,17 +54,17 @@ class Endpoint:
 
 def resolve(settings: Settings, request: Request) -> Endpoint:
     """Return the endpoint that a request goes to, or raise a ConfigurationError."""
-    global _last
+    global _last_resolved
     check_texts(request, settings.secrets())
     # A map resolves the endpoint several times per row, with the same settings object.
-    last_settings, last_base, endpoint = _last
+    last_settings, last_base, endpoint = _last_resolved
     if settings is not last_settings or request.api_base != last_base or endpoint is None:
         endpoint = _resolve(settings, request.api_base)
-        _last = (settings, request.api_base, endpoint)
+        _last_resolved = (settings, request.api_base, endpoint)
     return endpoint
 
 
-_last: tuple[Settings | None, str | None, Endpoint | None] = (None, None, None)
+_last_resolved: tuple[Settings | None, str | None, Endpoint | None] = (None, None, None)
 
 
 def _resolve(settings: Settings, api_base: str | None) -> Endpoint:
@@ -75,17 +75,17 @@ def _resolve(settings: Settings, api_base: str | None) -> Endpoint:
         url = parse_base_url(api_base, "The base URL of this request")
         own = urlsplit(configured.base_url)
         if _origin(url) != _origin(own):
-            endpoint = _endpoint_at(url, entry_key(settings, url), settings)
+            endpoint = _endpoint_at(url, key_for_host(settings, url), settings)
         elif _without_slash(url) == configured.base_url:
             endpoint = configured
         else:  # another path on the same server: the same account and key
             endpoint = replace(configured, base_url=_without_slash(url), api_version=None)
     target = urlsplit(endpoint.base_url)
-    # OpenAI and Azure offer https to all, so that http is a mistake there, or another server.
+    # OpenAI and Azure always offer https: an http address is a mistake, or not theirs.
     always_secure = endpoint.kind != "compatible"
-    is_allowed = not always_secure and entry_key(settings, target) is not None
+    is_allowed = not always_secure and key_for_host(settings, target) is not None
     if not (_is_secure(target) or is_allowed):
-        entry = f"`%config Codex.keys = {{'{_entry_name(target)}': 'KEY'}}`"
+        entry = f"`%config Codex.keys = {{'{_name_in_keys(target)}': 'KEY'}}`"
         raise ConfigurationError(
             f"http://{endpoint.host} would carry the key and the prompt unencrypted.",
             advice="Use https://." if always_secure else f"Use https://, or allow it with {entry}.",
@@ -105,14 +105,14 @@ def _resolve(settings: Settings, api_base: str | None) -> Endpoint:
 
 def configured_host(settings: Settings) -> str:
     """Return the name in `Codex.keys` of the host that requests go to unless they name another."""
-    return _entry_name(urlsplit(_configured(settings).base_url))
+    return _name_in_keys(urlsplit(_configured(settings).base_url))
 
 
 def _configured(settings: Settings) -> Endpoint:
     if settings.azure_endpoint and not (settings.api_key or settings.base_url):
         return _azure_endpoint(settings)
     url = parse_base_url(settings.base_url or OPENAI_BASE_URL, "OPENAI_BASE_URL")
-    key = entry_key(settings, url) or settings.api_key
+    key = key_for_host(settings, url) or settings.api_key
     entra = False
     if not key and provider_of(_without_slash(url)) == "azure":
         # The key of an Azure resource goes only to that resource's own host. Without a resource,
@@ -133,7 +133,7 @@ def _azure_endpoint(settings: Settings) -> Endpoint:
     resource = _origin(url) + base.rstrip("/")
     # AZURE_OPENAI_ENDPOINT is often copied with the path of either API.
     version = None if rest.startswith("/v1") else settings.api_version
-    own_key = entry_key(settings, url)
+    own_key = key_for_host(settings, url)
     key = own_key or settings.azure_key or settings.azure_ad_token
     return Endpoint(
         kind="azure",
@@ -168,7 +168,7 @@ def bucket_id(endpoint: Endpoint, model: str, *, salt: bytes) -> str:
     """Return an id of the limits of a model and account, equal wherever the salt is equal."""
     key, account = endpoint.key, endpoint.scope
     if key and account == fingerprint(key.reveal()):
-        # The scope's own salt is of this process alone; other kernels share only `salt`.
+        # The hash in `scope` uses the salt of this process; other kernels share only `salt`.
         account = fingerprint(key.reveal(), salt)
     return fingerprint(f"{endpoint.base_url} {account} {model}", salt)
 
@@ -178,15 +178,15 @@ def fingerprint(secret: str, salt: bytes = _PROCESS_SALT) -> str:
     return hashlib.blake2b(secret.encode(), key=salt[:64], digest_size=8).hexdigest()
 
 
-def entry_key(settings: Settings, url: SplitResult) -> Secret | None:
+def key_for_host(settings: Settings, url: SplitResult) -> Secret | None:
     """Return the key that `Codex.keys` has for a URL's host."""
     host = _bare_host(url)
-    port = url.port or _USUAL_PORTS[url.scheme]
+    port = url.port or _DEFAULT_PORTS[url.scheme]
     names = [f"{host}:{port}", f"{host}:*"]
-    if port == _USUAL_PORTS[url.scheme]:
+    if port == _DEFAULT_PORTS[url.scheme]:
         names.insert(0, host)
     entries = [f"{url.scheme}://{name}" for name in names]
-    # Without a scheme an entry means https: anyone on the way could read a key that http carries.
+    # Without a scheme an entry means https: anyone on the network path can read a key sent by http.
     if _is_secure(url):
         entries += names
     for entry in entries:
@@ -195,7 +195,7 @@ def entry_key(settings: Settings, url: SplitResult) -> Secret | None:
     return None
 
 
-def _entry_name(url: SplitResult) -> str:
+def _name_in_keys(url: SplitResult) -> str:
     """Return how `Codex.keys` names the host of a URL."""
     return _host_of(url) if _is_secure(url) else _origin(url)
 
@@ -221,7 +221,7 @@ def _missing_key(endpoint: Endpoint, settings: Settings, *, is_configured: bool)
 
 
 def parse_base_url(text: str, name: str) -> SplitResult:
-    """Return a base URL in parts, or raise a ConfigurationError; `name` is what it is called."""
+    """Return a base URL in parts, or raise a ConfigurationError; `name` is for the error."""
     fault = ""
     try:
         url = urlsplit(text.strip())
@@ -260,7 +260,7 @@ def _origin(url: SplitResult) -> str:
 
 def _host_of(url: SplitResult) -> str:
     name = _bare_host(url)
-    return name if url.port in {None, _USUAL_PORTS[url.scheme]} else f"{name}:{url.port}"
+    return name if url.port in {None, _DEFAULT_PORTS[url.scheme]} else f"{name}:{url.port}"
 
 
 def _bare_host(url: SplitResult) -> str:
@@ -271,7 +271,7 @@ def _bare_host(url: SplitResult) -> str:
 def check_texts(request: Request, secrets: Iterable[str]) -> None:
     """Raise a ConfigurationError if a request contains a secret, or text that cannot be sent."""
     # This catches mistakes (a cell that prints the environment), not intent: an encoded key passes.
-    # By type, so that a new option is checked, too.
+    # The fields are selected by type, so that a new option is checked, too.
     values = [(field.name, getattr(request, field.name)) for field in fields(request)]
     texts = [(name, value) for name, value in values if isinstance(value, str)]
     texts += [

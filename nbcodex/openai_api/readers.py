@@ -1,4 +1,4 @@
-"""Reads the answers of both APIs, as events or in one piece. Pure.
+"""Reads the answers of both APIs, as events or in one piece. Performs no I/O.
 
 Events are read as plain dictionaries: building the SDK's pydantic objects takes three quarters of
 its 86 to 130 µs per event (measured with openai 3.54).
@@ -99,7 +99,7 @@ class ResponsesReader(_Reader):
             self.answer.images += images
             self.answer.tool_calls += calls
         elif kind == "response.output_text.annotation.added":
-            self.answer.cite([event.get("annotation")])
+            self.answer.add_sources([event.get("annotation")])
         elif kind in {"response.failed", "response.cancelled"}:
             # Azure sends `response.failed` without a reason, then an `error` event with it.
             raise AnswerFailedError(event, final=bool(response.get("error")))
@@ -139,7 +139,7 @@ class ResponsesReader(_Reader):
         answer.images = images or answer.images
         answer.tool_calls = calls or answer.tool_calls
         for part in parts:
-            answer.cite(part.get("annotations"))
+            answer.add_sources(part.get("annotations"))
         answer.refused |= any(part.get("refusal") for part in parts)
         if kind == "response.incomplete" or status == "incomplete":
             reason = dict_member(response, "incomplete_details").get("reason")
@@ -186,12 +186,12 @@ class ChatReader(_Reader):
             answer.model = name_value(payload.get("model"))
             answer.response_id = name_value(payload.get("id"))
         self._service_tier = payload.get("service_tier") or self._service_tier
-        # With `include_usage`, the last chunk has figures and an empty list of choices.
+        # With `include_usage`, the last chunk has the usage and an empty list of choices.
         if isinstance(payload.get("usage"), dict):
             answer.usage = read_usage(payload["usage"], self._service_tier)
         # The text refers to `citations` by number; `search_results` has their titles.
-        answer.cite(payload.get("citations"))
-        answer.cite(payload.get("search_results"))
+        answer.add_sources(payload.get("citations"))
+        answer.add_sources(payload.get("search_results"))
         text = reasoning = ""
         for choice in dict_items(payload, "choices"):
             if choice.get("index") in (0, None):
@@ -215,8 +215,8 @@ class ChatReader(_Reader):
         for call in [*dict_items(delta, "tool_calls"), {"function": delta.get("function_call")}]:
             if called := name_value(dict_member(call, "function").get("name")):
                 self.answer.tool_calls.append(called)
-        self.answer.cite(delta.get("annotations"))
-        # OpenRouter's pictures are data URLs in parts of type ``image_url``.
+        self.answer.add_sources(delta.get("annotations"))
+        # OpenRouter's images are data URLs in parts of type ``image_url``.
         for part in dict_items(delta, "images"):
             url = text_value(dict_member(part, "image_url").get("url"))
             if image := _read_image(url.partition(";base64,")[2]):
@@ -240,7 +240,7 @@ def safe_response_id(value: object) -> str | None:
 
 
 def _read_items(items: list[dict[str, Any]]) -> tuple[list[Image], list[str]]:
-    """Return the pictures and the names of the called functions among output items."""
+    """Return the images and the names of the called functions among output items."""
     images, calls = [], []
     for item in items:
         match item.get("type"):
