@@ -18,7 +18,7 @@ from nbcodex import events
 from nbcodex.errors import LimitError, OverloadedError, ParkedError, RequestError
 from nbcodex.models import Limit, Rates, Reply, Usage
 from nbcodex.notebook.display import text_views, widget_views
-from nbcodex.notebook.display.panel import PanelState, apply_event, status_line, why_disabled
+from nbcodex.notebook.display.panel import PanelState, apply_event, disabled_reason, status_line
 from nbcodex.notebook.display.text_views import MAX_LIVE_CHARS
 from nbcodex.notebook.widget_base import PanelWidget
 from nbcodex.rendering.figures import figures_line
@@ -216,7 +216,7 @@ def test_delta_copies_no_earlier_text() -> None:
 def test_button_is_disabled_if_it_would_do_nothing(
     stream: list[events.Event], action: Any, possible: bool
 ) -> None:
-    assert (why_disabled(state_after(*stream), action) == "") is possible
+    assert (disabled_reason(state_after(*stream), action) == "") is possible
 
 
 # The cost.

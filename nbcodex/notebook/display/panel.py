@@ -23,10 +23,10 @@ Wait = events.CoolingDown | events.BackingOff
 ActionName = Literal["cancel", "retry", "park"]
 ACTIONS: tuple[ActionName, ...] = get_args(ActionName)
 
-# A server may name any moment; a wait that is longer than this is not worth a date.
+# A server may state any wait; of a longer one than this, no date is shown.
 MAX_SHOWN_WAIT_S = 999 * DAY
 
-# A token takes about four bytes of UTF-8. Good enough until the server has counted.
+# A token takes about four bytes of UTF-8: an estimate, used until the server has counted.
 BYTES_PER_TOKEN = 4
 
 _FINAL_PHASES: dict[type[events.Event], FinalPhase] = {
@@ -81,20 +81,20 @@ class PanelState:
     id: str = ""
     prompt: str = ""  # its beginning
     model: str | None = None
-    simulated: bool = False  # the simulator is known to answer
+    simulated: bool = False  # whether the simulator answers, as far as is known
     started_at: float = 0.0
     phase: Phase = "queued"
     phase_started_at: float = 0.0
     attempt: int = 0  # the present one, or the last that failed; 0 before the first
-    # Waits: the limit that the request waits for, if it is one that is known; otherwise the reason
-    # in one line, which also says how the request ended.
+    # The limit that the request waits for, if it is known; otherwise `reason` says in one line why
+    # the request waits or, later, why it has ended.
     limit: Limit | None = None
     reason: str = ""
     resume_at: float | None = None  # when the wait ends
     wait_started_at: float | None = None  # of a wait that counts as patience
     waited: float = 0.0  # seconds, without the wait since `wait_started_at`
     patience: float = 0.0
-    resumable_at_wall: float | None = None  # when a parked request can go, seconds since the epoch
+    resumable_at_wall: float | None = None  # of a parked request, in seconds since the epoch
     # The answer: `text` is stale while it comes from a failed attempt and has not been replaced.
     text: GrowingText = field(default_factory=GrowingText)
     reasoning: GrowingText = field(default_factory=GrowingText)
@@ -121,7 +121,7 @@ class PanelState:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Output speed of this attempt; None during its first second, when it says nothing."""
+        """Output speed of this attempt; None in its first second, which is too short."""
         if self.first_delta_at is None or self.last_delta_at is None or self.ended:
             return None
         # From the first delta on: the time before it is latency and reasoning, not speed.
@@ -157,7 +157,7 @@ class PanelState:
 
 
 def apply_event(state: PanelState, event: events.Event) -> PanelState:
-    """Return the state after `event`; what that costs does not depend on the answer's length."""
+    """Return the state after `event`, in a time that does not depend on the answer's length."""
     match event:
         case events.Queued():
             return PanelState(
@@ -253,7 +253,7 @@ def _append_delta(state: PanelState, event: events.Delta) -> PanelState:
 
 def _end(state: PanelState, event: events.Ending) -> PanelState:
     reply, error = event.reply, getattr(event, "error", None)
-    # Without a count of the server (the stream broke off), the estimates stay, marked as such.
+    # If the server sent no count (the stream broke off), the estimates stay, marked as such.
     counted = reply.usage.input_tokens is not None or reply.usage.output_tokens is not None
     return replace(
         state,
@@ -274,7 +274,7 @@ def _end(state: PanelState, event: events.Ending) -> PanelState:
     )
 
 
-def why_disabled(state: PanelState, action: ActionName) -> str:
+def disabled_reason(state: PanelState, action: ActionName) -> str:
     """Return why the button of `action` would do nothing; empty if it would do something."""
     if state.ended:
         return "The request has ended."

@@ -22,8 +22,8 @@ from nbcodex.notebook.display.panel import (
     ActionName,
     GrowingText,
     PanelState,
+    disabled_reason,
     status_line,
-    why_disabled,
 )
 from nbcodex.notebook.display.text_views import (
     MAX_LIVE_CHARS,
@@ -217,7 +217,7 @@ def panel_view(state: PanelState) -> dict[str, Any]:
         "speed": f"~{speed:.0f}" if speed else "",
         "cost": state.cost_text,
         "reasoning": reasoning,
-        "actions": [{"name": name, "disabled": why_disabled(state, name)} for name in ACTIONS],
+        "actions": [{"name": name, "disabled": disabled_reason(state, name)} for name in ACTIONS],
     }
 
 

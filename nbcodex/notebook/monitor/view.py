@@ -232,7 +232,7 @@ def _request_view(id_: str, request: PanelState) -> dict[str, Any]:
         "since": _ms(request.phase_started_at),
         "attempt": request.attempt,
         "tokens": ", ".join(token_figures(request.usage)),
-        "disabled": {name: panel.why_disabled(request, name) for name in ACTIONS},
+        "disabled": {name: panel.disabled_reason(request, name) for name in ACTIONS},
     }
 
 
