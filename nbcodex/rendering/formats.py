@@ -282,7 +282,7 @@ def _instance_as_json(instance: object) -> Any:
 def _html(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     dropped: list[str] = []
     text = sanitize_html(
-        _unfenced(answer.reply.text), remote_images=answer.remote_images, drop=dropped.append
+        _unfenced(answer.reply.text), remote_images=answer.remote_images, on_removed=dropped.append
     )
     # A reader would otherwise not know that the page is incomplete.
     notes = [f"{len(dropped)} image{'s' * (len(dropped) > 1)} not fetched"] if dropped else []

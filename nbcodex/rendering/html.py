@@ -38,8 +38,8 @@ _REMOTE_IMAGE = re.compile(r"(?i:https?:)?//\S+")
 _IMAGE = re.compile(r'<img(?: [a-z]+="[^"]*")*>')
 _ATTRIBUTE = re.compile(r'([a-z]+)="([^"]*)"')
 
-# The only script. No answer can imitate the button, because answers may not have classes. In pages
-# without a secure context there is no clipboard API, only the selection.
+# The only script that we add. No answer can imitate the button, because answers may not have
+# classes. In pages without a secure context there is no clipboard API, only the selection.
 _COPY_BUTTON = (
     '<button type="button" class="nbcodex-copy" onclick="((b)=>{const c=b.nextElementSibling,'
     "done=()=>{b.textContent='Copied'},old=()=>{const s=getSelection();s.selectAllChildren(c);"
@@ -48,18 +48,18 @@ _COPY_BUTTON = (
 )
 
 
-def sanitize_html(text: str, *, remote_images: bool, drop: Callable[[str], None]) -> str:
-    """Return HTML without anything that runs or loads; `drop` is called for each removed image."""
+def sanitize_html(text: str, *, remote_images: bool, on_removed: Callable[[str], None]) -> str:
+    """Return HTML without anything that runs or loads; `on_removed` receives image sources."""
     import nh3  # a native module, needed for this format only
 
-    def allowed(tag: str, name: str, value: str) -> str | None:
+    def filter_attribute(tag: str, name: str, value: str) -> str | None:
         if (tag, name) == ("a", "href"):
             return value if _LINK.fullmatch(value) else None
         if (tag, name) != ("img", "src"):
             return value
         if _DATA_IMAGE.fullmatch(value) or (remote_images and _REMOTE_IMAGE.fullmatch(value)):
             return value
-        drop(value)
+        on_removed(value)
         return None
 
     def alternative_text(image: re.Match[str]) -> str:
@@ -74,7 +74,7 @@ def sanitize_html(text: str, *, remote_images: bool, drop: Callable[[str], None]
         tags=set(_TAGS.split()),
         attributes=_ATTRIBUTES,
         url_schemes={"http", "https", "mailto", "data"},
-        attribute_filter=allowed,
+        attribute_filter=filter_attribute,
         clean_content_tags={"script", "style", "title", "template", "noscript"},
     )
     # An image whose source was removed is replaced by its text, in brackets.

@@ -22,7 +22,7 @@ from nbcodex.simulator.api_formats import (
 )
 from nbcodex.simulator.buckets import Charge
 from nbcodex.simulator.http_messages import ErrorResponse, encode_json
-from nbcodex.simulator.knobs import DELIVERY, GENERATION, Dropped, Fault
+from nbcodex.simulator.knobs import DELIVERY_FAULTS, GENERATION_FAULTS, Dropped, Fault
 
 # "Silent for ever": longer than any client waits.
 STALL_S = 30 * 86_400.0
@@ -66,7 +66,7 @@ async def wait_until(moment: float, clock: Clock) -> None:
 async def generate(generation: Generation) -> AsyncGenerator[StreamEvent, None]:
     """Yield the events of an answer at their times, and settle the charge at the end."""
     api_format, record = format_answer(generation.planned), generation.planned.record
-    fault, deltas = generation.fault_among(GENERATION), 0
+    fault, deltas = generation.fault_among(GENERATION_FAULTS), 0
     try:
         for event in api_format.stream_events():
             await wait_until(generation.first_at + event.at, generation.clock)
@@ -125,14 +125,14 @@ async def _stall(fault: Fault, clock: Clock) -> None:
 async def generate_whole(generation: Generation) -> bytes:
     """Return an answer that is not streamed, or raise the exception that the fault prescribes."""
     planned, output = generation.planned, generation.planned.plan.output_tokens
-    fault = generation.fault_among(DELIVERY | GENERATION)
+    fault = generation.fault_among(DELIVERY_FAULTS | GENERATION_FAULTS)
     kind = "" if fault is None else fault.kind
     try:
         if fault is not None and kind == "stalled":
             await _stall(fault, generation.clock)
         elif kind in ("dropped", "cut", "truncated"):
             raise Dropped(reset=kind == "dropped")
-        elif fault is not None and kind in GENERATION:
+        elif fault is not None and kind in GENERATION_FAULTS:
             error = error_object(fault, generation.message)
             raise ErrorResponse(
                 fault.status, error["message"] or "", type=error["type"], code=error["code"]

@@ -111,8 +111,8 @@ Kind = Literal[
     DeliveryFault,
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
-GENERATION: frozenset[str] = frozenset(get_args(GenerationFault))
-DELIVERY: frozenset[str] = frozenset(get_args(DeliveryFault))
+GENERATION_FAULTS: frozenset[str] = frozenset(get_args(GenerationFault))
+DELIVERY_FAULTS: frozenset[str] = frozenset(get_args(DeliveryFault))
 
 _FIELD_TYPES = {
     "after": (int,),

@@ -48,7 +48,7 @@ from nbcodex.simulator.http_messages import (
     encode_json,
     retry_headers,
 )
-from nbcodex.simulator.knobs import DELIVERY, Fault, Knobs, parse_fault, parse_knobs
+from nbcodex.simulator.knobs import DELIVERY_FAULTS, Fault, Knobs, parse_fault, parse_knobs
 from nbcodex.simulator.parsed_request import (
     Api,
     Route,
@@ -87,7 +87,7 @@ class Simulator:
         self._key_names: dict[str, str] = {}
         self._cached_prefixes: set[tuple[str, str, str]] = set()
         self._rng = random.Random(self.knobs.seed)  # noqa: S311 - not for secrecy
-        # Part of all ids, so that an id of an earlier server is unknown to the next one.
+        # It is part of all ids, so that this server does not know the ids of an earlier one.
         self._server_id = secrets.token_hex(8)
         self.batches = BatchService(
             knobs=lambda: self.knobs,
@@ -228,7 +228,7 @@ class Simulator:
         )
         # Headers state the limits at admission, even if they are sent later.
         limits = limit_headers(planned)
-        delivery_fault = generation.fault_among(DELIVERY)
+        delivery_fault = generation.fault_among(DELIVERY_FAULTS)
         if request.background:
             stored = self._stored[planned.record.response_id] = BackgroundResponse(generation)
             if request.stream:
@@ -285,7 +285,7 @@ class Simulator:
         record.fault, record.stream = fault.kind if fault else "", True
         wall = self.clock.wall()
         raise_scripted_failure(replace(planned, fault=fault, wall=wall, knobs=self.knobs), cost=0)
-        if fault is not None and fault.kind not in DELIVERY:
+        if fault is not None and fault.kind not in DELIVERY_FAULTS:
             fault = None  # the generation continues: only its delivery can fail
         chunks = deliver(stored.follow(int(after)), fault, self.clock)
         headers = self._common_headers(record) | EVENT_STREAM_HEADERS
@@ -319,11 +319,11 @@ class Simulator:
 
     def _common_headers(self, record: RequestRecord) -> dict[str, str]:
         """Return the headers of every response."""
-        worked = self.clock.now() - record.at
+        elapsed = self.clock.now() - record.at
         return {
             SIMULATED_HEADER: "true",
             "x-request-id": f"req_{self._server_id}{record.number:08x}",
             "openai-version": "2020-10-01",
             "openai-organization": self.knobs.organization,
-            "openai-processing-ms": str(max(1, round(worked * 1000))),
+            "openai-processing-ms": str(max(1, round(elapsed * 1000))),
         }
