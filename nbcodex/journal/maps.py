@@ -143,7 +143,7 @@ class Maps:
 
         def work(connection: Connection) -> list[MapSummary]:
             found: dict[str, MapSummary] = {}
-            known: dict[int, bool] = {}
+            gone: dict[int, bool] = {}
             rows = connection.execute(
                 f"SELECT *, count(*) AS rows FROM book WHERE {condition} "  # noqa: S608 - constant
                 "GROUP BY batch, status, owner ORDER BY min(seq)",
@@ -151,7 +151,7 @@ class Maps:
             )
             for row in rows:
                 # The rows of a group share status and owner, so one of them represents the others.
-                status = "abandoned" if is_abandoned(connection, row, known) else row["status"]
+                status = "abandoned" if is_abandoned(connection, row, gone) else row["status"]
                 summary = found.setdefault(row["batch"], MapSummary(id=row["batch"]))
                 summary.counts[status] += row["rows"]
             return list(found.values())
@@ -169,7 +169,7 @@ class BatchJobs:
         """Commit rows as pending: request, equality key, and whether the row is to be claimed."""
 
         def work(connection: Connection) -> InsertResult:
-            inserted, known = InsertResult(), dict[int, bool]()
+            inserted, gone = InsertResult(), dict[int, bool]()
             for request, key, exists in rows:
                 if not exists:
                     writes.insert(connection, request, key=key)
@@ -181,7 +181,7 @@ class BatchJobs:
                     continue
                 if reply := find_answer(connection, key):
                     inserted.answers[request.id] = replace(reply, id=request.id)
-                elif tag := _find_other_job(connection, key, known):
+                elif tag := _find_other_job(connection, key, gone):
                     inserted.other_jobs[request.id] = tag
             if rows:
                 # The map has heartbeats of its own, because its rows have no job before the upload.
@@ -327,7 +327,7 @@ class BatchJobs:
         return await self._worker.run(work, level=Level.SAFE, default=default)
 
 
-def _find_other_job(connection: Connection, key: bytes, known: dict[int, bool]) -> str | None:
+def _find_other_job(connection: Connection, key: bytes, gone: dict[int, bool]) -> str | None:
     """Return the job that holds an equal request, if no kernel is waiting for it."""
     rows = connection.execute(
         """SELECT book.* FROM book JOIN parts ON parts.tag = book.part
@@ -336,7 +336,7 @@ def _find_other_job(connection: Connection, key: bytes, known: dict[int, bool]) 
     )
     # While another kernel waits for that job, the row is sent anew: the job might never end.
     for row in rows:
-        if row["status"] == "parked" or is_abandoned(connection, row, known):
+        if row["status"] == "parked" or is_abandoned(connection, row, gone):
             return str(row["part"])
     return None
 

@@ -76,16 +76,16 @@ def write_heartbeat(connection: Connection) -> None:
 
 
 def is_abandoned(
-    connection: Connection, row: sqlite3.Row, gone_by_owner: dict[int, bool] | None = None
+    connection: Connection, row: sqlite3.Row, gone: dict[int, bool] | None = None
 ) -> bool:
     """Return whether an entry is unfinished and its owner gone."""
     if row["status"] not in ACTIVE_STATUSES or row["owner"] == connection.owner.id:
         return False
-    # `is_gone` reads /proc, and a list has many rows of one owner.
-    gone_by_owner = {} if gone_by_owner is None else gone_by_owner
-    if row["owner"] not in gone_by_owner:
-        gone_by_owner[row["owner"]] = is_gone(connection, row)
-    return gone_by_owner[row["owner"]]
+    # Kept by owner: `is_gone` reads /proc, and a list has many rows of one owner.
+    gone = {} if gone is None else gone
+    if row["owner"] not in gone:
+        gone[row["owner"]] = is_gone(connection, row)
+    return gone[row["owner"]]
 
 
 def is_gone(connection: Connection, row: sqlite3.Row) -> bool:

@@ -201,11 +201,11 @@ def salted(connection: Connection, key: bytes) -> bytes:
 
 def entries_of(connection: Connection, rows: Iterable[sqlite3.Row]) -> list[Entry]:
     """Return the entries in `rows` of the view `book`, as far as they can be read."""
-    gone_by_owner: dict[int, bool] = {}
+    gone: dict[int, bool] = {}
     found = []
     for row in rows:
         with contextlib.suppress(ValueError, TypeError, RecursionError):
-            found.append(_entry(row, abandoned=is_abandoned(connection, row, gone_by_owner)))
+            found.append(_entry(row, abandoned=is_abandoned(connection, row, gone)))
     return found
 
 
