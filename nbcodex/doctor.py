@@ -207,7 +207,7 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
         models = "1 model" if len(names) == 1 else f"{len(names)} models"
         yield Finding("reached", f"{endpoint.host or 'the server'} lists {models}")
         yield _model(settings, endpoint, names)
-    known_apis = api_client.memory.detected_apis
+    known_apis = api_client.capabilities.detected_apis
     used = "responses" if endpoint.kind == "openai" else known_apis.get(endpoint.base_url)
     detected = used or "detected with the first request"
     yield Finding("API", detected if settings.api == "auto" else f"{settings.api}, as set")

@@ -78,7 +78,7 @@ def write_heartbeat(connection: Connection) -> None:
 def is_abandoned(
     connection: Connection, row: sqlite3.Row, gone: dict[int, bool] | None = None
 ) -> bool:
-    """Return whether an entry is unfinished and its owner gone."""
+    """Return whether an entry is unfinished and its owner is gone."""
     if row["status"] not in ACTIVE_STATUSES or row["owner"] == connection.owner.id:
         return False
     # Kept by owner: `is_gone` reads /proc, and a list has many rows of one owner.

@@ -43,7 +43,7 @@ from nbcodex.openai_api.request_body import (
     SCHEMA_IN_PROMPT_NOTICE,
     UNSTREAMED_NOTICE,
     PreparedRequest,
-    ServerMemory,
+    ServerCapabilities,
     asks_for_images,
     check_params,
 )
@@ -72,7 +72,7 @@ class ApiClient:
         self.clock = clock
         self._connections = connections.Connections(transport=transport)
         self._has_transport = transport is not None  # in place of the network, in tests
-        self.memory = ServerMemory()
+        self.capabilities = ServerCapabilities()
         self._sole_models: dict[Endpoint, str] = {}
 
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
@@ -136,7 +136,7 @@ class ApiClient:
         CancelledError. The connection is closed before an error or `CompletedAnswer`.
         """
         endpoint, client, redactor = await self._connect(request, settings)
-        prepared = self.memory.prepare(request, settings, endpoint, _valid_model(model))
+        prepared = self.capabilities.prepare(request, settings, endpoint, _valid_model(model))
         headers: rate_limits.Headers | None = None
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -146,7 +146,7 @@ class ApiClient:
                 # Azure states the wait in the headers of the HTTP 200 whose stream fails.
                 headers = response.headers
                 # The server accepted the parameters: no failure after this is due to them.
-                self.memory.learn(prepared)
+                self.capabilities.learn(prepared)
                 yield self._started(response, redactor, api=prepared.api, model=prepared.model)
                 async with contextlib.aclosing(stream.events()) as events:
                     async for event in events:
@@ -173,7 +173,8 @@ class ApiClient:
             yield CompletedAnswer(text, Usage(), model, cut=None, response_id=None)
             return
         # Whether the server keeps the answer is known only from its events.
-        if request.durable and reader.position is None and self.memory.mark_not_durable(prepared):
+        is_not_kept = request.durable and reader.position is None
+        if is_not_kept and self.capabilities.mark_not_durable(prepared):
             yield Notice(NOT_DURABLE_NOTICE)
         if prepared.is_unstreamed:
             yield Notice(UNSTREAMED_NOTICE)

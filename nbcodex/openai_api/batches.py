@@ -73,18 +73,18 @@ class BatchClient:
     # The `request` of a call can be any of the batch's: it only determines the server.
     def __init__(self, api_client: ApiClient, settings: Settings) -> None:
         self._api_client, self._settings = api_client, settings
-        self._memory = api_client.memory
+        self._capabilities = api_client.capabilities
 
     def api_for(self, request: Request) -> DetectedApi:
         """Return the API of a request; all requests of one batch must have the same."""
         endpoint = self._api_client.endpoint(request, self._settings)
         # The API does not depend on the model, which may not be known yet.
-        return self._memory.prepare(request, self._settings, endpoint, "").api
+        return self._capabilities.prepare(request, self._settings, endpoint, "").api
 
     def request_line(self, request: Request, *, model: str) -> bytes:
         """Return a request as a line of an input file; its id names the answer."""
         endpoint = self._api_client.endpoint(request, self._settings)
-        prepared = self._memory.prepare(request, self._settings, endpoint, model)
+        prepared = self._capabilities.prepare(request, self._settings, endpoint, model)
         line = {
             "custom_id": request.id,
             "method": "POST",

@@ -247,8 +247,8 @@ def _schema_format(schema: Schema) -> Body:
     return {"name": schema.name, "schema": definition, "strict": is_strict}
 
 
-class ServerMemory:
-    """What the servers of this process were found to accept."""
+class ServerCapabilities:
+    """What servers have been found to accept, while this process runs."""
 
     def __init__(self) -> None:
         self.detected_apis: dict[str, DetectedApi] = {}  # by base URL

@@ -17,8 +17,7 @@ ChargePolicy = Literal["kept", "refunded", "actual"]
 CHARGE_POLICIES: tuple[ChargePolicy, ...] = ("kept", "refunded", "actual")
 ACTUAL_INDEX = CHARGE_POLICIES.index("actual")
 
-# Errors are summed over windows that are at least this long: the random order in which requests
-# reach the server evens out over a window.
+# The least length of a window: over it, the random order of arrivals at the server evens out.
 WINDOW_S = 0.4
 # The projections must differ by this many typical requests before a window counts.
 MIN_DIVERGENCE_REQUESTS = 3.0

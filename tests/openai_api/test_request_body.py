@@ -11,7 +11,7 @@ from nbcodex.models import Image, Request, Schema, Turn
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import MAX_REASONING_CHARS, RawAnswer, Redactor
 from nbcodex.openai_api.endpoints import Endpoint, check_texts
-from nbcodex.openai_api.request_body import DetectedApi, PreparedRequest, ServerMemory
+from nbcodex.openai_api.request_body import DetectedApi, PreparedRequest, ServerCapabilities
 from nbcodex.settings import Settings
 
 REASONING = {"type": "reasoning", "encrypted_content": "…"}
@@ -100,7 +100,7 @@ def test_reasoning_is_sent_only_to_its_own_model_and_server(
     turn = replace(TURN, model=model, base_url=base_url)
     endpoint = Endpoint(kind="openai", base_url="https://api.example/v1", host="api.example")
     request = replace(REQUEST, turns=(turn,))
-    prepared = ServerMemory().prepare(request, Settings(), endpoint, "m")
+    prepared = ServerCapabilities().prepare(request, Settings(), endpoint, "m")
     assert (REASONING in prepared.body["input"]) is is_sent
 
 
