@@ -24,8 +24,10 @@ CELL_TIMEOUT_S = 120.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit status."""
-    parser = argparse.ArgumentParser(prog="nbcodex", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = argparse.ArgumentParser(
+        prog="nbcodex", description="Try nbcodex, or check its settings."
+    )
+    commands = parser.add_subparsers(dest="command")
     demo = commands.add_parser(
         "demo",
         help="open the quick start with simulated limits, no key needed; passes options to Lab",
@@ -35,8 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands.add_parser("doctor", help="show the settings in force, and check them")
     options, further = parser.parse_known_args(arguments)
-    if further and (options.command == "doctor" or options.headless):
+    if further and (options.command != "demo" or options.headless):
         parser.error(f"unrecognized option {further[0]}")
+    if options.command is None:
+        parser.print_help()
+        return 0
     if options.command == "doctor":
         from nbcodex import doctor
         from nbcodex.client import current

@@ -119,7 +119,7 @@ class ConfigurationError(NbcodexError, title="Not done"):
     """A setting is missing or invalid; nothing was sent."""
 
 
-class MissingKeyError(ConfigurationError, title="No API key"):
+class MissingKeyError(ConfigurationError):
     """No key is known for the host that the request would go to."""
 
 

@@ -204,6 +204,7 @@ _OTHER_OPTIONS = {
     "--headless",  # nbcodex demo
     *("--region-name", "--request-schema", "--response-path"),  # %%ai
     "--api-key",  # vLLM
+    *("--port", "--tpm"),  # nbcodex.simulator
 }
 
 

@@ -242,7 +242,8 @@ class LastMap(Sequence[Reply]):
         replies = [reply for reply in self if reply]
         done, cut = len(replies), sum(reply.cut is not None for reply in replies)
         parts = [
-            f"{done:,} of {len(self):,} answered" + (f" ({cut:,} cut)" if cut else ""),
+            f"{done:,} of {len(self):,} answered"
+            + (f" ({cut:,} cut by output limit or filter)" if cut else ""),
             f"{len(self.failed):,} failed",
             f"{len(self.parked):,} parked" if self.parked else "",
         ]

@@ -163,7 +163,9 @@ _OPTIONS = {
     "waiting and paying": (
         _option("-b --background", "run other cells meanwhile"),
         _option(
-            "--patience DURATION", "longest wait for limits: 90s, 10m, 2h", check=parse_duration
+            "--patience DURATION",
+            "longest wait after refusals, without time in the queue: 90s, 10m, 2h",
+            check=parse_duration,
         ),
         _option("--dry-run", "show tokens and cost, send nothing"),
         _option("--reuse", "show the answer to an equal earlier prompt, at no cost"),

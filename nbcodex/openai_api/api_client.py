@@ -106,7 +106,7 @@ class ApiClient:
                 some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
                 raise ConfigurationError(
                     f"{endpoint.host} offers {some or 'no model'}.",
-                    advice="Set one with -m, or in NBCODEX_MODEL.",
+                    advice='Choose a model: `%config Codex.model = "…"`, or -m in the cell.',
                 )
             self._sole_models[endpoint] = names[0]
         return self._sole_models[endpoint]

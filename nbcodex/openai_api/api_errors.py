@@ -50,6 +50,10 @@ _ADVICE: dict[type[NbcodexError], str] = {
 # OpenAI's and FastAPI's names first; MiniMax sends `status_msg`.
 _MESSAGE_MEMBERS = ("message", "detail", "msg", "error_msg", "error_message", "status_msg", "text")
 _ADDRESS_ADVICE = "Check the base URL (--api-base, OPENAI_BASE_URL): most end in /v1."
+_UNREACHABLE_ADVICE = (
+    "It is retried automatically. Is the server running? If so, check its address, the network, "
+    "the VPN or the proxy."
+)
 _CERTIFICATE_ADVICE = "Set SSL_CERT_FILE to the file with your organisation's certificates."
 
 
@@ -146,7 +150,11 @@ def from_exception(
             return _disconnected(error, "The server did not answer in time.")
         case openai.APIConnectionError() | httpx2.TransportError() | OSError():
             reason = _reason(error, clean)
-            advice = _CERTIFICATE_ADVICE if "CERTIFICATE" in reason else ""
+            advice = ""
+            if "CERTIFICATE" in reason:
+                advice = _CERTIFICATE_ADVICE
+            elif any(isinstance(each, httpx2.ConnectError) for each in exception_chain(error)):
+                advice = _UNREACHABLE_ADVICE
             message = f"The connection to the server failed{reason}."
             return _disconnected(error, message, advice=advice)
         case openai.APIError():  # of an SSE `error` event: it has neither status nor headers

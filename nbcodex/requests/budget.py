@@ -67,7 +67,7 @@ class SpendingCap:
     def format(self, amount: float) -> str:
         """Return an amount in the cap's unit."""
         if self.unit == "tokens":
-            return f"{amount:,.0f} tokens"
+            return f"{amount:,.0f} token{'s' * (round(amount) != 1)}"
         return f"${amount:,.2f}" if amount >= 0.01 or not amount else f"${amount:.4f}"
 
     def describe_used(self, used: float) -> str:
@@ -242,14 +242,16 @@ class Budget:
         used = self._used(cap, with_reserved=True)
         if cap.allows(amount, used=used):
             return
-        # The estimate is of the next answer alone: the broken attempts count as used.
-        used += amount.minus(expected.amount).in_unit(cap.unit)
+        # The broken attempts count as used, so that the message states the next answer alone.
+        needed = expected.amount.in_unit(cap.unit)
+        used += amount.in_unit(cap.unit) - needed
         now, reset = self._clock.wall(), ""
         if resets_at := cap.resets_at(now):
             reset = f"; it resets in {format_duration(resets_at - now)}"
         raise BudgetError(
-            f"It would pass your budget of {cap}: {cap.format(used)} are used or reserved, and "
-            f"it is estimated at {expected}.",
+            f"This request would exceed your budget of {cap}: {cap.format(used).split()[0]} are "
+            f"used or reserved, and it needs {'up to' if expected.bounded else 'about'} "
+            f"{cap.format(needed).split()[0]}.",
             advice=f"Raise it (`%codex budget …`), then `%codex resume {request.id}`{reset}.",
             resume_at=resets_at,
         )

@@ -123,7 +123,7 @@ def test_cut_answers_are_counted_and_marked(simulated: SimulatedClient, kind: An
     result = nbcodex.map("Write. [[tokens={tokens}]]", frame, max_output=16)
     assert [*result["finish"]] == ["max_output_tokens", "stop"]
     assert (reports[-1].done, reports[-1].cut) == (2, 1)
-    assert "2 of 2 answered (1 cut)" in repr(last())
+    assert "2 of 2 answered (1 cut by output limit or filter)" in repr(last())
 
 
 @pytest.mark.parametrize("in_other_process", [False, True])

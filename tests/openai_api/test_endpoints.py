@@ -173,8 +173,9 @@ def test_another_path_on_the_configured_host_keeps_the_key() -> None:
 
 def test_missing_key_of_a_local_server_advises_none_as_key() -> None:
     ollama = {"OPENAI_BASE_URL": "http://localhost:11434/v1"}
-    with pytest.raises(MissingKeyError, match="OPENAI_API_KEY=none"):
+    with pytest.raises(MissingKeyError, match="OPENAI_API_KEY=none") as caught:
         resolved(ollama)
+    assert '%config Codex.keys = {"localhost:11434": ""}' in caught.value.advice
     found = resolved({**ollama, "OPENAI_API_KEY": "none"})
     assert (found.kind, key_of(found), found.host) == ("compatible", "none", "localhost:11434")
 

@@ -80,8 +80,8 @@ def test_request_that_would_pass_the_cap_is_parked_unsent() -> None:
     assert len(scripted.api_client.seen) == 1
     reported = str(endings[1].error)
     assert isinstance(endings[1].error, BudgetError)
-    assert "70 tokens for this session: 15 tokens are used" in reported
-    assert "at most 50 out" in reported
+    assert "70 tokens for this session: 15 are used" in reported
+    assert "it needs up to 59" in reported
     assert "%codex resume r1" in reported
 
 
@@ -135,7 +135,8 @@ def test_running_requests_reserve_their_estimates() -> None:
             for _ in range(2):
                 request = Request(prompt="hello", max_output=40)
                 await own.reserve(request, caps=["120"], **where)
-            with pytest.raises(BudgetError, match="are used or reserved"):
+            words = r"exceed your budget of 120 tokens .* are used or reserved, and it needs up to"
+            with pytest.raises(BudgetError, match=words):
                 await own.reserve(Request(prompt="hello", max_output=40), caps=["120"], **where)
         finally:
             journal.close()
@@ -381,7 +382,7 @@ def test_daily_cap_counts_on_disk_while_the_journal_is_off(
     first, second, third = asyncio.run(main())
     assert isinstance(first, Finished)
     assert isinstance(second.error, BudgetError)
-    assert "100 tokens are used" in str(second.error)
+    assert "100 are used" in str(second.error)
     assert isinstance(third, Finished)
     if not any(journal):
         assert b"hello" not in b"".join(f.read_bytes() for f in tmp_path.glob("journal*"))

@@ -95,7 +95,7 @@ def resume(session: Session, which: str = "all", *flags: str) -> None:
         if journal.problem:  # then entries may exist that could not be read
             print(journal.problem)
     # All are started before the first is shown: they queue together, oldest first.
-    handles = []
+    handles, failures = [], dict[str, NbcodexError]()
     for entry in entries:
         if entry.possibly_paid:
             when = "when its kernel died" if entry.abandoned else "when it ended"
@@ -118,10 +118,12 @@ def resume(session: Session, which: str = "all", *flags: str) -> None:
                 other.end("stop")
             raise
         except NbcodexError as error:
-            # With several, one that fails must not hide the answers of the others.
-            if len(handles) == 1:
-                raise
-            print("\n".join(render(error.title, error.message, error.advice)))
+            failures.setdefault(str(error), error)  # all may fail alike: it is shown once
+    # Raised last, because one that fails must not hide the answers of the others.
+    for number, error in enumerate(failures.values(), start=1):
+        if number == len(failures):
+            raise error
+        print("\n".join(render(error.title, error.message, error.advice)))
 
 
 def retry(session: Session, prefix: str) -> None:
@@ -305,7 +307,7 @@ def history(session: Session, thread: str = MAIN_THREAD) -> None:
         return
     size, count = sum(map(pricing.estimate_turn_tokens, turns)), len(turns)
     print(
-        f"{count} turn{'s' * (count > 1)}{within}, about {size:,} tokens; "
+        f"{count} turn{'s' * (count > 1)}{within}, about {size:,} token{'s' * (size != 1)}; "
         f"`%codex new{_suffix(thread)}` starts afresh."
     )
 

@@ -103,7 +103,7 @@ def status_line(state: MapState, wall: float) -> str:
         f"{texts['speed']} tokens/s" if texts["speed"] else "",
         texts["cost"],
         f"{texts['left']} left" if texts["left"] else "",
-        _count(stats.cut, "cut"),
+        _count(stats.cut, "cut by output limit or filter"),
         _count(stats.failed, "failed"),
     )
 
@@ -116,7 +116,7 @@ def summary_line(state: MapState) -> str:
     return join_parts(
         f"map {stats.map_id}",
         rows + (f" ({stats.reused:,} reused)" if stats.reused else ""),
-        _count(stats.cut, "cut"),
+        _count(stats.cut, "cut by output limit or filter"),
         _count(stats.failed, "failed"),
         _count(stats.parked, "parked"),
         shorten(stats.model or "", 80),
