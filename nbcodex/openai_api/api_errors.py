@@ -50,10 +50,7 @@ _ADVICE: dict[type[NbcodexError], str] = {
 # OpenAI's and FastAPI's names first; MiniMax sends `status_msg`.
 _MESSAGE_MEMBERS = ("message", "detail", "msg", "error_msg", "error_message", "status_msg", "text")
 _ADDRESS_ADVICE = "Check the base URL (--api-base, OPENAI_BASE_URL): most end in /v1."
-_UNREACHABLE_ADVICE = (
-    "It is retried automatically. Is the server running? If so, check its address, the network, "
-    "the VPN or the proxy."
-)
+_UNREACHABLE_ADVICE = f"Is the server running? {_ADVICE[TransportError]}"
 _CERTIFICATE_ADVICE = "Set SSL_CERT_FILE to the file with your organisation's certificates."
 
 
@@ -150,11 +147,9 @@ def from_exception(
             return _disconnected(error, "The server did not answer in time.")
         case openai.APIConnectionError() | httpx2.TransportError() | OSError():
             reason = _reason(error, clean)
-            advice = ""
-            if "CERTIFICATE" in reason:
-                advice = _CERTIFICATE_ADVICE
-            elif any(isinstance(each, httpx2.ConnectError) for each in exception_chain(error)):
-                advice = _UNREACHABLE_ADVICE
+            advice = _CERTIFICATE_ADVICE if "CERTIFICATE" in reason else ""
+            if any(isinstance(each, httpx2.ConnectError) for each in exception_chain(error)):
+                advice = advice or _UNREACHABLE_ADVICE
             message = f"The connection to the server failed{reason}."
             return _disconnected(error, message, advice=advice)
         case openai.APIError():  # of an SSE `error` event: it has neither status nor headers

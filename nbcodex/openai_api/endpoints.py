@@ -211,11 +211,9 @@ def _missing_key(endpoint: Endpoint, settings: Settings, *, is_configured: bool)
                 f"host with `%codex login {endpoint.host}`."
             )
     elif is_loopback(urlsplit(endpoint.base_url).hostname or ""):
-        advice = (
-            f'If it needs no key: `%config Codex.keys = {{"{endpoint.host}": ""}}`'
-            f"{', or set OPENAI_API_KEY=none' * is_configured}. Otherwise type "
-            f"`%codex login {endpoint.host}`."
-        )
+        entry = f'`%config Codex.keys = {{"{endpoint.host}": ""}}`'
+        entry += ", or set OPENAI_API_KEY=none" * is_configured
+        advice = f"If it needs no key: {entry}. Otherwise type `%codex login {endpoint.host}`."
     elif is_configured:
         advice = f"{_KEY_ADVICE} For a server without keys, set OPENAI_API_KEY=none."
     else:

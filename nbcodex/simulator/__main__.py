@@ -1,4 +1,4 @@
-"""``python -m nbcodex.simulator --port 0 --tpm 30000`` runs the server as a process.
+"""`python -m nbcodex.simulator --port 0 --tpm 30000` runs the server as a process.
 
 It prints its URL first. Each field of Knobs is an option; "none" removes a limit, and lists are
 separated by commas.
@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -27,44 +28,28 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "int | None": lambda text: None if text == "none" else int(text),
     "tuple[str, ...]": lambda text: tuple(filter(None, text.split(","))),
 }
+# The comments of a field, above it and beside it; a field without any shares those of the last.
+_COMMENTS = re.compile(r"((?:^    # .*\n)*)^    \w+: [^#\n]*(?:# (.*))?$", re.MULTILINE)
 
 
 async def main() -> None:
     """Serve until interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m nbcodex.simulator",
-        description=__doc__.replace("``", ""),
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(prog="python -m nbcodex.simulator", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=0, help="port to listen on; 0: any free one")
-    defaults: dict[str, Any] = asdict(Knobs())
-    helps = _comments()
-    for field in fields(Knobs):
+    parser.set_defaults(**asdict(Knobs()))
+    comments, text = _COMMENTS.findall(inspect.getsource(Knobs)), ""
+    for field, (above, beside) in zip(fields(Knobs), comments, strict=True):
         name = f"--{field.name.replace('_', '-')}"
         parse = _PARSERS.get(str(field.type), str)
-        default, text = defaults[field.name], helps[field.name]
-        parser.add_argument(name, type=parse, default=default, help=text)
+        text = " ".join(re.sub(r"# |[`%]", "", f"{above} {beside}").split()) or text
+        parser.add_argument(name, type=parse, help=f"{text} (%(default)s)")
     options = vars(parser.parse_args())
     host, port = options.pop("host"), options.pop("port")
     async with serve(Simulator(Knobs(**options)), host, port) as url:
         sys.stdout.write(f'{url}\nIn a notebook: %config Codex.base_url = "{url}/v1"\n')
         sys.stdout.flush()
         await asyncio.Event().wait()
-
-
-def _comments() -> dict[str, str]:
-    """Return the comment of each field of `Knobs`, for fields without one that of the last."""
-    found: dict[str, str] = {}
-    comment, is_complete = "", True
-    for line in inspect.getsource(Knobs).splitlines():
-        code, _, text = line.strip().partition("# ")
-        if text:
-            comment, is_complete = text if is_complete else f"{comment} {text}", bool(code)
-        if code:
-            found[code.partition(":")[0]] = comment.replace("`", "").replace("%", "%%")
-            is_complete = True
-    return found
 
 
 if __name__ == "__main__":

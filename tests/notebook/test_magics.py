@@ -358,6 +358,25 @@ def test_budget_refuses_before_sending(
     assert len(simulator.prompts) == 1
 
 
+def test_resume_shows_a_common_failure_once_and_raises(
+    ip: Any,
+    simulator: Simulated,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two requests that lack the same key raise one error, which ends *Run All*."""
+    ip.run_line_magic("codex", "budget 100")
+    for _ in range(2):
+        with pytest.raises(BudgetError):
+            ip.run_cell_magic("codex", "--max-output 400", "hello")
+    ip.run_line_magic("codex", "budget off")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    capsys.readouterr()
+    with pytest.raises(MissingKeyError):
+        ip.run_line_magic("codex", "resume")
+    assert "No API key" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("words", "changed"), [("100", True), ("off", True), ("", False)])
 def test_monitor_updates_when_the_budget_changes(ip: Any, words: str, changed: bool) -> None:
     """A set or removed cap wakes the monitor; showing the cap does not."""

@@ -190,6 +190,8 @@ def test_start_raises_if_the_address_is_in_use(served: tuple[str, Simulator]) ->
 def test_command_prints_its_url_and_has_an_option_for_each_knob() -> None:
     options = ["--tpm", "none", "--rpm", "7", "--models", "m", "--headers", "off"]
     command = [sys.executable, "-m", "nbcodex.simulator", *options]
+    shown = subprocess.run([*command, "--help"], check=True, capture_output=True, text=True).stdout
+    assert "probability of a 500 (0.0)" in " ".join(shown.split())
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()

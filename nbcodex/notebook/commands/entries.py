@@ -120,10 +120,10 @@ def resume(session: Session, which: str = "all", *flags: str) -> None:
         except NbcodexError as error:
             failures.setdefault(str(error), error)  # all may fail alike: it is shown once
     # Raised last, because one that fails must not hide the answers of the others.
-    for number, error in enumerate(failures.values(), start=1):
+    for number, failure in enumerate(failures.values(), start=1):
         if number == len(failures):
-            raise error
-        print("\n".join(render(error.title, error.message, error.advice)))
+            raise failure
+        print("\n".join(render(failure.title, failure.message, failure.advice)))
 
 
 def retry(session: Session, prefix: str) -> None:
