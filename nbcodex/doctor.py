@@ -197,7 +197,7 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
             case CredentialsError():
                 advice = f"{endpoint.host} rejects the key. Is it the key of this host?"
             case TransportError():
-                advice = "Is the server running? Check the address, the proxy and the CA above."
+                advice = "Check the address, the proxy and the CA above."
             case ConfigurationError():
                 advice = error.advice
             case _:

@@ -120,7 +120,7 @@ def test_valid_settings_have_no_wrong_finding_and_cost_one_request(
         ({"keys": ("other",)}, {}, "reached", "rejects the key"),
         ({}, {"model": "gpt-nowhere"}, "model", "is not in the server's list"),
         ({}, {"model": None}, "model", "Set NBCODEX_MODEL to one of"),
-        ({}, {"base_url": "http://127.0.0.1:9/v1"}, "reached", "Is the server running"),
+        ({}, {"base_url": "http://127.0.0.1:9/v1"}, "reached", "Check the address"),
         ({}, {"api_key": None}, "server", "No API key"),
         ({}, {"base_url": "nowhere"}, "server", "https://"),
     ],

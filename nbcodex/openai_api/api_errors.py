@@ -50,7 +50,6 @@ _ADVICE: dict[type[NbcodexError], str] = {
 # OpenAI's and FastAPI's names first; MiniMax sends `status_msg`.
 _MESSAGE_MEMBERS = ("message", "detail", "msg", "error_msg", "error_message", "status_msg", "text")
 _ADDRESS_ADVICE = "Check the base URL (--api-base, OPENAI_BASE_URL): most end in /v1."
-_UNREACHABLE_ADVICE = f"Is the server running? {_ADVICE[TransportError]}"
 _CERTIFICATE_ADVICE = "Set SSL_CERT_FILE to the file with your organisation's certificates."
 
 
@@ -148,9 +147,10 @@ def from_exception(
         case openai.APIConnectionError() | httpx2.TransportError() | OSError():
             reason = _reason(error, clean)
             advice = _CERTIFICATE_ADVICE if "CERTIFICATE" in reason else ""
-            if any(isinstance(each, httpx2.ConnectError) for each in exception_chain(error)):
-                advice = advice or _UNREACHABLE_ADVICE
             message = f"The connection to the server failed{reason}."
+            is_refused = any(isinstance(e, httpx2.ConnectError) for e in exception_chain(error))
+            if is_refused and not advice:
+                message += " Is the server running?"
             return _disconnected(error, message, advice=advice)
         case openai.APIError():  # of an SSE `error` event: it has neither status nor headers
             return from_event({"error": error.body}, headers or {}, wall=wall, clean=clean)

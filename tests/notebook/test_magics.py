@@ -190,7 +190,7 @@ def test_reload_keeps_keys_and_the_demo(
 
 
 def test_demo_calm_switches_to_high_limits_and_back(
-    ip: Any, capsys: pytest.CaptureFixture[str]
+    ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`calm` replaces the low limits by high ones; the message says which are in force."""
     printed = []
@@ -201,6 +201,7 @@ def test_demo_calm_switches_to_high_limits_and_back(
             ip.run_cell_magic("codex", "--max-output 20k -o large", "[[echo: there is room]]")
     assert ["3,000 tokens" in out for out in printed] == [True, False, True, False]
     assert "no limit is reached" in printed[1]
+    assert printed[3].endswith(f"requests go to {simulator.url.removeprefix('http://')}.\n")
     assert ip.user_ns["large"].attempts == 1
     with pytest.raises(UsageError, match="on, calm or off"):
         ip.run_line_magic("codex", "demo loud")

@@ -131,7 +131,7 @@ def test_refused_connection_counts_as_not_sent() -> None:
         asyncio.run(run())
     assert not caught.value.was_sent
     assert caught.value.is_unbilled
-    assert "Is the server running?" in caught.value.advice
+    assert "Is the server running?" in caught.value.message
 
 
 def test_connect_timeout_counts_as_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:

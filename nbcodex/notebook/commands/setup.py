@@ -112,7 +112,7 @@ def demo(session: Session, mode: str = "on") -> None:
         _server = None
     if knobs is None:
         session.config.demo = None
-        print(f"The demo is off: requests go to {configured_host(session.settings)}.")
+        print(f"The demo is off: requests go to {configured_host(session.config.settings())}.")
         return
     if _server is None:
         simulator = Simulator(knobs)
