@@ -17,7 +17,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, cast
 
@@ -74,8 +74,19 @@ class EventQueue:
             self._timer = None
         if isinstance(self._collected[0], Delta):
             self._delivered_at = asyncio.get_running_loop().time()
-        batch, self._collected = tuple(_joined_deltas(self._collected)), []
-        self._batches.put(batch)
+        collected, self._collected = self._collected, []
+        batch: list[Event] = []
+        # Consecutive deltas of one kind become one.
+        for is_reasoning, group in itertools.groupby(
+            collected, lambda event: getattr(event, "reasoning", None)
+        ):
+            if is_reasoning is None:
+                batch += group
+            else:
+                deltas = cast(list[Delta], list(group))
+                text = "".join(delta.text for delta in deltas)
+                batch.append(dataclasses.replace(deltas[-1], text=text))
+        self._batches.put(tuple(batch))
 
     def next_batch(self, timeout: float | None = None) -> tuple[Event, ...]:
         """Wait for the next batch of events; an empty one after `timeout` seconds."""
@@ -88,19 +99,6 @@ class EventQueue:
             except queue.Empty:
                 if left <= longest:
                     return ()
-
-
-def _joined_deltas(collected: Iterable[Event]) -> Iterator[Event]:
-    """Yield events with consecutive deltas of one kind joined."""
-    for is_reasoning, group in itertools.groupby(
-        collected, lambda e: getattr(e, "reasoning", None)
-    ):
-        if is_reasoning is None:
-            yield from group
-        else:
-            deltas = cast(list[Delta], list(group))
-            text = "".join(delta.text for delta in deltas)
-            yield dataclasses.replace(deltas[-1], text=text)
 
 
 class Handle:

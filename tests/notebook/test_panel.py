@@ -118,12 +118,33 @@ def ended(kind: Any, at: float = 9.0, **details: Any) -> events.Event:
         ([queued(), sent(1), refused(2, 9), sent(9, 2)], "sending"),
         ([queued(), ended(events.Finished, reply=REPLY)], "done"),
         (
-            [queued(), ended(events.Parked, error=ParkedError("Later."), reply=REPLY)],
+            [
+                queued(),
+                ended(
+                    events.Parked,
+                    error=ParkedError("Later."),
+                    reply=replace(REPLY, status="parked"),
+                ),
+            ],
             "parked",
         ),
-        ([queued(), ended(events.Interrupted, reply=REPLY)], "interrupted"),
-        ([queued(), ended(events.Cancelled, reply=REPLY)], "cancelled"),
-        ([queued(), ended(events.Failed, error=RequestError("No."), reply=REPLY)], "failed"),
+        (
+            [queued(), ended(events.Interrupted, reply=replace(REPLY, status="interrupted"))],
+            "interrupted",
+        ),
+        (
+            [queued(), ended(events.Cancelled, reply=replace(REPLY, status="cancelled"))],
+            "cancelled",
+        ),
+        (
+            [
+                queued(),
+                ended(
+                    events.Failed, error=RequestError("No."), reply=replace(REPLY, status="failed")
+                ),
+            ],
+            "failed",
+        ),
     ],
 )
 def test_event_leads_to_its_phase(stream: list[events.Event], phase: str) -> None:

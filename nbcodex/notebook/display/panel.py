@@ -12,13 +12,12 @@ from typing import Literal, get_args
 
 from nbcodex import events
 from nbcodex.errors import shorten
-from nbcodex.models import DAY, MINUTE, Limit, Rates, Reply, Usage
+from nbcodex.models import DAY, MINUTE, Limit, Rates, Reply, Status, Usage
 from nbcodex.rendering.figures import figures_line, format_dollars, join_parts, token_figures
 from nbcodex.runtime.clock import format_duration, format_time
 
 ActivePhase = Literal["queued", "cooldown", "sending", "thinking", "streaming", "waiting"]
-FinalPhase = Literal["done", "parked", "interrupted", "cancelled", "failed"]
-Phase = ActivePhase | FinalPhase
+Phase = ActivePhase | Status
 Wait = events.CoolingDown | events.BackingOff
 ActionName = Literal["cancel", "retry", "park"]
 ACTIONS: tuple[ActionName, ...] = get_args(ActionName)
@@ -29,15 +28,8 @@ MAX_SHOWN_WAIT_S = 999 * DAY
 # A token takes about four bytes of UTF-8: an estimate, used until the server has counted.
 BYTES_PER_TOKEN = 4
 
-_FINAL_PHASES: dict[type[events.Event], FinalPhase] = {
-    events.Finished: "done",
-    events.Parked: "parked",
-    events.Interrupted: "interrupted",
-    events.Cancelled: "cancelled",
-    events.Failed: "failed",
-}
 
-
+@dataclass(slots=True, eq=False)
 class GrowingText:
     """An immutable text that grows by chunks: each `+` returns a new one.
 
@@ -45,12 +37,9 @@ class GrowingText:
     see. A delta therefore costs the same however long the answer is.
     """
 
-    __slots__ = ("_chunks", "_count", "bytes")
-
-    def __init__(self, chunks: list[str] | None = None, count: int = 0, size: int = 0) -> None:
-        self._chunks = [] if chunks is None else chunks
-        self._count = count
-        self.bytes = size
+    _chunks: list[str] = field(default_factory=list, repr=False)
+    _count: int = 0
+    bytes: int = 0  # in UTF-8
 
     def __add__(self, more: str) -> GrowingText:
         # If another text has already grown from this one, the end of the shared list belongs to it.
@@ -257,7 +246,7 @@ def _end(state: PanelState, event: events.Ending) -> PanelState:
     counted = reply.usage.input_tokens is not None or reply.usage.output_tokens is not None
     return replace(
         state,
-        phase=_FINAL_PHASES[type(event)],
+        phase=reply.status,
         phase_started_at=event.at,
         model=reply.model or state.model,
         simulated=reply.simulated,

@@ -1,7 +1,6 @@
 """The panel of a request and the progress of a map as Jupyter widgets.
 
-Owns the messages to `static/panel.js` and their rate; what they mean is decided in `panel` and
-`map`. Imports anywidget, and is therefore imported only when a widget is about to be shown.
+Owns the messages to `static/panel.js` and their rate; the view itself is made in `panel_view`.
 
 The trait ``view`` holds everything but the text. The text travels in messages ``{type: "text", seq,
 text, whole, changes}``; the page asks for the whole text if a number is missing. While an answer
