@@ -72,10 +72,7 @@ class SessionTotals:
 
 
 class Client:
-    """All requests of a process: one set of services and listeners.
-
-    `transport` replaces the network, in the simulator and in tests.
-    """
+    """All requests of a process: one set of services and listeners."""
 
     def __init__(
         self, *, clock: Clock | None = None, transport: httpx2.AsyncBaseTransport | None = None
@@ -83,7 +80,7 @@ class Client:
         self.clock = clock or BootClock()
         self.totals = SessionTotals()  # what this process has used
         self.listeners: list[Listener] = [self.totals]
-        self._transport = transport
+        self._transport = transport  # replaces the network, in the simulator and in tests
         self._services: Services | None = None
         self._limiters: dict[tuple[Path, Secret | None] | None, Limiter] = {}
         self.notices = ""  # what the user has to see once; showing it empties it

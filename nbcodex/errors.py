@@ -1,32 +1,7 @@
 """The errors of this package: what happened, and what to do about it.
 
-::
-
-    NbcodexError
-    ├── ConfigurationError        a setting is missing or wrong
-    │   ├── MissingKeyError
-    │   └── BatchUnsupportedError the server accepts no batches
-    ├── TransientError            worth another attempt
-    │   ├── LimitError            the server's rate limit; says which, and when it resets
-    │   ├── OverloadedError       the server is too busy for all clients
-    │   ├── ServerError           5xx, or an invalid answer
-    │   ├── AnswerLostError       the server lost a durable answer: send the request again
-    │   └── TransportError        no connection, a broken or silent stream
-    ├── PermanentError            the same request can never succeed
-    │   ├── QuotaError            billing, which waiting does not change
-    │   ├── TooLargeError         more tokens than the limit or the model allows
-    │   ├── CredentialsError      401 and 403
-    │   ├── ModelError            no such model
-    │   └── RequestError          the server rejects the request for another reason
-    ├── AnswerError               an answer that is empty, cut or does not fit the schema
-    ├── EntryError                no such entry in the journal, or several, or a damaged one
-    ├── ParkedError               kept for later: the wait is longer than the patience
-    │   └── BudgetError           the request would exceed the user's own budget
-    └── CancelledError            the user ended the request
-    Stopped                       the user pressed Stop: a KeyboardInterrupt
-
-Its class says whether an error is worth another attempt. Only `openai_api` translates exceptions
-of the SDK and of HTTP into these.
+The class says whether an error is worth another attempt; ``docs/python.md`` draws the tree. Only
+`openai_api` translates exceptions of the SDK and of HTTP into these.
 """
 
 from __future__ import annotations

@@ -140,10 +140,7 @@ class Settings:
     def read(
         cls, chosen: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
     ) -> Self:
-        """Return the settings in force now.
-
-        `chosen` is what the user has configured, by field name; None and empty values are ignored.
-        """
+        """Return the settings in force now; `chosen` is what the user has configured, by field."""
         values: dict[str, Any] = {
             name: value.strip()
             for variable, name in _ENVIRONMENT.items()

@@ -175,11 +175,7 @@ class Template:
         self._parts.append(text[done:])
 
     def fill(self, values: Mapping[str, Any]) -> str:
-        """Return the prompt for one row.
-
-        Raises a ConfigurationError if a column is missing or empty in this row, or its value
-        cannot be formatted.
-        """
+        """Return a row's prompt; raise a ConfigurationError for a column that cannot be filled."""
         return "".join(
             part if isinstance(part, str) else _fill_column(part, values) for part in self._parts
         )

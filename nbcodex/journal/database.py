@@ -88,8 +88,6 @@ class JournalDatabase:
         # The budget and the spending by day that memory started with.
         self._baseline: tuple[str, dict[str, SpendAmount]] = "", {}
 
-    # Transactions.
-
     def perform(self, jobs: list[Job]) -> None:
         """Run jobs in one transaction; if one of them fails, each in its own."""
         try:
@@ -179,8 +177,6 @@ class JournalDatabase:
         if self._connection is not None:
             leak_connection(self._connection)
         self._reset()
-
-    # Heartbeats and retention.
 
     def activate(self, connection: Connection, id_: str, insert: Insertion | None = None) -> None:
         """Send heartbeats for an entry, a map or a batch job until `deactivate`."""

@@ -63,8 +63,6 @@ class Journal:
         folder = self._database.folder
         return f"in {folder / JOURNAL_FILENAME}" if folder else "in this kernel's memory"
 
-    # Writes.
-
     async def insert(
         self, request: Request, *, key: bytes | None = None, attempt: int | None = None
     ) -> None:
@@ -82,10 +80,8 @@ class Journal:
         await self._worker.run(work, level=Level.SAFE, default=None)
 
     async def start_attempt(self, id_: str, attempt: int, *, continues: bool = False) -> None:
-        """Commit that attempt number `attempt`, counted from 1, is about to be sent.
-
-        `continues` says that it continues the durable response that the entry names.
-        """
+        """Commit that attempt number `attempt`, counted from 1, is about to be sent."""
+        # With `continues`, it continues the durable response that the entry names.
         # Any other attempt asks for a new response, whose id is not known yet: the old id would
         # make a resumed request fetch an answer that was given up.
         change = self._update(

@@ -113,10 +113,7 @@ class UnusableFileError(Exception):
 
 
 def open_file(folder: Path, *, patience: float) -> Connection:
-    """Return a connection to the journal in `folder`, which is created if there is none.
-
-    Raises UnusableFileError, sqlite3.Error or OSError if the folder or the file cannot be used.
-    """
+    """Connect to the journal in `folder`; create it if there is none, raise if it is unusable."""
     try:
         path = sqlite_files.prepare(folder, JOURNAL_FILENAME)
     except sqlite_files.UnsafePathError as error:

@@ -85,11 +85,7 @@ class SqliteWorker:
         self._outcomes: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
 
     async def run(
-        self,
-        work: Callable[[Connection], ResultT],
-        *,
-        level: Level = Level.WRITE,
-        default: ResultT,
+        self, work: Callable[[Connection], ResultT], *, level: Level = Level.WRITE, default: ResultT
     ) -> ResultT:
         """Run `work` and return its result once it is committed.
 
@@ -111,11 +107,7 @@ class SqliteWorker:
         self._submit(Job(work, Level.WRITE, None, lambda *_: None))
 
     def call(
-        self,
-        work: Callable[[Connection], ResultT],
-        *,
-        default: DefaultT,
-        level: Level = Level.READ,
+        self, work: Callable[[Connection], ResultT], *, default: DefaultT, level: Level = Level.READ
     ) -> ResultT | DefaultT:
         """Run `work` while the calling thread waits; needs no event loop."""
         future: Future[ResultT | DefaultT] = Future()

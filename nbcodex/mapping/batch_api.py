@@ -151,8 +151,7 @@ class BatchApi:
         """Erase the files of a job; return whether they are erased."""
         try:
             await self._retrying(
-                lambda: self.client.delete_files(batch, sample),
-                attempts=ERASE_ATTEMPTS,
+                lambda: self.client.delete_files(batch, sample), attempts=ERASE_ATTEMPTS
             )
         except NbcodexError as error:
             log.warning("files of %s were not erased: %s", batch.id, error)

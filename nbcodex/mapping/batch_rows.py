@@ -69,8 +69,6 @@ class PendingRows:
         self._jobs, self._batch_api, self._emit = jobs, batch_api, emit
         self._shielded: set[asyncio.Task[None]] = set()
 
-    # Endings.
-
     async def finish(self, endings: Sequence[Ending]) -> None:
         """Charge, commit and emit endings, to the end even if the calling task is cancelled."""
 
@@ -138,8 +136,6 @@ class PendingRows:
         error = ParkedError(why, advice=advice)
         reply = Reply(id=request.id, status="parked", attempts=attempts)
         return Parked(request_id=request.id, at=self._clock.now(), error=error, reply=reply)
-
-    # Results of a job.
 
     async def read_results(self, part: BatchPart) -> None:
         """Finish all rows of a part whose job has ended, and erase its files."""

@@ -10,15 +10,7 @@ import dataclasses
 import importlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import (
-    AsyncIterable,
-    Hashable,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-    Sized,
-)
+from collections.abc import AsyncIterable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, islice

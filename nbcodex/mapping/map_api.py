@@ -76,12 +76,7 @@ def prepare_map(
         engine=options.engine,
     )
     requests = RowRequests(
-        template,
-        inputs,
-        options.request,
-        row_key=options.row_key,
-        settings=settings,
-        origin=origin,
+        template, inputs, options.request, row_key=options.row_key, settings=settings, origin=origin
     )
     if isinstance(inputs, FrameInput):
         inputs.fields = schema_fields(requests.schema)

@@ -121,8 +121,6 @@ class MapRun:
         self._budget_error: NbcodexError | None = None  # the budget refuses further rows
         self._reported_at = float("-inf")
 
-    # Starting rows.
-
     def advance(self) -> bool:
         """Start as many rows as the backend accepts; return whether there is more to wait for."""
         self.collect_endings(timeout=0.0)
@@ -196,8 +194,6 @@ class MapRun:
             row.row = None
         assert row.request is not None  # noqa: S101 - a row state has a row or a request
         return row.request
-
-    # Recording endings.
 
     def collect_endings(self, *, timeout: float) -> None:
         """Wait for an ending, if a row is active, and record what has ended."""
@@ -293,8 +289,6 @@ class MapRun:
         if reply or not self.keeps_replies:
             self._unanswered.pop(row.index, None)
 
-    # Ending, and resuming.
-
     def finish(self) -> None:
         """Note that all rows have ended."""
         self.outcome = "done"
@@ -377,8 +371,6 @@ class MapRun:
             reply = structured_output.reusable(row.request, reply) or reply
         self._set_reply(row, reply)
         self.backend.counter.count_known(reply)
-
-    # Results and figures.
 
     @property
     def result(self) -> Any:

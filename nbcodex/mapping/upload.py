@@ -115,8 +115,6 @@ class BatchUploader:
         total = sum(batch.total for batch in known)
         return f"{status} {answered:,} of {total:,}" if answered else status
 
-    # Into the journal.
-
     async def _insert_added(self, rows: list[PendingRow]) -> None:
         async with self._inserting:
             await self._insert(rows)
@@ -165,8 +163,6 @@ class BatchUploader:
             else:
                 self._ready.setdefault(row.destination, deque()).append(row)
         await self._pending.finish(ended)
-
-    # To the provider.
 
     def _start_tasks(self) -> None:
         for tag in self._waiting:
@@ -288,8 +284,6 @@ class BatchUploader:
         for row in reversed([rows[id_] for id_ in part.requests if id_ in rows]):
             row.entry = None
             self._ready.setdefault(row.destination, deque()).appendleft(row)
-
-    # From the provider.
 
     async def _resume_part(self, tag: str) -> None:
         """Continue with a part that was uploaded by another kernel, or before Stop."""

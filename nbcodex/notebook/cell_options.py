@@ -36,7 +36,7 @@ _RESERVED_NAMES = {"In", "Out", "get_ipython", "exit", "quit", "_", "_i", "_ih",
 
 # Providers that Jupyter AI's `%%ai` puts before a model's name, with a colon.
 _OPENAI_PROVIDERS = {
-    *("openai", "openai-chat", "openai-chat-custom", "openai-custom", "azure-chat-openai"),
+    *("openai", "openai-chat", "openai-chat-custom", "openai-custom", "azure-chat-openai")
 }
 _OTHER_PROVIDERS = {
     *("ai21", "anthropic", "anthropic-chat", "amazon-bedrock", "bedrock", "bedrock-chat"),
@@ -97,10 +97,6 @@ def _params(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ArgumentTypeError(f"is not JSON ({shorten(str(error), 80)})") from None
     return value
-
-
-def _check_base_url(text: str) -> None:
-    parse_base_url(text, "This")
 
 
 def _variable(text: str) -> str:
@@ -172,7 +168,11 @@ _OPTIONS = {
         _option("--durable", "let the server keep the answer until it has arrived"),
     ),
     "the server": (
-        _option("--api-base URL", "base URL for this request", check=_check_base_url),
+        _option(
+            "--api-base URL",
+            "base URL for this request",
+            check=lambda text: parse_base_url(text, "This"),
+        ),
         _option(f"--api {{{','.join(APIS)}}}", "API to use", choices=APIS),
     ),
 }

@@ -24,11 +24,7 @@ from nbcodex.openai_api.answers import (
     json_object,
     whole_characters,
 )
-from nbcodex.openai_api.api_errors import (
-    AnswerFailedError,
-    broken_connection,
-    invalid_answer,
-)
+from nbcodex.openai_api.api_errors import AnswerFailedError, broken_connection, invalid_answer
 from nbcodex.openai_api.readers import AnswerReader, ReasoningSplitter, split_reasoning
 from nbcodex.settings import Settings
 

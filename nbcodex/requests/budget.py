@@ -146,10 +146,7 @@ def rate_limit_cost(request: Request) -> Cost:
 
 
 class Budget:
-    """What this process may use, and has used. Lives on the event loop's thread.
-
-    `caps` are given as their user wrote them, and `journal` is the one whose counters count.
-    """
+    """What this process may use, and has used. Lives on the event loop's thread."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -292,10 +292,9 @@ def _tick(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class PendingReply(Reply):
-    """The reply of a running request: reading its answer waits for it, and Stop ends the wait.
+    """The reply of a running request: reading its answer waits for it, and Stop ends the wait."""
 
-    Inspection never waits: not Tab, ``?``, ``%whos``, `dir`, `repr`, `str`, nor a copy.
-    """
+    # Inspection never waits: not Tab, ``?``, ``%whos``, `dir`, `repr`, `str`, nor a copy.
 
     __slots__ = ("_handle",)
     _handle: Handle

@@ -203,8 +203,6 @@ class RequestRunner:
                 error.advice = LONG_CONVERSATION_ADVICE
             return self._event(events.Failed, error=error, reply=state.reply("failed"))
 
-    # Admission.
-
     async def _admit(self) -> Reply | None:
         """Put the request into the journal, or claim its entry; return an answer to reuse."""
         state, resumption = self.state, self._resumption
@@ -228,8 +226,6 @@ class RequestRunner:
             if state.partial.text:
                 self._emit_text(state.partial.text)
         return None
-
-    # The answer, and its repair.
 
     async def _answer(self) -> Reply:
         """Return the reply with the answer; ask once more if that does not fit the schema."""
@@ -281,8 +277,6 @@ class RequestRunner:
         answer: CompletedAnswer = await retrying(self._attempt)
         self._services.retry_budgets[self.state.base_url].record_success(self._clock.now())
         return answer
-
-    # One attempt.
 
     async def _attempt(self) -> CompletedAnswer:
         """Send the request once, or continue its durable answer, and read to the end."""
@@ -431,8 +425,6 @@ class RequestRunner:
                         return event
         raise AssertionError("the API client ends a stream with an answer or an error")
 
-    # After a failed attempt.
-
     def _charge_failure(self, error: TransientError) -> None:
         """Charge the patience and the retry budget for a failed attempt."""
         state, now, wait = self.state, self._clock.now(), error.wait
@@ -478,8 +470,6 @@ class RequestRunner:
         if reservation is None or not isinstance(error, LimitError):
             return resume_at
         return await reservation.refuse(error.limit, error.snapshot, until=resume_at)
-
-    # Events.
 
     def _event(self, kind: Callable[..., EventT], **details: Any) -> EventT:
         return kind(request_id=self._request.id, at=self._clock.now(), **details)

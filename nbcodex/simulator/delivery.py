@@ -14,12 +14,7 @@ from typing import Any
 
 from nbcodex.runtime.clock import Clock
 from nbcodex.simulator.admission import PlannedRequest
-from nbcodex.simulator.api_formats import (
-    ResponsesFormat,
-    StreamEvent,
-    error_object,
-    format_answer,
-)
+from nbcodex.simulator.api_formats import ResponsesFormat, StreamEvent, error_object, format_answer
 from nbcodex.simulator.buckets import Charge
 from nbcodex.simulator.http_messages import ErrorResponse, encode_json
 from nbcodex.simulator.knobs import DELIVERY_FAULTS, GENERATION_FAULTS, Dropped, Fault

@@ -71,14 +71,8 @@ COMMAND_GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "park": entries.park,
         "forget": entries.forget,
     },
-    "The conversation of this notebook": {
-        "new": entries.new,
-        "history": entries.history,
-    },
-    "Code from answers. It is never run": {
-        "insert": entries.insert,
-        "fix": entries.fix,
-    },
+    "The conversation of this notebook": {"new": entries.new, "history": entries.history},
+    "Code from answers. It is never run": {"insert": entries.insert, "fix": entries.fix},
     "Usage and limits": {
         "usage": usage.show_usage,
         "budget": usage.budget,
@@ -93,10 +87,7 @@ COMMAND_GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "demo": setup.demo,
         "doctor": setup.run_doctor,
     },
-    "Help": {
-        "help": show_help,
-        "version": show_version,
-    },
+    "Help": {"help": show_help, "version": show_version},
 }
 COMMANDS = {name: command for group in COMMAND_GROUPS.values() for name, command in group.items()}
 

@@ -280,10 +280,7 @@ def status_line(state: PanelState, now: float, wall: float) -> str:
             resumable = f"can be resumed at {format_time(at, now=wall)}"
         # The phase says how it ended, so the figures need not.
         return join_parts(
-            state.phase,
-            resumable,
-            state.reason,
-            figures_line(replace(state.reply, status="done")),
+            state.phase, resumable, state.reason, figures_line(replace(state.reply, status="done"))
         )
     speed = state.tokens_per_second
     return join_parts(

@@ -24,12 +24,7 @@ from nbcodex.notebook.display.panel import (
     disabled_reason,
     status_line,
 )
-from nbcodex.notebook.display.text_views import (
-    MAX_LIVE_CHARS,
-    MapView,
-    OutputSlot,
-    RequestView,
-)
+from nbcodex.notebook.display.text_views import MAX_LIVE_CHARS, MapView, OutputSlot, RequestView
 from nbcodex.notebook.widget_base import MapWidget, PanelWidget
 from nbcodex.rendering.figures import join_parts
 from nbcodex.rendering.formats import MimeBundle

@@ -135,8 +135,6 @@ def _all_time_label(state: MonitorState) -> str:
     return "All time, real" if _is_simulated(state) else "All time"
 
 
-# What the widget draws.
-
 TABLE_COLUMNS = ["answers", "input", "cached", "output", "reasoning", "cost", "waited"]
 
 

@@ -45,10 +45,7 @@ class Store(Protocol):
         """
 
     def batch(self) -> AbstractContextManager[None]:
-        """Return a context in which transactions may share one commit: if it fails, all are lost.
-
-        By default each transaction is committed by itself.
-        """
+        """Return a context whose transactions may share a commit: if it fails, all are lost."""
         return nullcontext()
 
     def close(self) -> None:

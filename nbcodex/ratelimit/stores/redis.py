@@ -300,10 +300,7 @@ def _client(url: Secret) -> Any:
 
 
 class FallbackStore(Store):
-    """Keeps models in Redis, or in a `local` store while that cannot be used.
-
-    `notify` is called when Redis is lost, and when it is back.
-    """
+    """Keeps models in Redis, or while it is lost in a `local` store; `notify` reports both."""
 
     def __init__(self, shared: RedisStore, local: Store, *, notify: Callable[[str], None]) -> None:
         self.salt = shared.salt
