@@ -68,6 +68,19 @@ def test_import_loads_nothing_heavy() -> None:
     assert process.stdout.strip() == "[]"
 
 
+def test_loading_the_extension_imports_no_records() -> None:
+    code = """
+import sys
+from IPython.core.interactiveshell import InteractiveShell
+InteractiveShell.instance().run_line_magic("load_ext", "nbcodex")
+print([name for name in ("nbcodex.models", "nbcodex.events") if name in sys.modules])
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert process.stdout.strip() == "[]"
+
+
 def test_error_tree_in_the_documentation_is_complete() -> None:
     page = (PACKAGE / "docs" / "python.md").read_text(encoding="utf-8")
     tree = page.partition("The whole tree:")[2].split("```")[1]

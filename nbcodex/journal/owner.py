@@ -14,7 +14,6 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbcodex.journal.codec import storable
 from nbcodex.runtime.clock import Clock, boot_id
 
 HEARTBEAT_INTERVAL_S = 10.0
@@ -65,6 +64,8 @@ class Owner:
 
 def write_heartbeat(connection: Connection) -> None:
     """Record that the owner is alive."""
+    from nbcodex.journal.codec import storable  # here, because `%load_ext` has to be fast
+
     owner, wall, now = connection.owner, connection.clock.wall(), connection.clock.now()
     host = storable(owner.host)
     connection.execute(
