@@ -23,6 +23,7 @@ from typing import Any
 
 import httpx2
 
+from tests.servers import gateway
 from tests.servers.processes import free_port, running
 from tests.simulated import KEY
 
@@ -254,36 +255,17 @@ def start_haproxy(home: Path, scratch: Path, upstream: str) -> AbstractContextMa
     return _gateway(["haproxy", "-db", "-f", _write(scratch, "haproxy.cfg", text)], scratch, port)
 
 
-NGINX = """
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    scgi_temp_path {folder}/scgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    limit_req_zone $server_port zone=all:64k rate=1r/s;
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{
-            proxy_pass {upstream};
+NGINX_DIRECTIVES = """
             proxy_buffering off;
             limit_req zone=all;
             limit_req_status 429;
-        }}
-    }}
-}}
 """
 
 
 def start_nginx(home: Path, scratch: Path, upstream: str) -> AbstractContextManager[Running]:
     port = free_port()
-    text = NGINX.format(folder=scratch, port=port, upstream=upstream)
+    places = {"folder": scratch, "port": port, "upstream": upstream}
+    text = gateway.CONFIG.format(**places, directives=NGINX_DIRECTIVES)
     config = _write(scratch, "nginx.conf", text)
     command = ["nginx", "-p", str(scratch), "-c", config, "-e", f"{scratch}/error.log"]
     return _gateway(command, scratch, port)

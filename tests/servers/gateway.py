@@ -12,7 +12,7 @@ import pytest
 
 from tests.servers.processes import free_port, running
 
-_CONFIG = """
+CONFIG = """
 daemon off;
 master_process off;
 pid {folder}/nginx.pid;
@@ -50,7 +50,7 @@ def program() -> str:
 def gateway(folder: Path, *, upstream: str, directives: str = "") -> Iterator[str]:
     """Start an nginx before the server `upstream` and yield its URL; stop it afterwards."""
     command, port, config = program(), free_port(), folder / "nginx.conf"
-    text = _CONFIG.format(folder=folder, port=port, upstream=upstream, directives=directives)
+    text = CONFIG.format(folder=folder, port=port, upstream=upstream, directives=directives)
     config.write_text(text)
     options = ["-p", str(folder), "-c", str(config), "-e", f"{folder}/error.log"]
     with running([command, *options], port=port, log=folder / "nginx.log"):
