@@ -488,7 +488,7 @@ class RequestRunner:
             log.exception("a listener failed on %s", type(event).__name__)
 
     def _report_defect(self, task: asyncio.Task[None]) -> None:
-        # An ending comes in any case: after a defect of ours, nothing may wait for ever.
+        # An ending comes in any case: after a defect of ours, nothing may wait forever.
         if task.cancelled() or (defect := task.exception()) is None:
             return
         log.error("request %s met a defect", self._request.id, exc_info=defect)

@@ -19,7 +19,7 @@ from nbcodex.simulator.buckets import Charge
 from nbcodex.simulator.http_messages import ErrorResponse, encode_json
 from nbcodex.simulator.knobs import DELIVERY_FAULTS, GENERATION_FAULTS, Dropped, Fault
 
-# "Silent for ever": longer than any client waits.
+# "Silent forever": longer than any client waits.
 STALL_S = 30 * 86_400.0
 # Shorter waits only yield to the event loop: a timer would take longer.
 MIN_TIMER_S = 0.001

@@ -139,16 +139,16 @@ def load(python: str, kernels: int) -> None:
             "`%load_ext nbcodex`, with a journal": ("nbcodex", sys.executable, used),
             f"`%load_ext {PEER}`": (PEER, python, None),
         }
-        spent: dict[str, list[float]] = {told: [] for told in ways}
+        spent: dict[str, list[float]] = {label: [] for label in ways}
         for number in range(kernels + 1):
-            for told, (name, interpreter, home) in ways.items():
+            for label, (name, interpreter, home) in ways.items():
                 seconds = figures(interpreter, LOAD.format(name=name), home)
                 if number:  # the first compiles
-                    spent[told] += seconds
+                    spent[label] += seconds
     ours = statistics.median(next(iter(spent.values())))
     rows = [
-        [told, spread(of, 1000), f"{statistics.median(of) / ours:.1f}"]
-        for told, of in spent.items()
+        [label, spread(of, 1000), f"{statistics.median(of) / ours:.1f}"]
+        for label, of in spent.items()
     ]
     print(f"CPU of loading, {kernels} fresh kernels each, in turns, 2 cores.\n")
     print(table(["extension", "CPU, ms", "times the first"], rows))
