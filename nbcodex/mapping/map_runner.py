@@ -17,7 +17,7 @@ from nbcodex.errors import CancelledError, ParkedError, Stopped
 from nbcodex.events import EndAction
 from nbcodex.mapping.map_run import REPORT_INTERVAL_S, MapRun
 from nbcodex.models import MapOutcome
-from nbcodex.requests.handle import run_uninterrupted
+from nbcodex.requests.handle import ignore_repeated_stop, run_uninterrupted
 
 # A kernel's event loop handles an interrupt only when it wakes up, so it is woken this often.
 ASYNC_POLL_S = 0.02
@@ -94,6 +94,8 @@ class MapRunner:
             # A loop that is left early, or a task that is cancelled, is the user's own decision.
             elif isinstance(error, KeyboardInterrupt | GeneratorExit | asyncio.CancelledError):
                 outcome = "stopped"
+            if isinstance(error, KeyboardInterrupt):
+                run_uninterrupted(ignore_repeated_stop)
             run_uninterrupted(lambda: self._end_early(outcome))
             if not isinstance(error, _EndedByUserError | KeyboardInterrupt):
                 raise

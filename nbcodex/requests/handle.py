@@ -14,6 +14,7 @@ import itertools
 import logging
 import math
 import queue
+import signal
 import threading
 import time
 import weakref
@@ -36,6 +37,7 @@ RenderEvents = Callable[[tuple[Event, ...]], None]
 
 DELTA_INTERVAL_S = 0.1  # between two deliveries of deltas; the first is delivered at once
 STOP_TIMEOUT_S = 0.2  # Stop waits this long for the last events; the request ends in any case
+REPEATED_STOP_S = 1.0  # an interrupt this soon after the first is the same press of Stop
 LOOP_WAKE_INTERVAL_S = 0.05  # how late an interrupt may be noticed in a caller's event loop
 
 log = logging.getLogger(__name__)
@@ -208,6 +210,7 @@ class Handle:
                     try:
                         # This may be interrupted, too; both calls may be repeated.
                         if is_stopped:
+                            ignore_repeated_stop()
                             self.end("stop")
                         else:
                             self.start()
@@ -378,6 +381,24 @@ def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
             resume = f"`%codex resume {reply.id}` continues it."
             advice = resume if request and request.durable else "Run it again to ask again."
             raise Stopped(f"Stopped; {kept}.", reply=reply, advice=advice)
+
+
+def ignore_repeated_stop() -> None:
+    """Ignore interrupts for `REPEATED_STOP_S` more.
+
+    An interrupt after a cell's code has ended makes ipykernel lose the cell's reply, and the front
+    end waits for it forever.
+    """
+    if (previous := signal.getsignal(signal.SIGINT)) is None:
+        return  # not set from Python, so it could not be restored
+    ignored_until = time.monotonic() + REPEATED_STOP_S
+
+    def handle(number: int, _: object) -> None:
+        if time.monotonic() >= ignored_until:
+            signal.signal(number, previous)
+            signal.raise_signal(number)
+
+    signal.signal(signal.SIGINT, handle)
 
 
 def run_uninterrupted(operation: Callable[[], None]) -> bool:

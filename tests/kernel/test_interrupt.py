@@ -98,6 +98,31 @@ def test_a_second_stop_changes_nothing(cell: Kernel) -> None:
     assert cell.lives()
 
 
+PRESS_AGAIN = """
+import signal
+kernel = get_ipython().kernel
+do_execute = kernel.do_execute
+async def press_again(*args, **options):
+    kernel.do_execute = do_execute
+    reply = await do_execute(*args, **options)
+    signal.raise_signal(signal.SIGINT)
+    return reply
+kernel.do_execute = press_again
+"""
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["request", "map"])
+def test_a_second_stop_after_the_cell_does_not_lose_its_reply(cell: Kernel, mapped: bool) -> None:
+    """An interrupt after a cell's code has ended makes ipykernel lose the cell's reply."""
+    assert cell.run(PRESS_AGAIN).status == "ok"
+    ask = "import nbcodex; nbcodex.map('{item} [[tokens=4000]]', ['one'])"
+    asked = cell.start(ask if mapped else f"%%codex -o reply\n{PROMPT}")
+    cell.wait_for(asked, "at the server" if mapped else "answering")
+    ran, _ = stop(cell, asked)
+    assert ran.error == "Stopped"
+    assert cell.lives()
+
+
 @pytest.mark.parametrize("after", [0.0, 0.001, 0.003, 0.01, 0.03])
 def test_an_early_stop_ends_the_request(cell: Kernel, slow: Simulated, after: float) -> None:
     """However early Stop comes, the cell ends, and no request continues without it."""
