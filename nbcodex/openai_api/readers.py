@@ -325,8 +325,10 @@ class ReasoningSplitter:
         return ("", tail) if self._closing_tag else (tail, "")
 
     def _find_unopened(self, text: str) -> tuple[str, str]:
-        # A tag is whole in `text`, because its beginning would have been held back.
-        for tag in dialects.REASONING_TAGS.values():
+        # A tag is whole in `text`, because its beginning would have been held back. Few deltas
+        # contain a tag's first character, and the others cost little.
+        tags = [tag for tag in dialects.REASONING_TAGS.values() if tag[0] in text]
+        for tag in tags:
             for found in re.finditer(re.escape(tag), text):
                 at = found.start()
                 backticks = self._backticks + text.count("`", 0, at)
@@ -337,7 +339,7 @@ class ReasoningSplitter:
                 answer, reasoning = self.feed(text[found.end() :])
                 self.has_restarted = True
                 return answer, "".join([*self._before, text[:at], reasoning])
-        text = self._hold_back(text, list(dialects.REASONING_TAGS.values()))
+        text = self._hold_back(text, tags) if tags else text
         self._before.append(text)
         self._last_char = text[-1:] or self._last_char
         self._backticks += text.count("`")

@@ -323,18 +323,17 @@ class AnswerStream:
                     # A failure without a reason says more than invalid JSON after it.
                     self._error = self._unexplained or error
                 break
-            text, self._half = whole_characters(self._half + text)
-            if self._splitter and text:
-                text, tagged = self._splitter.feed(text)
-                reasonings.append(tagged)
-                if self._splitter.has_restarted:
-                    texts.clear()
-                    self._texts.clear()
-                    self._redactor.flush()
-                    self._withheld, self._has_restarted = "", True
             texts.append(text)
             reasonings.append(reasoning)
-        text, reasoning = "".join(texts), "".join(reasonings)
+        text, self._half = whole_characters(self._half + "".join(texts))
+        if self._splitter and text:
+            text, tagged = self._splitter.feed(text)
+            reasonings.append(tagged)
+            if self._splitter.has_restarted:
+                self._texts.clear()
+                self._redactor.flush()
+                self._withheld, self._has_restarted = "", True
+        reasoning = "".join(reasonings)
         self._chars += len(text) + len(reasoning)
         if text:
             self._has_text = True

@@ -40,7 +40,7 @@ WAYS = {
     "ours": "`nbcodex.aask`, journal and shared limiter on",
 }
 
-WORDS = [f" word{number}" for number in range(20)]
+WORDS = [f"word{number} " for number in range(20)]
 
 
 def response(status: str, output: list[Any]) -> dict[str, Any]:
