@@ -1,8 +1,8 @@
 """nbcodex: a ``%%codex`` cell magic that survives every rate limit.
 
-``%load_ext nbcodex`` adds the magics; `ask`, `aask`, `map`, `amap`, `monitor` and `Reply` serve
-plain Python. A public name is imported from its module when it is first used, so that importing
-the package takes no time.
+``%load_ext nbcodex`` adds the magics; `ask`, `aask`, `map`, `amap` and `monitor` are for Python
+code. A public name is imported from its module when it is first used, so that importing the package
+takes no time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(_MODULES[name]), name)
     extension = sys.modules.get("nbcodex.notebook.extension")
     if extension and _MODULES[name] == "nbcodex.api":
-        # Without a cell before it, a call from Python still needs the notebook and its settings.
+        # A notebook that has run no `%%codex` yet: its settings and display apply to `ask` as well.
         extension.connect_host()
     return value
 

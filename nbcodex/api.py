@@ -1,8 +1,4 @@
-"""`nbcodex.ask` and `map`, with `aask` and `amap` for event loops: what Python code calls.
-
-A single prompt gets an answer, or raises the reason why there is none; a map sends one prompt for
-many rows.
-"""
+"""The functions for Python code: `nbcodex.ask` and `map`, and `aask` and `amap` for event loops."""
 
 from __future__ import annotations
 
@@ -11,15 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbcodex import host
 from nbcodex.client import current
-from nbcodex.models import Api, Origin, Reply, Request, RequestOptions
-from nbcodex.requests.handle import reply_or_raise
+from nbcodex.models import Api, Origin, Reply, RequestOptions
+from nbcodex.requests.handle import Handle, reply_or_raise
 from nbcodex.requests.options import build_request
-from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
     from nbcodex.mapping.map_run import MapRun
 
-MAX_KEPT_RUNS = 8
+MAX_KEPT_RUNS = 8  # of maps, with all their replies, in `nbcodex.map.recent`
 
 
 def ask(
@@ -91,10 +86,8 @@ def ask(
     >>> reply = nbcodex.ask("Name three rivers.", max_output=200)
     >>> reply.text, reply.cost
     """
-    settings = host.current.settings()
-    request = _build(prompt, settings, RequestOptions.from_arguments(locals()))
-    handle = current().handle(request, settings)
-    return reply_or_raise(host.current.follow(handle), request)
+    handle = _handle(prompt, RequestOptions.from_arguments(locals()))
+    return reply_or_raise(host.current.follow(handle), handle.request)
 
 
 async def aask(
@@ -120,17 +113,19 @@ async def aask(
     --------
     >>> replies = await asyncio.gather(*(nbcodex.aask(f"Define {word}.") for word in words))
     """
-    settings = host.current.settings()
-    request = _build(prompt, settings, RequestOptions.from_arguments(locals()))
-    handle = current().handle(request, settings)
-    return reply_or_raise(await handle.follow_async(), request)
+    handle = _handle(prompt, RequestOptions.from_arguments(locals()))
+    return reply_or_raise(await handle.follow_async(), handle.request)
 
 
-def _build(prompt: str, settings: Settings, options: RequestOptions) -> Request:
-    # Not a cell's origin: in a cell, a loop makes many turns.
+def _handle(prompt: str, options: RequestOptions) -> Handle:
+    """Return the handle of a request that joins its thread, if it names one."""
+    settings, client = host.current.settings(), current()
+    # Without the cell's id: all calls in a cell would be one turn, each replacing the last.
     origin = Origin(notebook=host.current.notebook())
     request = build_request(prompt, settings, options, origin=origin)
-    return request if request.thread is None else current().join(request, settings)[0]
+    if request.thread is not None:
+        request, _ = client.join(request, settings)
+    return client.handle(request, settings)
 
 
 def map(  # noqa: A001 - it is nbcodex.map
@@ -274,14 +269,14 @@ async def amap(
 
 
 def _prepare_map(arguments: Mapping[str, Any]) -> Any:
-    """Return the map of some arguments, ready to be executed; an `Estimate` for a dry run."""
-    # Imported here: a single prompt needs nothing of maps.
+    """Return a run that is ready to be started, or the `Estimate` of a dry run."""
+    # Imported here: a single prompt needs none of this.
     from nbcodex.mapping.estimate import Estimate
     from nbcodex.mapping.map_api import MapOptions, prepare_map
 
     names = ("limit", "dry_run", "row_key", "on_error", "engine", "confirm")
-    own = {name: arguments[name] for name in names}
-    options = MapOptions(**own, request=RequestOptions.from_arguments(arguments))
+    map_arguments = {name: arguments[name] for name in names}
+    options = MapOptions(**map_arguments, request=RequestOptions.from_arguments(arguments))
     run = prepare_map(arguments["template"], arguments["data"], options)
     if not isinstance(run, Estimate):
         keep_run(run)
@@ -289,16 +284,16 @@ def _prepare_map(arguments: Mapping[str, Any]) -> Any:
 
 
 def keep_run(run: MapRun) -> None:
-    """Make a run the latest one, shown by the calling cell."""
+    """Make a run `nbcodex.map.last`, and let the calling cell show its progress."""
     from nbcodex.mapping.map_api import LastMap, kept_runs
 
-    run.on_stats = host.current.watch()
+    run.on_stats = host.current.map_listener()
     map.last = LastMap(run)  # type: ignore[attr-defined]
     kept_runs.pop(run.id, None)
     kept_runs[run.id] = run
     for id_ in list(kept_runs)[:-MAX_KEPT_RUNS]:
         del kept_runs[id_]
-    # Several maps may be resumed in one go, of which `last` is only one.
+    # `%codex resume` may resume several maps, of which `last` is only one.
     map.recent = {kept.id: LastMap(kept) for kept in kept_runs.values()}  # type: ignore[attr-defined]
 
 

@@ -1,6 +1,6 @@
-"""Builds the services, and the handles of requests, from any thread. Must not know notebooks.
+"""The one client of a process: its services, journals, limiters, and the handles of its requests.
 
-Owns the process's one client, its journals and its limiters.
+Its methods may be called from any thread, unless they say otherwise.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _FIRST_USE_NOTICE = (
     "(%codex forget erases, %config Codex.journal = False keeps none)"
 )
 
-# Front ends kill a kernel this long after the interrupt of a restart: the journal must be closed.
+# A front end that restarts a kernel kills it after this time; the journal must be closed by then.
 SHUTDOWN_TIMEOUT_S = 5.0
-# Running requests get this much of it to be parked: the loop may be busy with loading the SDK.
+# This much of it is for parking the running requests: the loop may be busy with loading the SDK.
 PARK_TIMEOUT_S = 2.0
 
 
 class SessionTotals:
-    """A listener that keeps what this process has used, by model."""
+    """A listener that sums up what this process has used, by model."""
 
     def __init__(self) -> None:
         self.by_model: dict[str, UsageTotals] = {}
@@ -83,17 +83,17 @@ class Client:
         self._transport = transport  # replaces the network, in the simulator and in tests
         self._services: Services | None = None
         self._limiters: dict[tuple[Path, Secret | None] | None, Limiter] = {}
-        self.notices = ""  # what the user has to see once; showing it empties it
-        self._journals: dict[Path | None, Journal] = {}
-        self._opening, self._making = threading.Lock(), threading.Lock()
+        self.notices = ""  # sentences to be shown to the user once; showing them empties it
+        self._journals: dict[Path | None, Journal] = {}  # by folder; None: in memory
+        self._journals_lock, self._services_lock = threading.Lock(), threading.Lock()
         # Weak: a handle that no thread follows lives as long as its request.
         self._handles: WeakValueDictionary[str, Handle] = WeakValueDictionary()
         self.conversations = Conversations()
 
     def services(self) -> Services:
-        """Return the services, made at the first call, from any thread."""
-        # Several cells may be the first at the same time, in subshells and threads.
-        with self._making:
+        """Return the services; the first call creates them."""
+        # Several cells may call it first at the same time, in subshells and threads.
+        with self._services_lock:
             if self._services is None:
                 from nbcodex.openai_api.api_client import ApiClient
                 from nbcodex.requests.runner import Services
@@ -104,62 +104,62 @@ class Client:
                     clock=self.clock,
                     limiter=self.limiter,
                     journal=self.journal,
-                    counters=self.counters,
+                    budget_journal=self.budget_journal,
                 )
             return self._services
 
     def limiter(self, settings: Settings) -> Limiter:
-        """Return the limiter that some settings ask for; called on the loop's thread."""
+        """Return the limiter for these settings; called on the loop's thread."""
         from nbcodex.ratelimit.limiter import Limiter
         from nbcodex.ratelimit.worker import SharedLimiter, open_store
 
-        # Shared by all processes with this folder or Redis, also where prompts are not kept: it
-        # holds numbers only, under names that are hashes.
         if settings.private_limits:
             return self._limiters.setdefault(None, Limiter())
-        place = folder, url = data_folder(settings), settings.redis_url
-        if place not in self._limiters:
+        # Shared by all processes with this folder or Redis, also where prompts are not kept: it
+        # holds numbers only, under names that are hashes.
+        key = folder, url = data_folder(settings), settings.redis_url
+        if key not in self._limiters:
             open_shared = partial(open_store, folder, redis_url=url, notify=self._add_notice)
             limiter = SharedLimiter(open_shared, clock=self.clock, on_problem=self._add_notice)
-            self._limiters[place] = limiter
-        return self._limiters[place]
+            self._limiters[key] = limiter
+        return self._limiters[key]
 
     def _add_notice(self, notice: str) -> None:
         self.notices = f"{self.notices} {notice}".strip()
 
     def journal(self, settings: Settings) -> Journal:
-        """Return the journal that `settings` ask for, on disk or in memory; each is opened once."""
+        """Return the journal for these settings, on disk or in memory; each is opened once."""
         folder = data_folder(settings) if settings.journal else None
         if folder and folder not in self._journals and not (folder / JOURNAL_FILENAME).exists():
             self.notices = _FIRST_USE_NOTICE.format(folder=folder)
         return self._open_journal(folder)
 
     def journal_on_disk(self, settings: Settings) -> Journal | None:
-        """Return the journal on disk, if there is one, even if requests are not kept there now."""
+        """Return the journal on disk, if there is one, even with the setting `journal` off."""
         folder = data_folder(settings)
         is_used = folder in self._journals or (folder / JOURNAL_FILENAME).exists()
         return self._open_journal(folder) if is_used else None
 
-    def counters(self, settings: Settings, *, lasting: bool = False) -> Journal:
-        """Return the journal that counts for budgets: on disk, even where no prompts are kept.
+    def budget_journal(self, settings: Settings, *, create: bool = False) -> Journal:
+        """Return the journal that counts what is spent: if possible the one on disk.
 
-        With `lasting`, it is on disk even if it has to be created for the counters alone.
+        With `create`, it is on disk even if the file has to be created for the counters alone.
         """
         # Numbers reveal nothing, and switching off the journal must not lift a cap of a day. The
-        # demo (`private_limits`) costs nothing: it counts for itself.
+        # demo (`private_limits`) costs nothing, so its spending is counted apart.
         if settings.journal or settings.private_limits:
             return self.journal(settings)
         from nbcodex.requests.budget import parse_cap
 
         folder = data_folder(settings)
-        lasting = lasting or any(parse_cap(cap).period != "session" for cap in settings.budgets)
-        is_counting = lasting or (folder / JOURNAL_FILENAME).exists()
-        return self._open_journal(folder if is_counting else None)
+        create = create or any(parse_cap(cap).period != "session" for cap in settings.budgets)
+        is_on_disk = create or (folder / JOURNAL_FILENAME).exists()
+        return self._open_journal(folder if is_on_disk else None)
 
     def _open_journal(self, folder: Path | None) -> Journal:
         from nbcodex.journal.journal import Journal
 
-        with self._opening:
+        with self._journals_lock:
             if folder not in self._journals:
                 self._journals[folder] = Journal(folder, clock=self.clock)
             return self._journals[folder]
@@ -168,38 +168,38 @@ class Client:
     # to be fast.
 
     async def budget_usage(self, settings: Settings) -> list[str]:
-        """Return in words how much of each of the user's caps is used."""
+        """Return, as text, how much of each of the user's caps is used."""
         budget = self.services().budget
-        await budget.refresh(self.counters(settings))
+        await budget.refresh(self.budget_journal(settings))
         return budget.usage_lines(settings.budgets)
 
     async def budget_outlook(
         self, settings: Settings, base_url: str, *, tokens: int, cost: float | None
     ) -> list[str]:
-        """Return in words what is left of the user's caps for `tokens` and a `cost`, if known."""
+        """Return, as text, what each of the user's caps leaves for `tokens` and a known `cost`."""
         from nbcodex.journal.spending import SpendAmount
         from nbcodex.openai_api import pricing
 
         budget = self.services().budget
-        await budget.refresh(self.counters(settings))
+        await budget.refresh(self.budget_journal(settings))
         expected = SpendAmount(tokens=tokens, dollars=cost or 0.0)
         # A server on this machine costs nothing.
         is_priced = cost is not None or pricing.is_local_server(base_url)
         return budget.outlook(settings.budgets, expected, is_priced=is_priced)
 
     async def save_cap(self, settings: Settings, cap: SpendingCap | None) -> None:
-        """Let all kernels that share the journal observe a cap; None removes it."""
-        counters = self.counters(settings, lasting=cap is not None)
+        """Set the cap of all kernels that share the journal; None removes it."""
+        counters = self.budget_journal(settings, create=cap is not None)
         await self.services().budget.set_shared_cap(counters, cap)
 
     async def reset_spending(self, settings: Settings) -> None:
-        """Count what is used from zero: in this session, and for all kernels in day and month."""
-        await self.services().budget.reset(self.counters(settings))
+        """Set what is spent to zero: in this session, and for all kernels in this day and month."""
+        await self.services().budget.reset(self.budget_journal(settings))
 
     async def estimate(
         self, request: Request, settings: Settings
     ) -> tuple[str | None, RequestEstimate]:
-        """Return the model that would be asked, and what the request may cost."""
+        """Return the model that the request would be sent to, and what it may cost."""
         from nbcodex.openai_api import pricing
 
         services = self.services()
@@ -212,7 +212,7 @@ class Client:
     def join(
         self, request: Request, settings: Settings, *, start_new: bool = False
     ) -> tuple[Request, list[str]]:
-        """Return a request with the earlier turns of its thread, and notes on them for its user."""
+        """Return a request with the earlier turns of its thread, and notes on them for the user."""
         store = self.journal(settings).conversations
         return self.conversations.join(request, store, settings, start_new=start_new)
 
@@ -224,10 +224,9 @@ class Client:
         not_before: float | None = None,
         listener: Listener | None = None,
     ) -> Handle:
-        """Return a handle that resumes a request of the journal; nothing is started yet.
+        """Return a handle that resumes a parked, abandoned, interrupted or failed request.
 
-        `entry` is parked, abandoned, interrupted or failed; `not_before`, in seconds since the
-        epoch, delays it.
+        Nothing is started yet. It is not sent before `not_before`, in seconds since the epoch.
         """
         # A request that began with less patience than the settings have now gets theirs.
         request = replace(entry.request, patience=max(entry.request.patience, settings.patience))
@@ -276,7 +275,7 @@ class Client:
             limiter.close()
 
     async def limits(self, settings: Settings) -> dict[str, LimitState]:
-        """Return the limits that were used here, and those of the default model, by label."""
+        """Return the limits of the models that were used here and of the default one, by label."""
         limiter, api_client = self.limiter(settings), self.services().api_client
         default: list[str] = []
         with contextlib.suppress(NbcodexError):
@@ -299,7 +298,7 @@ def current() -> Client:
 
 
 def _reset_after_fork() -> None:
-    # A forked child makes connections of its own.
+    # A forked child must not use the connections and files of its parent.
     global _current
     _current = None
 

@@ -1,7 +1,6 @@
-"""The one stream of events: what happens to a request, as its listeners receive it.
+"""The events of a request, in the order in which its listeners receive them.
 
-Each event is frozen and holds the instant `at` (seconds of `clock.Clock.now`) at which it happened.
-What a user sees is a pure function of these.
+What a user sees is a pure function of these. Instants are seconds as `Clock.now` returns them.
 """
 
 from __future__ import annotations
@@ -15,39 +14,35 @@ if TYPE_CHECKING:
     from nbcodex.models import Limit, Rates, Reply
 
 
-# How a user ends a request: its ending is `Interrupted`, `Cancelled` or `Parked`.
+# How a user ends a request; the ending is then `Interrupted`, `Cancelled` or `Parked`.
 EndAction = Literal["stop", "cancel", "park"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What all events have: the request, and when it happened."""
+    """What all events have."""
 
     request_id: str
-    at: float
+    at: float  # when it happened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queued(Event):
     """The request exists; nothing has been sent."""
 
-    model: str | None
+    model: str | None  # None until it is known
     patience: float
     prompt: str = ""  # its beginning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoolingDown(Event):
-    """The model is closed until `resume_at`, because a limit refused another request.
+    """The request has to wait before it is sent: for the end of a cooldown, or in the queue."""
 
-    With `queued`, the model is open, but its limit is used fully, and this request waits for its
-    turn, which uses no patience; `resume_at` is None as long as the turn cannot be predicted.
-    """
-
-    limit: Limit | None
-    resume_at: float | None
-    waited: float
-    queued: bool = False
+    limit: Limit | None  # that refused another request; None in the queue
+    resume_at: float | None  # when it will be sent; None in the queue if that cannot be predicted
+    waited: float  # seconds of patience that are used, without this wait
+    queued: bool = False  # whether it waits in the queue, which uses no patience
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +52,17 @@ class Sent(Event):
     attempt: int  # from 1
     model: str | None
     input_tokens: int  # an estimate
-    rates: Rates | None = None  # None as long as the price is not looked up, or where it is unknown
-    unpriced: bool = False  # whether the price is unknown
+    rates: Rates | None = None  # None before the price is looked up, and where there is none
+    unpriced: bool = False  # whether it is certain that no price is known
     simulated: bool = False  # whether the server is known to be a simulator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta(Event):
-    """More of the answer; with `reasoning`, of the reasoning before it."""
+    """More text of the answer, or of the reasoning before it."""
 
     text: str  # consecutive deltas may arrive joined: nothing may depend on where text was split
-    reasoning: bool = False
+    reasoning: bool = False  # whether it is text of the reasoning
     simulated: bool = False  # whether the server is known to be a simulator
 
 
@@ -78,7 +73,7 @@ class BackingOff(Event):
     error: TransientError
     attempt: int
     resume_at: float
-    waited: float  # without this wait
+    waited: float  # seconds of patience that are used, without this wait
 
     @property
     def limit(self) -> Limit | None:
@@ -100,9 +95,9 @@ class Finished(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parked(Event):
-    """The request is kept for later. `error` says why, and until when."""
+    """The request is kept for later."""
 
-    error: ParkedError
+    error: ParkedError  # says why, and when it can be sent
     reply: Reply
 
 

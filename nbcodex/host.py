@@ -1,6 +1,6 @@
-"""What the embedding program adds: by default a plain script or a terminal, else a notebook.
+"""The host: the program that runs nbcodex, which is a plain script or a notebook's shell.
 
-Owns the one place where a front end registers itself. Must not know any of them.
+The functions in `current` are those of a plain script; the notebook extension replaces them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ def _confirm_in_terminal(question: str) -> bool | None:
 
 @dataclass(slots=True)
 class Host:
-    """What the embedding program provides."""
+    """What nbcodex calls in the program that runs it."""
 
     settings: Callable[[], Settings] = Settings.read  # Returns the settings in force
-    # Starts a handle and waits for its ending, displaying what it likes
+    # Starts a request, shows its progress where it can, and returns its ending
     follow: Callable[[Handle], Ending] = Handle.follow
     # Returns the notebook that requests belong to
     notebook: Callable[[], str | None] = lambda: None
-    origin: Callable[[], Origin] = Origin  # Returns where a request comes from
-    # Returns a listener for the progress of a map, in the thread that runs it
-    watch: Callable[[], MapListener] = lambda: lambda _: None
-    # Asks the user a question; returns None where it cannot be asked
+    origin: Callable[[], Origin] = Origin  # Returns the notebook and cell that call nbcodex
+    # Returns what shows the progress of a map; called in the thread that runs the map
+    map_listener: Callable[[], MapListener] = lambda: lambda _: None
+    # Asks the user a yes-or-no question; returns None where it cannot be asked
     confirm: Callable[[str], bool | None] = _confirm_in_terminal
 
 

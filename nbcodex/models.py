@@ -5,30 +5,41 @@ Glossary. Each word has this one meaning in the whole package.
 request        prompt, model and options; immutable
 attempt        one HTTP exchange on behalf of a request
 retry          another attempt after a failed one; the wait between them is the backoff
-cooldown       a model is closed to all requests until a moment, because of a limit
-limit          the server's cap on tokens or requests per time; the user's own is a budget
+patience       the longest total wait that a user accepts; queueing for capacity is not counted
+queue          wait in order of arrival while a limit is fully used; this uses no patience
+park, resume   keep a request for later; continue with it
+durable        kept by the server, so that a broken stream can be continued
+event          something that happens to a request; `emit` sends it to the listeners, callables
+ending         the last event: finished, parked, interrupted (by Stop), cancelled or failed
+handle         a request as the calling thread holds it; its runner lives on the event loop
+limit          the server's cap on tokens or requests in a window of time, such as a minute
+budget, cap    the user's own caps on tokens or dollars; one of them
 quota          credit with the provider: a matter of billing, so waiting does not help
-reservation    capacity taken from a rate limit for one attempt
+cooldown       a model is closed to all requests until an instant, because of a limit
+probe          an attempt during a cooldown, to find out whether it is over
+reservation    capacity taken from a rate limit for one attempt, or from a budget for a request
+permit         the data of a reservation of a rate limit
 snapshot       the limits as the headers of one response state them
 charge policy  how a server counts a reservation: kept, refunded or actual
-patience       the longest total wait that a user accepts; queueing for capacity is not counted
-park, resume   keep a request for later; continue with it
 reply          the result of a request: the answer so far, its usage and its status
 usage          tokens that a request consumed; unknown figures are None, never zero
 cost           US dollars for a usage; None where no price is known
-entry          a request in the journal
-abandoned      an entry whose process ended before the request was finished
+note           a remark in the line of figures, which stands below an answer
+simulated      answered by `nbcodex.simulator`, which imitates a server and costs nothing
+journal        the file that keeps requests and replies; an entry is one request in it
+reuse          take the answer from the journal, where an equal request was answered
+kernel         a process that runs requests: of a notebook, a terminal or a script
+owner          the kernel that runs an entry's request; the entry is abandoned if it has died
 settings       what the user and the environment have configured
 options        what is given for one request, beside its prompt
 thread         a named conversation of one notebook
 turn           one prompt and its answer in a thread
-durable        kept by the server, so that a broken stream can be continued
+chapter        the turns since a thread was started anew; its number is larger than earlier ones
 map run        one prompt template applied to many rows
-row            one request of a map run
+row            one request of a map run; its key distinguishes rows with the same prompt
 batch job      a file of rows handed to the provider's Batch API
-listener       a callable that receives events; `emit` sends one
 
-Durations are seconds as floats; instants end in `_at`, and moments to wait for in `_until`.
+Durations are seconds as floats; instants end in `_at`, and instants to wait for in `_until`.
 """
 
 from __future__ import annotations
@@ -73,26 +84,28 @@ def match_prefix(prefix: str, names: Iterable[str]) -> list[str]:
 class TurnPosition:
     """Where an answer stands in its conversation."""
 
-    chapter: int = 0  # How often the conversation was started anew before it
-    number: int | None = None  # Orders the turns; None comes after all numbers
-    begins: bool = False  # Whether the conversation starts anew with this turn
+    chapter: int = 0
+    number: int | None = None  # Orders the turns of a chapter; None comes after all numbers
+    # Whether it was asked with ``--new``: the chapter's turns before it are then left out
+    starts_new: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """The notebook, cell and map that a request belongs to."""
 
-    notebook: str | None = None  # The kernel, where the notebook is unknown
+    notebook: str | None = None  # Its path, or a name for its kernel where the path is unknown
     cell: str | None = None  # The cell's id
-    variable: str | None = None  # The name that the answer is to be bound to
+    variable: str | None = None  # The variable that the reply is assigned to
     map_id: str | None = None  # The map run that it is a row of
     row_index: int | None = None  # Its index in that map, from 0
     row_count: int | None = None  # The number of rows of that map, where known
-    engine: str = "live"  # What answers the map: ``live`` requests or a ``batch`` job
+    engine: str = "live"  # How the map's rows are answered: as ``live`` requests, or by ``batch``
     data_kind: str = "list"  # The map's data: ``list``, ``tuple``, ``pandas`` or ``polars``
     position: TurnPosition = TurnPosition()  # Of the answer, if it joins a conversation
 
 
+# The first bytes of a file; WebP has a length between the two parts of its signature.
 _IMAGE_SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": "image/png",
     b"\xff\xd8\xff": "image/jpeg",
@@ -112,7 +125,6 @@ class Image:
     @classmethod
     def from_bytes(cls, data: bytes) -> Image | None:
         """Return the image in a file's bytes, or None if servers do not accept its format."""
-        # WebP has a length between the two parts of its signature.
         start = data[:4] + data[8:12] if data[8:12] == b"WEBP" else data
         for signature, media_type in _IMAGE_SIGNATURES.items():
             if start.startswith(signature):
@@ -132,7 +144,7 @@ class Source:
 class CarriedReasoning:
     """Encrypted reasoning that the next turn sends back, to the server that produced it only."""
 
-    items: tuple[Mapping[str, Any], ...]  # Items of the response, unchanged
+    items: tuple[Mapping[str, Any], ...]  # Items of type ``reasoning`` in the response, unchanged
     model: str  # The model that produced them
     base_url: str  # The server that produced them
 
@@ -149,7 +161,7 @@ class Turn:
     # The model and the server that may receive `carried`; None: any
     model: str | None = None
     base_url: str | None = None
-    # Row number in the journal; no part of the conversation itself
+    # `seq` of its entry in the journal; no part of the conversation itself
     entry: int | None = field(default=None, compare=False)
 
 
@@ -225,7 +237,7 @@ class StreamPosition:
     """How far a durable answer has been read; it is continued from there."""
 
     response_id: str  # The server's id of the response
-    # Number of the last event that was read; None: continue from the beginning
+    # `sequence_number` of the last event that was read; None: continue from the beginning
     sequence: int | None = None
 
 
@@ -275,9 +287,9 @@ class Limit:
 class LimitReading:
     """One limit as one response's headers state it."""
 
-    limit: float  # Size of the server's bucket, in its unit
-    remaining: float  # Level of the bucket
-    # Seconds until the bucket is full again (``x-ratelimit-reset-*``); less is enough for a request
+    limit: float  # Tokens or requests in the window (``x-ratelimit-limit-*``)
+    remaining: float  # What may still be used now (``x-ratelimit-remaining-*``)
+    # Seconds until all of it may be used again (``x-ratelimit-reset-*``); a request needs less
     full_in: float | None = None
 
 
@@ -291,12 +303,12 @@ class LimitSnapshot:
     # The tightest limit of each kind that the headers name
     tokens: LimitReading | None = None
     requests: LimitReading | None = None
-    organization: str | None = None  # The owner of the limits
+    organization: str | None = None  # Whose limits they are (``openai-organization``)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """List prices in US dollars for one token of input and of output, without caching."""
+    """List prices in US dollars of one token of input and of output, none of it cached."""
 
     input: float
     output: float
@@ -308,20 +320,16 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens of one request. Cached and cache-written are parts of input, reasoning of output.
-
-    `stated_cost` is the provider's own figure in US dollars, where it states one. None means
-    unknown, never zero. `estimated` marks our own figures, not the server's.
-    """
+    """Tokens of one request; None means unknown, never zero."""
 
     input_tokens: int | None = None
-    cached_tokens: int | None = None
+    cached_tokens: int | None = None  # Part of the input: read from the provider's prompt cache
     output_tokens: int | None = None
-    reasoning_tokens: int | None = None
-    estimated: bool = False
-    cache_written_tokens: int | None = None
-    service_tier: str | None = None
-    stated_cost: float | None = None
+    reasoning_tokens: int | None = None  # Part of the output
+    estimated: bool = False  # Whether any figure is ours, not the server's
+    cache_written_tokens: int | None = None  # Part of the input: written to the prompt cache
+    service_tier: str | None = None  # The provider's class of service, which has its own prices
+    stated_cost: float | None = None  # US dollars, where the provider states a cost itself
 
     def __add__(self, other: Usage) -> Usage:
         """Return the sum; a figure that is unknown in one of them is unknown in the sum."""
@@ -344,63 +352,27 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """The result of a request. True only when it holds a finished answer.
+    """The result of a request. True only when it holds a finished answer."""
 
-    Parameters
-    ----------
-    id : str
-        The request's id.
-    text : str
-        The answer, or as much of it as arrived.
-    status : str
-        ``done``, or why there is no finished answer.
-    model : str or None
-        The model that answered, as the server names it.
-    usage : Usage
-        Tokens of all attempts. Those of broken attempts are estimates, and marked so.
-    cost : float or None
-        US dollars; None where no price is known.
-    attempts : int
-        HTTP attempts, the successful one included.
-    waited : float
-        Seconds spent waiting because of limits and faults.
-    seconds : float
-        Seconds from the prompt to the end of the answer, without the waiting.
-    cut : str or None
-        Why a finished answer ends early (``max_output_tokens``, ``content_filter``), else None.
-    parsed : object
-        The validated object, where a schema or JSON was requested.
-    images : tuple of Image
-        Images that the model made.
-    sources : tuple of Source
-        The web pages that the answer cites, in the provider's order.
-    reused, simulated : bool
-        Whether the answer came from the journal, or from the simulator.
-    notes : tuple of str
-        Remarks for the reader, in a few words each.
-    error : str or None
-        Why there is no answer, in a map, where nothing is raised.
-    carried : CarriedReasoning or None
-        Reasoning that the next turn of the conversation sends back.
-    """
-
-    id: str
-    text: str = ""
-    status: Status = "done"
-    model: str | None = None
-    usage: Usage = Usage()
-    cost: float | None = None
-    attempts: int = 1
-    waited: float = 0.0
-    seconds: float = 0.0
+    id: str  # The request's id
+    text: str = ""  # The answer, or as much of it as arrived
+    status: Status = "done"  # ``done``, or why there is no finished answer
+    model: str | None = None  # The model that answered, as the server names it
+    usage: Usage = Usage()  # Tokens of all attempts; those of broken attempts are estimates
+    cost: float | None = None  # US dollars; None where no price is known
+    attempts: int = 1  # HTTP attempts, the successful one included
+    waited: float = 0.0  # Seconds spent waiting because of limits and faults
+    seconds: float = 0.0  # From the prompt to the end of the answer, without the waiting
+    # Why a finished answer ends early: ``max_output_tokens`` or ``content_filter``
     cut: str | None = None
-    parsed: Any = None
-    images: tuple[Image, ...] = ()
-    sources: tuple[Source, ...] = ()
-    reused: bool = False
-    simulated: bool = False
-    notes: tuple[str, ...] = ()
-    error: str | None = None
+    parsed: Any = None  # The validated object, where a schema or JSON was requested
+    images: tuple[Image, ...] = ()  # Images that the model made
+    sources: tuple[Source, ...] = ()  # Web pages that the answer cites, in the provider's order
+    reused: bool = False  # Whether the answer came from the journal
+    simulated: bool = False  # Whether it came from the simulator
+    notes: tuple[str, ...] = ()  # Remarks for the reader, in a few words each
+    error: str | None = None  # Why there is no answer, in a map, where nothing is raised
+    # Reasoning that the next turn of the conversation sends back
     carried: CarriedReasoning | None = field(default=None, repr=False)
 
     def __bool__(self) -> bool:
@@ -429,7 +401,7 @@ class UsageTotals:
     refusals: int = 0  # Attempts that a limit refused
     usage: Usage = NO_USAGE  # The sums of all known tokens
     cost: float = 0.0  # US dollars, as far as prices are known
-    waited: float = 0.0  # Seconds
+    waited: float = 0.0  # Sum of the requests' waits in seconds; they may wait at the same time
     unknown: int = 0  # Requests with unknown tokens
     unpriced: int = 0  # Requests with an unknown price
     estimated: int = 0  # Requests with estimated tokens
@@ -467,8 +439,8 @@ class UsageTotals:
 class MapStats:
     """The figures of a map run at one instant."""
 
-    map_id: str  # The map's id
-    at: float  # The instant, on the boot clock
+    map_id: str
+    at: float  # The instant, as `Clock.now` returns it
     total: int | None = None  # Rows; None where the number is not known yet
     done: int = 0  # Rows with an answer
     reused: int = 0  # Of these: with an answer from the journal

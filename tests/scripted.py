@@ -117,7 +117,7 @@ class ScriptedServices:
         self.services = Services(
             api_client=self.api_client,  # type: ignore[arg-type]
             journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
-            counters=lambda _: self.journal,  # type: ignore[arg-type,return-value]
+            budget_journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
             limiter=lambda _: self.limiter,
             clock=LoopClock(),
         )

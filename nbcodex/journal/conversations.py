@@ -108,7 +108,7 @@ def set_position(connection: Connection, request: Request) -> None:
     """Store the position of a new entry: after all others, unless the request names one."""
     # The entry's own number is larger than all others, so it orders turns without a counter.
     position = request.origin.position
-    values = storable(request.thread), position.chapter, position.number, position.begins
+    values = storable(request.thread), position.chapter, position.number, position.starts_new
     connection.execute(
         """UPDATE entries SET thread = ?, chapter = ?, place = coalesce(?, seq), begins = ?
         WHERE id = ?""",

@@ -239,7 +239,9 @@ def _entry(row: sqlite3.Row, *, abandoned: bool) -> Entry:
         )
     # The columns take precedence: a renamed entry has another id, and a turn gets its number when
     # it is inserted.
-    position = TurnPosition(chapter=row["chapter"], number=row["place"], begins=bool(row["begins"]))
+    position = TurnPosition(
+        chapter=row["chapter"], number=row["place"], starts_new=bool(row["begins"])
+    )
     origin = replace(request.origin, position=position)
     return Entry(
         request=replace(request, id=row["id"], origin=origin),

@@ -211,7 +211,7 @@ class BatchUploader:
                 await self._services.budget.reserve(
                     request,
                     caps=self._settings.budgets,
-                    journal=self._services.counters(self._settings),
+                    journal=self._services.budget_journal(self._settings),
                     model=model,
                     base_url=base_url,
                     tier=BATCH_TIER,

@@ -47,7 +47,7 @@ class Session:
         host.current.follow = self._follow
         host.current.notebook = partial(identity.notebook_id, shell)
         host.current.origin = partial(identity.current_origin, shell)
-        host.current.watch = self.map_listener
+        host.current.map_listener = self.map_listener
         host.current.confirm = _confirm
         self.settings: Settings = config.settings()
         collector_of(current())
@@ -167,7 +167,7 @@ class Session:
         """Show a request until it ends, and leave its answer there in any case."""
         stopped: Stopped | None = None
         try:
-            ending = handle.follow(output.on_events, tick=lambda: output.render_interval_s)
+            ending = handle.follow(output.on_events, max_idle_s=lambda: output.render_interval_s)
         except Stopped as error:
             stopped, reply = error, error.reply
         else:

@@ -1,7 +1,8 @@
-"""The user's own caps: how they are written, what a request may cost, and what they refuse.
+"""The user's own caps: how they are written, what a request may cost, and which one refuses it.
 
-Owns what this process has reserved, and the warnings; the counters of days and months are the
-journal's. A cap protects against mistakes, not against its user, who can change the settings.
+This process counts what it has spent and reserved in its session; the journal counts what all
+kernels spend by day and month. A cap protects against mistakes, not against its user, who can
+change the settings.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ Period = Literal["session", "day", "month"]
 # Fewer tokens are a mistake: a dollar sign was forgotten, or `%config` has expanded it.
 MIN_CAP_TOKENS = 100
 
-WARNING_SHARES = (0.75, 0.90, 0.95)  # the user gets a note when this much of a cap is used
+WARNING_SHARES = (0.75, 0.90, 0.95)  # of a cap: when so much is used, the reply gets a note
 
-# Another kernel may have used or changed a lasting cap meanwhile; reading it costs a commit.
+# Between two reads of the journal's counters, each of which costs a commit.
 REFRESH_INTERVAL_S = 5.0
 
-DEFAULT_OUTPUT_TOKENS = 500  # expected of an answer, until the session has answers to average
+DEFAULT_OUTPUT_TOKENS = 500  # expected of an answer until the session has had one
 
-# The output that is reserved of rate limits where a request states no bound; the limiter learns how
-# much of it answers really use.
+# The output that is reserved from rate limits for a request without `max_output`; the limiter
+# learns which share of it answers really use.
 UNBOUNDED_OUTPUT_TOKENS = 1_000
 
+# Matches ``200k``, ``1.5m/day``, ``200,000tokens``, ``$5``, ``20usdpermonth``.
 _CAP = re.compile(
     r"(?P<sign>\$)?(?P<number>\d[\d,_]*\.?\d*|\.\d+)(?P<scale>[km])?"
     r"(?:(?P<dollars>\$|usd|dollars?)|(?P<tokens>tokens?))?"
@@ -50,7 +52,7 @@ _NO_SPEND = SpendAmount()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpendingCap:
-    """How much may be used, and over what time."""
+    """How much may be used in a period."""
 
     amount: float  # tokens, input and output together, or US dollars
     unit: Unit
@@ -61,7 +63,7 @@ class SpendingCap:
 
     @property
     def source_text(self) -> str:
-        """The cap as `parse_cap` accepts it."""
+        """The cap in the notation that `parse_cap` reads."""
         return f"{self.amount}{'usd' if self.unit == 'dollars' else ''}/{self.period}"
 
     def format(self, amount: float) -> str:
@@ -71,20 +73,20 @@ class SpendingCap:
         return f"${amount:,.2f}" if amount >= 0.01 or not amount else f"${amount:.4f}"
 
     def describe_used(self, used: float) -> str:
-        """Return how much of the cap is used: ``50 tokens of 200 tokens for today used (25%)``."""
+        """Return text such as ``50 tokens of 200 tokens for today used (25%)``."""
         return f"{self.format(used)} of {self} used ({used / self.amount:.0%})"
 
     def allows(self, amount: SpendAmount, *, used: float) -> bool:
-        """Return whether `amount` fits beside what is used."""
+        """Return whether `amount` may be used in addition to `used`."""
         return used + amount.in_unit(self.unit) <= self.amount
 
-    def used_of(self, spending: Spending, *, with_reserved: bool) -> float:
-        """Return what all kernels have used in this cap's day or month."""
+    def used_by_kernels(self, spending: Spending, *, with_reserved: bool) -> float:
+        """Return what all kernels have used of this cap of a day or month, in its unit."""
         spent = spending.day if self.period == "day" else spending.month
         return spent.in_unit(self.unit) + spending.reserved.in_unit(self.unit) * with_reserved
 
     def resets_at(self, now: float) -> float | None:
-        """Return when the cap's period ends; `now` and the result are seconds since the epoch."""
+        """Return when the period ends, if it does; `now` and this are seconds since the epoch."""
         if self.period == "session":
             return None
         today = datetime.fromtimestamp(now).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -99,7 +101,7 @@ def parse_cap(text: str) -> SpendingCap:
         amount = float(re.sub("[,_]", "", found["number"])) * _SCALES[found["scale"]]
         unit: Unit = "dollars" if found["sign"] or found["dollars"] else "tokens"
         if amount and not (found["sign"] and found["tokens"]):
-            period: Any = found["period"] or "session"  # the pattern admits no others
+            period: Any = found["period"] or "session"
             return SpendingCap(amount=amount, unit=unit, period=period)
     raise ConfigurationError(
         f"{text[:40]!r} is not a budget.",
@@ -108,7 +110,7 @@ def parse_cap(text: str) -> SpendingCap:
 
 
 def parse_new_cap(text: str) -> SpendingCap:
-    """Return the cap that a user sets now; one that is too small for any request is a mistake."""
+    """Return the cap that a user sets now; raise an error if it is too small for any request."""
     cap = parse_cap(text)
     if cap.unit == "tokens" and cap.amount < MIN_CAP_TOKENS:
         raise ConfigurationError(
@@ -124,8 +126,8 @@ class RequestEstimate:
     """What a request may cost."""
 
     input_tokens: int
-    output_tokens: int  # `max_output` where there is one, else that of an average answer
-    bounded: bool = False  # whether the output cannot be longer
+    output_tokens: int  # the request's `max_output`, else the length of an average answer
+    bounded: bool = False  # whether it is the `max_output`
     cost: float | None = None  # US dollars; None where no price is known
 
     def __str__(self) -> str:
@@ -135,35 +137,37 @@ class RequestEstimate:
 
     @property
     def amount(self) -> SpendAmount:
-        """The estimate as if it were used."""
+        """The estimate as an amount that is spent."""
         return SpendAmount(tokens=self.input_tokens + self.output_tokens, dollars=self.cost or 0.0)
 
 
 def rate_limit_cost(request: Request) -> Cost:
-    """Return what a request asks of the rate limits."""
+    """Return what a request needs of the rate limits."""
     output = UNBOUNDED_OUTPUT_TOKENS if request.max_output is None else request.max_output
-    return Cost(float(pricing.estimate_request_tokens(request)), float(output))
+    input_tokens = pricing.estimate_request_tokens(request)
+    return Cost(input_tokens=float(input_tokens), max_output=float(output))
 
 
 class Budget:
-    """What this process may use, and has used. Lives on the event loop's thread."""
+    """What this process may use, and has used. Its methods run on the event loop's thread."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._session = _NO_SPEND
         self._all_kernels = Spending()
         self._shared_caps: tuple[SpendingCap, ...] = ()
-        self._read_at, self._read_on = float("-inf"), ""
+        self._read_at, self._read_on = float("-inf"), ""  # an instant, and an ISO date
         self._reading: asyncio.Task[None] | None = None
+        # By request id: what is reserved, and the caps that it was checked against.
         self._reservations: dict[str, tuple[SpendAmount, tuple[SpendingCap, ...]]] = {}
-        self._reserved = _NO_SPEND
+        self._reserved = _NO_SPEND  # the sum of the reservations
         self._warned: set[tuple[SpendingCap, float]] = set()
-        self._answers = self._answer_tokens = 0
+        self._answers = self._answer_tokens = 0  # of this session, for the average
 
     def estimate(
         self, request: Request, *, model: str | None, base_url: str, tier: str | None = None
     ) -> RequestEstimate:
-        """Return what `request` may cost; the first call loads the price tables for 0.2 s."""
+        """Return what `request` may cost; the first call takes 0.2 s to load the prices."""
         input_tokens = pricing.estimate_request_tokens(request)
         average = self._answer_tokens // self._answers if self._answers else DEFAULT_OUTPUT_TOKENS
         output_tokens = request.max_output or average
@@ -190,13 +194,13 @@ class Budget:
     ) -> None:
         """Reserve what a request may cost: its next answer, and its `broken` attempts.
 
-        It is a BudgetError if a cap would be passed or cannot be checked; nothing may be sent then.
+        Raises a BudgetError if this would exceed a cap, or if a cap cannot be checked.
         """
         await self.refresh(journal)
         in_force = self._in_force(caps)
         if not in_force or (request.id in self._reservations and broken == _NO_SPEND):
             return
-        # Tokens need no price tables, whose first use takes 0.2 s.
+        # Caps in tokens need no price tables.
         if any(cap.unit == "dollars" for cap in in_force):
             await asyncio.to_thread(pricing.load_prices)
         expected = self.estimate(request, model=model, base_url=base_url, tier=tier)
@@ -204,42 +208,42 @@ class Budget:
         is_free = expected.cost is None and pricing.is_local_server(base_url)
         checked = [cap for cap in in_force if not (is_free and cap.unit == "dollars")]
         lasting = [cap for cap in checked if cap.period != "session"]  # the journal counts these
-        # A request that was refused and sent again reserves anew, with its broken attempts.
+        # A request that is sent again replaces its reservation by one with its broken attempts.
         self.release(request.id)
         amount = expected.amount.plus(broken)
         for cap in checked:
             _check_price(request, expected, cap)
             if cap not in lasting:
-                self._check(request, expected, amount, cap)
-        # Reserved before the journal is awaited: other requests that ask meanwhile have to see it.
+                self._check_cap(request, expected, amount, cap)
+        # Reserved before the journal is awaited, so that other requests take it into account.
         self._reservations[request.id] = amount, in_force
         self._reserved = self._reserved.plus(amount)
         try:
             if lasting:
-                # The journal decides, in one transaction. It returns the figures from before, by
-                # which the caps are checked once more to find the one that refused.
+                # The journal decides, in one transaction. It returns the figures from before that,
+                # by which the check below finds the cap that is exceeded.
                 self._all_kernels = await journal.reserve_budget(
                     request.id,
                     amount,
                     today=self._today(),
                     allowed=lambda spending: all(
-                        cap.allows(amount, used=cap.used_of(spending, with_reserved=True))
+                        cap.allows(amount, used=cap.used_by_kernels(spending, with_reserved=True))
                         for cap in lasting
                     ),
                 )
             for cap in lasting:
-                self._check(request, expected, amount, cap)
+                self._check_cap(request, expected, amount, cap)
         except BaseException:
             self.release(request.id)
             raise
 
-    def _check(
+    def _check_cap(
         self, request: Request, expected: RequestEstimate, amount: SpendAmount, cap: SpendingCap
     ) -> None:
         used = self._used(cap, with_reserved=True)
         if cap.allows(amount, used=used):
             return
-        # The broken attempts count as used, so that the message states the next answer alone.
+        # The message counts broken attempts as used: what is needed is the next answer alone.
         needed = expected.amount.in_unit(cap.unit)
         used += amount.in_unit(cap.unit) - needed
         now, reset = self._clock.wall(), ""
@@ -256,8 +260,10 @@ class Budget:
     def commit(
         self, request_id: str, reply: Reply, *, assumed: SpendAmount | None = None
     ) -> tuple[str, ...]:
-        """Count what a request has used; return warnings, each once."""
-        # A reply that does not state its usage counts as `assumed`, or as what was reserved.
+        """Count what a request has used; return the warnings that are due, each only once.
+
+        A reply of unknown usage counts as `assumed`, or as what was reserved for it.
+        """
         assumed = self.reserved_for(request_id) if assumed is None else assumed
         caps = self.release(request_id)
         if reply.reused or not reply.attempts:
@@ -267,7 +273,7 @@ class Budget:
             self._answer_tokens += reply.usage.output_tokens or 0
         spent = SpendAmount.of_reply(reply, assumed=assumed)
         self._session = self._session.plus(spent)
-        # The lasting counters are shared with real requests: simulated answers do not count there.
+        # Simulated answers cost nothing, so they are not counted for days and months.
         if not reply.simulated:
             day, month = self._all_kernels.day.plus(spent), self._all_kernels.month.plus(spent)
             self._all_kernels = replace(self._all_kernels, day=day, month=month)
@@ -288,53 +294,52 @@ class Budget:
     def release(self, request_id: str) -> tuple[SpendingCap, ...]:
         """Drop a request's reservation; return the caps that it was checked against."""
         amount, caps = self._reservations.pop(request_id, (_NO_SPEND, ()))
-        # Set to zero when nothing is reserved: sums of floats would leave a remainder.
+        # Zero when nothing is reserved: differences of floats would leave a remainder.
         self._reserved = self._reserved.minus(amount) if self._reservations else _NO_SPEND
         return caps
 
     def usage_lines(self, caps: Iterable[str]) -> list[str]:
-        """Return in words how much of each cap in force is used, as of the last `refresh`."""
+        """Return, as text, how much of each cap in force is used, as of the last `refresh`."""
         return [cap.describe_used(self._used(cap)) for cap in self._in_force(caps)]
 
     def outlook(self, caps: Iterable[str], expected: SpendAmount, *, is_priced: bool) -> list[str]:
-        """Return in words what each cap in force leaves for what is `expected` to be used."""
-        words = []
+        """Return, as text, what each cap in force leaves for what is `expected` to be used."""
+        lines = []
         for cap in self._in_force(caps):
             used = self._used(cap, with_reserved=True)
             if cap.unit == "dollars" and not is_priced:
-                words.append(f"your budget of {cap} allows nothing without a known price")
+                lines.append(f"your budget of {cap} allows nothing without a known price")
             elif not cap.allows(expected, used=used):
                 left = cap.format(max(0.0, cap.amount - used))
-                words.append(f"more than is left of your budget: {left} of {cap}")
+                lines.append(f"more than is left of your budget: {left} of {cap}")
             else:
-                words.append(f"budget: {cap.describe_used(used)}")
-        return words
+                lines.append(f"budget: {cap.describe_used(used)}")
+        return lines
 
     async def set_shared_cap(self, journal: Journal, cap: SpendingCap | None) -> None:
-        """Let all kernels of this user observe `cap` from now on; None removes it."""
+        """Set the cap that applies in all kernels of this user; None removes it."""
         await journal.set_budget("" if cap is None else cap.source_text)
         self._read_at = float("-inf")
 
     async def reset(self, journal: Journal) -> None:
-        """Count what is used from zero; what running requests have reserved stays."""
+        """Set what is used to zero; the reservations of running requests stay."""
         await journal.reset_spending()
         self._session = _NO_SPEND
         self._warned.clear()
         self._read_at = float("-inf")
 
     def start_reading(self, journal: Journal) -> asyncio.Task[None] | None:
-        """Start to read what other kernels have used and set, unless that is recent."""
+        """Start to read the journal's counters and shared cap, unless they were read just now."""
         is_recent = self._clock.now() - self._read_at < REFRESH_INTERVAL_S
         if is_recent and self._today() == self._read_on:
             return None
-        # All callers share one task: a lock would let them pass one by one, and with many requests
-        # it would never be free.
+        # All callers await the same task: with a lock, each would wait for all those before it.
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read(journal))
         return self._reading
 
     async def refresh(self, journal: Journal) -> None:
-        """Read what other kernels have used and set, unless that is recent."""
+        """Read the journal's counters and shared cap, unless they were read just now."""
         if task := self.start_reading(journal):
             await asyncio.shield(task)
 
@@ -350,7 +355,7 @@ class Budget:
 
     def _used(self, cap: SpendingCap, *, with_reserved: bool = False) -> float:
         if cap.period != "session":
-            return cap.used_of(self._all_kernels, with_reserved=with_reserved)
+            return cap.used_by_kernels(self._all_kernels, with_reserved=with_reserved)
         return self._session.in_unit(cap.unit) + self._reserved.in_unit(cap.unit) * with_reserved
 
     def _today(self) -> str:

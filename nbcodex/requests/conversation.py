@@ -1,9 +1,8 @@
-"""Threads and their turns: which earlier turns a request sees, and where its answer joins.
+"""Threads and their turns: which earlier turns a request is sent with, and its answer's position.
 
-Owns the order of a conversation, and how much of it fits a model. A cell that is run again keeps
-its position: it sees the turns before it, and its answer replaces the old one. Only finished
-answers are turns. A thread that starts afresh begins a new chapter. Must not know cells beyond
-their ids, nor how a conversation is stored.
+A cell that is run again keeps its position: it is sent with the turns before it, and its answer
+replaces the old one. Only finished answers are turns. A thread that is started anew begins a new
+chapter. If not all turns fit the model's context, the oldest are left out.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from nbcodex.settings import DEFAULT_MODEL, Settings
 
 MAIN_THREAD = "main"  # of cells that name no thread
 
-# Every model is assumed to hold this many tokens: looking up a context window takes 0.2 s at first.
+# So few are assumed to fit every model: the first look-up of a context window takes 0.2 s.
 SMALL_CONVERSATION_TOKENS = 16_000
-DEFAULT_CONTEXT_TOKENS = 32_000  # where the context window is unknown
+DEFAULT_CONTEXT_TOKENS = 32_000  # of a model whose context window is unknown
 USABLE_CONTEXT_SHARE = 0.85  # because our token counts are estimates
 
-# Left for an answer without a bound of its own; in smaller windows an eighth.
-ANSWER_TOKENS = 16_000
+# Left for the answer to a request without `max_output`; but at most an eighth of the window.
+FREE_ANSWER_TOKENS = 16_000
 
 
 @dataclass(slots=True)
@@ -32,10 +31,11 @@ class _ThreadState:
     """What this process knows of one thread."""
 
     chapter: int | None = None  # the chapter that is continued; None: the latest
-    is_new: bool = False  # whether it was started here: cells then never return to an earlier one
-    # How many turns cells without an id have repeated, from the first one on; None: they have
-    # stopped repeating.
-    replayed: int | None = 0
+    # Whether this process started the chapter: cells then do not return to an earlier one.
+    is_new: bool = False
+    # How many of an earlier process's turns, from the first on, cells without an id have repeated;
+    # None: they do not repeat them.
+    repeated_turns: int | None = 0
 
 
 @dataclass(slots=True)
@@ -47,13 +47,13 @@ class Conversations:
     def join(
         self, request: Request, store: ConversationStore, settings: Settings, *, start_new: bool
     ) -> tuple[Request, list[str]]:
-        """Return `request` with its earlier turns and its position, and notes for its user."""
+        """Return `request` with its earlier turns and its position, and notes for the user."""
         if request.thread is None:
             return request, []
         stored = store.find_conversation(request.origin.notebook, request.thread)
-        position = replace(self._position(request, stored, store), begins=start_new)
+        position = replace(self._position(request, stored, store), starts_new=start_new)
         turns = _turns_before(position, stored, store, settings.max_history)
-        # The model is unknown where another server has to be asked for its default.
+        # Only the server itself knows the default model of a server other than OpenAI's.
         other_server = settings.base_url or settings.azure_endpoint or settings.client
         default = settings.model or (None if other_server else DEFAULT_MODEL)
         kept = _newest_that_fit(turns, request, model=request.model or default)
@@ -66,14 +66,14 @@ class Conversations:
         return request, notes
 
     def start_chapter(self, notebook: str | None, thread: str, store: ConversationStore) -> None:
-        """Start a thread afresh: its turns so far are not seen any more."""
+        """Start a thread anew: its turns so far are not sent any more."""
         chapter = store.start_chapter(notebook, thread)
-        self._states[notebook, thread] = _ThreadState(chapter, is_new=True, replayed=None)
+        self._states[notebook, thread] = _ThreadState(chapter, is_new=True, repeated_turns=None)
 
     def next_turns(
         self, notebook: str | None, thread: str, store: ConversationStore, limit: int | None
     ) -> list[Turn]:
-        """Return the turns that the next new cell would see if all of them fit its model."""
+        """Return the turns that the next new cell would be sent with, if all fit its model."""
         stored = store.find_conversation(notebook, thread)
         chapter = self._state(notebook, thread).chapter
         position = TurnPosition(chapter=stored.chapter if chapter is None else chapter)
@@ -85,16 +85,17 @@ class Conversations:
     def _position(
         self, request: Request, stored: StoredConversation, store: ConversationStore
     ) -> TurnPosition:
-        """Return the position of a cell that was run before, else one behind all others."""
+        """Return the position of a cell that was run before, else one after all others."""
         state = self._state(request.origin.notebook, request.thread or MAIN_THREAD)
         if state.chapter is None:
             state.chapter = stored.chapter
         cell = request.origin.cell
         if cell is None:
-            earlier = _replayed_turn(request, state, stored, store)
+            earlier = _repeated_turn(request, state, stored, store)
         else:
-            own = (turn for turn in reversed(stored.candidates) if turn.cell == cell)
-            earlier = next((t for t in own if not state.is_new or t.chapter == state.chapter), None)
+            of_cell = (turn for turn in reversed(stored.candidates) if turn.cell == cell)
+            chapter = state.chapter if state.is_new else None
+            earlier = next((turn for turn in of_cell if chapter in (None, turn.chapter)), None)
         if earlier is None:
             return TurnPosition(chapter=state.chapter)
         state.chapter = earlier.chapter
@@ -104,10 +105,10 @@ class Conversations:
 def _turns_before(
     position: TurnPosition, stored: StoredConversation, store: ConversationStore, limit: int | None
 ) -> list[Turn]:
-    """Return the newest turns that precede a position in its chapter, oldest first."""
-    if position.begins:
+    """Return the newest `limit` turns before a position in its chapter, oldest first."""
+    if position.starts_new:
         return []
-    newest: dict[int, TurnCandidate] = {}
+    newest: dict[int, TurnCandidate] = {}  # by number, like the next
     done: dict[int, TurnCandidate] = {}
     for turn in stored.candidates:
         is_earlier = position.number is None or turn.number < position.number
@@ -123,24 +124,25 @@ def _turns_before(
 
 def _newest_that_fit(turns: list[Turn], request: Request, *, model: str | None) -> list[Turn]:
     """Return the newest of `turns` that fit the model's context beside the request."""
-    own = pricing.estimate_request_tokens(replace(request, turns=()))
-    sizes = list(accumulate(map(pricing.estimate_turn_tokens, reversed(turns))))
-    if not sizes or own + sizes[-1] <= SMALL_CONVERSATION_TOKENS:
+    request_tokens = pricing.estimate_request_tokens(replace(request, turns=()))
+    # Tokens of the newest turn, of the two newest, and so on.
+    sums = list(accumulate(map(pricing.estimate_turn_tokens, reversed(turns))))
+    if not sums or request_tokens + sums[-1] <= SMALL_CONVERSATION_TOKENS:
         return turns
     context = pricing.context_window(model) or DEFAULT_CONTEXT_TOKENS
-    answer = request.max_output or min(ANSWER_TOKENS, context // 8)
-    room = context * USABLE_CONTEXT_SHARE - answer - own
-    count = sum(1 for _ in takewhile(lambda size: size <= room, sizes))
+    answer_tokens = request.max_output or min(FREE_ANSWER_TOKENS, context // 8)
+    available = context * USABLE_CONTEXT_SHARE - answer_tokens - request_tokens
+    count = sum(1 for _ in takewhile(lambda tokens: tokens <= available, sums))
     return turns[len(turns) - count :]
 
 
-def _replayed_turn(
+def _repeated_turn(
     request: Request, state: _ThreadState, stored: StoredConversation, store: ConversationStore
 ) -> TurnCandidate | None:
     """Return the next turn of an earlier process, if the request repeats its prompt."""
     # In a front end without cell ids, this distinguishes a notebook that is run again after a
     # restart from one that continues.
-    index, state.replayed = state.replayed, None
+    index, state.repeated_turns = state.repeated_turns, None
     if index is None:
         return None
     without_cell = [turn for turn in stored.candidates if turn.cell is None]
@@ -151,6 +153,6 @@ def _replayed_turn(
             continue
         turn = by_number[sorted(by_number)[index]]
         if store.read_prompt(turn.entry) == request.prompt:
-            state.replayed = index + 1
+            state.repeated_turns = index + 1
             return turn
     return None

@@ -1,7 +1,7 @@
 """One request as the calling thread holds it: started, followed, ended, and read as a reply.
 
-Owns the way between a waiting thread and the event loop, events included. An interrupt may occur
-at any instruction in here; wherever it does, the request ends and its last event is rendered.
+Calls go from that thread to the event loop, and events come back. A KeyboardInterrupt may occur at
+any instruction in here; wherever it does, the request ends and its last event is rendered.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import queue
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
 
 from nbcodex import events
 from nbcodex.errors import CancelledError, ConfigurationError, NbcodexError, Stopped, shorten
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 RenderEvents = Callable[[tuple[Event, ...]], None]
 
-DELTA_INTERVAL_S = 0.1  # between two deliveries of deltas; the first is delivered at once
+DELTA_INTERVAL_S = 0.1  # between two batches of deltas; the first delta is delivered at once
 STOP_TIMEOUT_S = 0.2  # Stop waits this long for the last events; the request ends in any case
 REPEATED_STOP_S = 1.0  # an interrupt this soon after the first is the same press of Stop
 LOOP_WAKE_INTERVAL_S = 0.05  # how late an interrupt may be noticed in a caller's event loop
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class EventQueue:
-    """Receives events on the loop's thread, and hands them in batches to the rendering thread.
+    """Receives events on the loop's thread, and passes them in batches to the rendering thread.
 
     Deltas are collected, so that 2,000 of them in a second make ten batches; no other event waits.
     """
@@ -91,20 +91,20 @@ class EventQueue:
         self._batches.put(tuple(batch))
 
     def next_batch(self, timeout: float | None = None) -> tuple[Event, ...]:
-        """Wait for the next batch of events; an empty one after `timeout` seconds."""
+        """Return the next batch of events, or an empty one after `timeout` seconds."""
         end = math.inf if timeout is None else time.monotonic() + timeout
-        longest = WAIT_SLICE_S or threading.TIMEOUT_MAX
+        slice_s = WAIT_SLICE_S or threading.TIMEOUT_MAX
         while True:
             left = max(0.0, end - time.monotonic())
             try:
-                return self._batches.get(timeout=min(left, longest))
+                return self._batches.get(timeout=min(left, slice_s))
             except queue.Empty:
-                if left <= longest:
+                if left <= slice_s:
                     return ()
 
 
 class Handle:
-    """One request, for any thread. The methods that end it return at once.
+    """One request; its methods may be called from any thread.
 
     `services` and `listeners` are called on the loop's thread; the listeners receive every event.
     """
@@ -137,7 +137,7 @@ class Handle:
         """Start the runner, on the loop's thread."""
         if self._runner is not None:
             return
-        # A failure in here becomes an event: a thread is waiting for one.
+        # An exception in here becomes an event, because a thread waits for one.
         try:
             services = self._services()
             # Imported when it is first needed, with tenacity, the journal and the SDK.
@@ -173,11 +173,11 @@ class Handle:
             self.ending.set_result(event)
 
     def end(self, action: EndAction) -> None:
-        """End the request: ``stop``, ``cancel`` or ``park``. The first action counts."""
+        """Ask the request to end, and return at once; only the first action counts."""
         self._call_runner(lambda runner: runner.end(action))
 
     def park_at_exit(self) -> None:
-        """Park the request because the process ends; threads that follow it get no more events."""
+        """Park the request as the process ends; threads that follow it get no more events."""
         # Rendering while the interpreter shuts down would fail.
         self._listeners = ()
         self.end("park")
@@ -187,20 +187,20 @@ class Handle:
         self._call_runner(lambda runner: runner.retry_now())
 
     def _call_runner(self, call: Callable[[RequestRunner], None]) -> None:
-        # On the loop's thread, where `_start` creates it: calls take effect in their order.
+        # On the loop's thread, where `_start` creates the runner: calls take effect in order.
         event_loop.shared().call_soon(lambda: call(self._runner) if self._runner else None)
 
     def follow(
         self,
         render: RenderEvents = lambda _: None,
         *,
-        tick: Callable[[], float | None] = lambda: None,
+        max_idle_s: Callable[[], float | None] = lambda: None,
     ) -> Ending:
         """Start the request and wait for its ending, passing each batch of events to `render`.
 
-        `render` is called in this thread, with no events if there were none for `tick()` seconds.
-        An interrupt ends the request, and `Interrupted` is returned; if the request had ended just
-        before, that ending is rendered and `Stopped` is raised.
+        `render` is called in this thread; with an empty batch after `max_idle_s()` seconds without
+        an event. An interrupt ends the request, and `Interrupted` is returned; if the request had
+        ended just before, its ending is rendered and `Stopped` is raised.
         """
         self._check_thread()
         is_stopped = False
@@ -208,13 +208,13 @@ class Handle:
             while True:
                 try:
                     try:
-                        # This may be interrupted, too; both calls may be repeated.
+                        # These calls may be interrupted as well; both may be repeated.
                         if is_stopped:
                             ignore_repeated_stop()
                             self.end("stop")
                         else:
                             self.start()
-                        ending = self._render_batches(render, tick, is_stopped=is_stopped)
+                        ending = self._render_batches(render, max_idle_s, is_stopped=is_stopped)
                         break
                     except KeyboardInterrupt:
                         is_stopped = True
@@ -228,13 +228,13 @@ class Handle:
         return ending
 
     def _render_batches(
-        self, render: RenderEvents, tick: Callable[[], float | None], *, is_stopped: bool
+        self, render: RenderEvents, max_idle_s: Callable[[], float | None], *, is_stopped: bool
     ) -> Ending:
-        """Render batch after batch up to the ending; after Stop, do not wait long for it."""
+        """Render all batches up to the ending, and return it; after Stop, do not wait long."""
         while True:
-            batch = self._queue.next_batch(STOP_TIMEOUT_S if is_stopped else tick())
+            batch = self._queue.next_batch(STOP_TIMEOUT_S if is_stopped else max_idle_s())
             if is_stopped and not batch:
-                # No ending came in time: this thread goes on without it.
+                # No ending came in time: the thread goes on with one of its own.
                 reply = Reply(id=self.request.id, status="interrupted", attempts=0)
                 last = events.Interrupted(request_id=self.request.id, at=0.0, reply=reply)
                 batch = (self.ending.result() if self.done else last,)
@@ -243,7 +243,7 @@ class Handle:
                 return ending
 
     def wait_until_committed(self) -> None:
-        """Wait until the request is in the journal, or it is known that it cannot be."""
+        """Wait until the request is in the journal, or cannot be written to it."""
         while not self._committed.wait(WAIT_SLICE_S):
             pass
 
@@ -262,42 +262,43 @@ class Handle:
     async def follow_async(self) -> Ending:
         """Start the request and wait for its ending on the caller's event loop."""
         loop = asyncio.get_running_loop()
-        if loop not in _waiting:
-            _waiting[loop] = 0
-            loop.call_later(LOOP_WAKE_INTERVAL_S, _tick, loop)
-        _waiting[loop] += 1
+        if loop not in _awaited_counts:
+            _awaited_counts[loop] = 0
+            loop.call_later(LOOP_WAKE_INTERVAL_S, _wake_again, loop)
+        _awaited_counts[loop] += 1
         try:
             self.start()
             return await asyncio.wrap_future(self.ending)
         finally:
-            _waiting[loop] -= 1
+            _awaited_counts[loop] -= 1
             if not self.done:
                 self.end("stop")
 
     def _check_thread(self) -> None:
         if event_loop.shared().is_current_thread and not self.done:
             raise ConfigurationError(
-                "This would wait for itself: it runs on nbcodex's own event loop.",
+                "This call would never end: it would wait for its own event loop.",
                 advice="Use `await nbcodex.aask(…)` there.",
             )
 
 
-# A kernel's event loop handles an interrupt only when it wakes. One timer per loop wakes it for all
-# requests that wait: it runs as long as its loop is in here.
-_waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, int] = weakref.WeakKeyDictionary()
+# The number of requests that are awaited on each of the callers' event loops. A loop handles an
+# interrupt only when it wakes, so one timer for each loop in here wakes it regularly.
+_awaited_counts: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()
 
 
-def _tick(loop: asyncio.AbstractEventLoop) -> None:
-    if _waiting[loop]:
-        loop.call_later(LOOP_WAKE_INTERVAL_S, _tick, loop)
+def _wake_again(loop: asyncio.AbstractEventLoop) -> None:
+    if _awaited_counts[loop]:
+        loop.call_later(LOOP_WAKE_INTERVAL_S, _wake_again, loop)
     else:
-        del _waiting[loop]
+        del _awaited_counts[loop]
 
 
 class PendingReply(Reply):
-    """The reply of a running request: reading its answer waits for it, and Stop ends the wait."""
+    """The reply of a running request: reading its answer waits for it, and Stop ends the wait.
 
-    # Inspection never waits: not Tab, ``?``, ``%whos``, `dir`, `repr`, `str`, nor a copy.
+    Inspection does not wait: Tab, ``?``, ``%whos``, `dir`, `repr`, `str`, or a copy.
+    """
 
     __slots__ = ("_handle",)
     _handle: Handle
@@ -310,7 +311,7 @@ class PendingReply(Reply):
         """The request's id."""
         return self._handle.request.id
 
-    # Read by `bool`, which a loop over pending replies does often: it must not wait.
+    # `bool` reads it, for example in a loop over pending replies, so it does not wait.
     @property
     def status(self) -> Status:
         """The status of the reply; ``running`` until there is one."""
@@ -329,7 +330,7 @@ class PendingReply(Reply):
         return str(self._now()) if self._handle.done else repr(self)
 
     def __format__(self, spec: str) -> str:
-        # Unlike `str`, which inspectors call, this is how a text uses the answer.
+        # Inspectors call `str`, but not this: an f-string wants the answer.
         return format(self.text, spec)
 
     def _repr_markdown_(self) -> str:
@@ -344,7 +345,7 @@ class PendingReply(Reply):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process cannot wait for this one's request: it gets what there is now.
+        # Another process cannot wait for this process's request: it gets the reply as it is now.
         return copy.copy, (self._now(),)
 
     def __eq__(self, other: object) -> bool:
@@ -354,18 +355,18 @@ class PendingReply(Reply):
         return id(self)
 
 
-def _awaited(name: str) -> Any:
+def _waiting_property(name: str) -> Any:
     return property(lambda self: getattr(self._handle.wait().reply, name))
 
 
-# Properties, because completers and inspectors evaluate the members of slots, but no properties.
+# Properties, because completers and inspectors evaluate slots, but not properties.
 for _field in dataclasses.fields(Reply):
     if _field.name not in {"id", "status"}:
-        setattr(PendingReply, _field.name, _awaited(_field.name))
+        setattr(PendingReply, _field.name, _waiting_property(_field.name))
 
 
 def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
-    """Return the answer that a request ended with, or raise why there is none."""
+    """Return the reply of a finished request; otherwise raise why there is no answer."""
     match ending:
         case events.Finished(reply=reply):
             return reply

@@ -1,7 +1,4 @@
-"""Makes a request of a prompt and options: checked, and completed from the settings.
-
-Owns the conversion of images.
-"""
+"""Makes a request of a prompt, options and settings; checks the options, and converts images."""
 
 from __future__ import annotations
 
@@ -18,10 +15,11 @@ from nbcodex.requests import structured_output
 from nbcodex.settings import Settings, parse_duration
 
 MAX_THREAD_NAME_CHARS = 100
-MAX_IMAGE_BYTES = 20 * 2**20  # OpenAI's limit for years; the base64 that is sent is a third larger
+MAX_IMAGE_BYTES = 20 * 2**20  # of the file; OpenAI long accepted no larger images
 
+# Methods by which a matplotlib figure and a PIL image are recognized.
 _FIGURE_METHODS, _PIL_METHODS = ("savefig", "add_subplot"), ("save", "tobytes", "thumbnail")
-_PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}  # those of Pillow that PNG can hold
+_PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16"}  # Pillow's, which PNG can hold
 
 
 def build_request(
@@ -32,7 +30,7 @@ def build_request(
     origin: Origin | None = None,
     turns: Iterable[Turn] = (),
 ) -> Request:
-    """Return the request of a prompt and its options, or raise a ConfigurationError."""
+    """Return the request, or raise a ConfigurationError if an option is invalid."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise ConfigurationError("The prompt is empty.", advice="Write what you want to know.")
     options = options or RequestOptions()
@@ -46,7 +44,7 @@ def build_request(
         check_thread_name(options.thread)
     names = [field.name for field in fields(RequestOptions)]
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    # An alias is resolved here, once, so that the journal and the limits know the real model.
+    # An alias is resolved here, so that the journal and the limits have the name of the model.
     model = options.model or settings.model
     converted: dict[str, Any] = {
         "model": settings.aliases.get(model, model) if model else None,
@@ -73,7 +71,7 @@ def check_thread_name(name: str) -> None:
 
 
 def _check_types(options: RequestOptions) -> None:
-    """Raise a ConfigurationError where an option has the wrong type: users pass anything."""
+    """Raise a ConfigurationError if an option has the wrong type."""
     for field in fields(RequestOptions):
         name, value = field.name, getattr(options, field.name)
         if field.type == "str | None" and not isinstance(value, str | None):
@@ -91,8 +89,7 @@ def _check_types(options: RequestOptions) -> None:
         raise ConfigurationError("images must be a list of images.", advice="Write [image].")
 
 
-# Images. No imaging library is imported: objects are recognized by their methods, and a value that
-# has them has brought its library along.
+# Images. No imaging library is imported: objects are recognized by their methods.
 
 
 def to_image(value: Any) -> Image:
@@ -117,8 +114,8 @@ def to_image(value: Any) -> Image:
         return _from_bytes(data, f"The file {shorten(str(value), 100)}")
     if isinstance(value, bytes | bytearray | memoryview):
         return _from_bytes(bytes(value), "The data given")
-    if (drawn := _draw(value)) is not None:
-        return _from_bytes(drawn, f"The drawing of {type(value).__name__}")
+    if (png := _draw(value)) is not None:
+        return _from_bytes(png, f"The drawing of {type(value).__name__}")
     raise ConfigurationError(
         f"A value of type {type(value).__name__} is not an image.",
         advice="Give a path, bytes, a matplotlib figure or a PIL image.",
@@ -126,15 +123,15 @@ def to_image(value: Any) -> Image:
 
 
 def is_drawable(value: object) -> bool:
-    """Return whether `value` is a matplotlib figure or a PIL image."""
+    """Return whether `value` looks like a matplotlib figure or a PIL image."""
     return type_has(value, *_FIGURE_METHODS) or type_has(value, *_PIL_METHODS)
 
 
-def _from_bytes(data: bytes, what: str) -> Image:
+def _from_bytes(data: bytes, source: str) -> Image:
     image = Image.from_bytes(data)
     if image is None:
         raise ConfigurationError(
-            f"{what} is not an image that can be sent: a PNG, JPEG, GIF or WebP.",
+            f"{source} is not an image that can be sent: a PNG, JPEG, GIF or WebP.",
             advice="Open other formats with Pillow, and give the image itself.",
         )
     return _check_size(image)
@@ -150,24 +147,25 @@ def _check_size(image: Image) -> Image:
 
 
 def _draw(value: Any) -> bytes | None:
-    """Return `value` as a file, if it can draw itself."""
+    """Return the bytes of a PNG file, if `value` is an object that can draw itself."""
     if type_has(value, *_FIGURE_METHODS):
-        return _save(value, value.savefig)
+        return _save_as_png(value, value.savefig)
     # Axes: seaborn and pandas return them rather than the figure.
     if type_has(value, "get_figure", "plot"):
         return _draw(value.get_figure())
     if type_has(value, *_PIL_METHODS):
         # A PNG holds neither CMYK nor floating point.
         image = value if value.mode in _PNG_MODES else value.convert("RGBA")
-        return _save(value, image.save)
+        return _save_as_png(value, image.save)
     if type_has(value, "_repr_png_"):
-        shown = value._repr_png_()
-        shown = shown[0] if isinstance(shown, tuple) else shown
-        return b64decode(shown) if isinstance(shown, str) else shown
+        # IPython allows a pair of data and metadata, and base64 in place of bytes.
+        png = value._repr_png_()
+        png = png[0] if isinstance(png, tuple) else png
+        return b64decode(png) if isinstance(png, str) else png
     return None
 
 
-def _save(value: object, save: Callable[..., object]) -> bytes:
+def _save_as_png(value: object, save: Callable[..., object]) -> bytes:
     file = io.BytesIO()
     try:
         save(file, format="png")
@@ -181,5 +179,5 @@ def _save(value: object, save: Callable[..., object]) -> bytes:
 
 def type_has(value: object, *names: str) -> bool:
     """Return whether the type of `value` has all these attributes."""
-    # Not the instance: that of a proxy or a mock has every attribute.
+    # An instance of a proxy or a mock would have every attribute.
     return all(hasattr(type(value), name) for name in names)

@@ -1,7 +1,7 @@
 """The state of one request while it runs: plain data, and pure functions of it.
 
-Owns that the answer's text and the position to continue from fit together, and the figures of every
-reply. Sends nothing, waits for nothing, and knows neither the journal nor the limiter's queue.
+Here the figures of every reply are computed, and the text of a durable answer is kept in step with
+the position from which the server continues it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class PartialAnswer:
     """The part of an answer that has arrived."""
 
     def __init__(self) -> None:
-        # Where the durable answer continues behind `text`; None where there is no such answer.
+        # Where the durable answer continues after `text`; None without such an answer.
         self.position: StreamPosition | None = None
         self.notes: tuple[str, ...] = ()  # for the reader of the answer
         self._shown: list[str] = []
-        # Text of an earlier attempt stays on display until the first text of the next one.
+        # Whether the text is that of an earlier attempt, which the next text replaces.
         self._is_stale = False
 
     @property
@@ -46,7 +46,7 @@ class PartialAnswer:
 
     @property
     def new_text(self) -> str:
-        """The text that the current attempt has brought."""
+        """The text that arrived in the current attempt."""
         return "" if self._is_stale else self.text
 
     def add_note(self, note: str) -> None:
@@ -59,21 +59,21 @@ class PartialAnswer:
         self.position, self._shown = position, [text] if text else []
 
     def append(self, text: str) -> bool:
-        """Add text; return whether it replaces what was shown."""
+        """Add text; return whether it replaces the text before it."""
         replaces, self._is_stale = self._is_stale, False
         if replaces:
             self._shown.clear()
         self._shown.append(text)
         return replaces
 
-    def reach(self, position: StreamPosition) -> None:
+    def set_position(self, position: StreamPosition) -> None:
         """Record that the text so far is the answer up to `position`."""
         # While the text of another attempt is shown, the position does not fit it: a resumed
         # request then has to read this answer from its beginning.
         self.position = StreamPosition(position.response_id) if self._is_stale else position
 
     def expect_replacement(self) -> None:
-        """Let the next text replace what is shown."""
+        """Let the next text replace the text so far."""
         self._is_stale = bool(self._shown)
 
     def start_over(self) -> None:
@@ -81,8 +81,8 @@ class PartialAnswer:
         self.position = None
         self.expect_replacement()
 
-    def text_before(self, position: StreamPosition) -> str:
-        """Return the text behind which the answer continues at `position`."""
+    def continue_from(self, position: StreamPosition) -> str:
+        """Expect the answer from `position` on; return the text before it."""
         if position.sequence is None:
             self.expect_replacement()
             return ""
@@ -95,31 +95,31 @@ class PartialAnswer:
 
 @dataclass(slots=True)
 class RequestState:
-    """Everything that is known of a running request."""
+    """Everything that is known of a running request. Instants are those of `clock`."""
 
-    request: Request  # as the user asked it
-    clock: Clock  # of all instants in here
+    request: Request
+    clock: Clock
     patience: Patience = field(init=False)
-    simulators: Set[str] = frozenset()  # base URLs at which a simulator has answered any request
-    base_url: str = ""  # empty, and the model None, until they are known
-    model: str | None = None
-    # As it is sent: differs from `request` while an answer is being repaired.
+    simulators: Set[str] = frozenset()  # base URLs of servers that are simulators
+    base_url: str = ""  # empty until it is known
+    model: str | None = None  # None until it is known
+    # What is sent: another prompt than that of `request` while an answer is asked for once more.
     sent_request: Request = field(init=False)
     partial: PartialAnswer = field(default_factory=PartialAnswer)
     answer: CompletedAnswer | None = None
     attempts: int = 0
-    refused: int = 0  # attempts that cost nothing: the server refused them before any answer
-    # What broken attempts have used, as far as they brought text; an estimate.
+    unbilled_attempts: int = 0  # those that the server refused before any answer
+    # What broken attempts have used: an estimate, by the text that they brought.
     broken_usage: Usage = NO_USAGE
-    wait: BackingOff | CoolingDown | None = None  # the event that began it, while it lasts
-    # How the last attempt failed, and the waits that this demands, in seconds.
+    wait: BackingOff | CoolingDown | None = None  # the event that began the present wait
+    # How the last attempt failed, and the waits that follow from it, in seconds.
     error: TransientError = field(init=False, repr=False)
     stated_wait: float | None = None  # what the server asked for, with jitter; None: nothing
-    budget_wait: float = 0.0  # until the retry budget of this server allows another attempt
-    # Of the current attempt; None where it draws on no limit.
+    retry_budget_wait: float = 0.0  # until the server's retry budget allows another attempt
+    # Of the current attempt; None if it counts towards no limit.
     reservation: Reservation | None = None
-    is_accepted: bool = False  # whether the server has let the current attempt in
-    is_sent: bool = False  # whether an attempt is running that the server may know of
+    is_accepted: bool = False  # whether the server has accepted the current attempt
+    is_sent: bool = False  # whether an attempt is running that the server may have received
     started_at: float = field(init=False)
     last_activity_at: float = field(init=False)  # when the current attempt last received something
     _has_text: bool = False
@@ -133,7 +133,7 @@ class RequestState:
 
     @property
     def is_simulated(self) -> bool:
-        """Whether a simulator answers at the server's address, so that nothing of it counts."""
+        """Whether the server is a simulator, so that the request costs nothing."""
         return self.base_url in self.simulators
 
     @property
@@ -150,7 +150,7 @@ class RequestState:
         return SpendAmount(tokens=self.broken_usage.total_tokens or 0, dollars=cost or 0.0)
 
     def apply(self, event: Event) -> None:
-        """Keep `wait` in step with the events."""
+        """Update what is derived from the events."""
         match event:
             case BackingOff() | CoolingDown(queued=False):
                 self.wait = event
@@ -160,9 +160,9 @@ class RequestState:
                 self._has_text = True
 
     def start_over(self) -> None:
-        """Expect a new answer in place of the last attempt's."""
-        # What a broken attempt has used is paid, though no server reports it. It is counted only
-        # now: until another attempt begins, its text is still the answer of this request.
+        """Expect a new answer instead of the last attempt's."""
+        # A broken attempt is charged, though no server reports its usage. It is counted only now:
+        # until another attempt begins, its text is still the answer of this request.
         usage = _estimate_usage(self.sent_request, self.partial.new_text)
         if self._is_broken and usage != Usage():
             self.broken_usage += usage
@@ -173,23 +173,27 @@ class RequestState:
         """Record that the current attempt brought no answer."""
         self._is_broken = self.is_accepted
         # A refusal costs nothing as long as no answer has begun.
-        self.refused += unbilled and not self.is_accepted
+        self.unbilled_attempts += unbilled and not self.is_accepted
 
     def note_unknown_response(self, note: str) -> None:
-        """Add a note if a durable answer without a known id may be in progress at the server."""
+        """Add a note if the server may be working on a durable answer whose id is unknown."""
         if self.request.durable and self.partial.position is None:
             self.partial.add_note(note)
 
     def backoff_s(self, exponential: float) -> float:
-        """Return the seconds to wait after a failed attempt; `exponential` grows with each."""
+        """Return the seconds to wait after a failed attempt.
+
+        `exponential` is the wait that grows with the number of failed attempts.
+        """
         if isinstance(self.error, LimitError):
             return exponential if self.stated_wait is None else self.stated_wait
-        # A server in trouble may ask for too short a wait again and again: it still gets longer.
-        return max(self.stated_wait or 0.0, exponential, self.budget_wait)
+        # The wait grows even if an overloaded server asks for the same short one each time.
+        return max(self.stated_wait or 0.0, exponential, self.retry_budget_wait)
 
     def reply(self, status: Status) -> Reply:
-        """Return what there is of an answer."""
-        # The answer of an interrupted repair is not what the user sees: that is the text so far.
+        """Return the reply as it is now."""
+        # If the user ends the request while it is asked once more, its text is that so far, and not
+        # the first answer, which did not fit the schema.
         completed = self.answer if status in {"done", "failed"} else None
         usage = self._total_usage(self.attempt_usage(status, completed))
         model = (completed and completed.model) or self.model
@@ -217,14 +221,14 @@ class RequestState:
         )
 
     def attempt_usage(self, status: Status, completed: CompletedAnswer | None) -> Usage:
-        """Return what the last attempt used: the server's figures, and estimates for others."""
+        """Return what the last attempt used: the server's figures, else estimates."""
         text = completed.text if completed else self.partial.new_text
         estimate = _estimate_usage(self.request, text)
         stated = completed.usage if completed else Usage()
         if stated == Usage():
             # A durable answer that continues at the server is counted when it is resumed.
             return Usage() if self.partial.continues_at_server(status) else estimate
-        # No prompt has 0 tokens, and no text either; some gateways send zeros for "unknown".
+        # Neither a prompt nor a text has 0 tokens; some gateways send 0 where they know nothing.
         input_tokens = stated.input_tokens or estimate.input_tokens
         output_tokens = stated.output_tokens or estimate.output_tokens
         both = (input_tokens, output_tokens)
@@ -235,8 +239,8 @@ class RequestState:
         )
 
     def _total_usage(self, last: Usage) -> Usage:
-        """Return what all attempts have used, of which the `last` one may be known."""
-        if last == Usage() and 0 < self.attempts == self.refused:
+        """Return what all attempts have used; `last` is the usage of the last one."""
+        if last == Usage() and 0 < self.attempts == self.unbilled_attempts:
             return NO_USAGE
         if self.broken_usage == NO_USAGE:
             return last
@@ -249,27 +253,27 @@ class RequestState:
 
     def patience_error(self, cause: TransientError, resume_at: float) -> ParkedError:
         """Return the error of a request that would wait longer than its patience for `cause`."""
-        wall_time, moment, when = self._describe_instant(resume_at)
+        resume_at_wall, time_of_day, when = self._describe_instant(resume_at)
         patience = f"your patience of {format_duration(self.request.patience)}"
         if self.waited:
             patience = f"is left of {patience} after {format_duration(self.waited)}"
         return ParkedError(
             f"{cause.message} The request can be sent {when}, longer than {patience}.",
-            advice=f"`%codex resume {self.request.id}` after {moment}, or run it with a longer "
-            "--patience.",
+            advice=f"`%codex resume {self.request.id}` after {time_of_day}, or run it with a "
+            "longer --patience.",
             cause=cause,
-            resume_at=wall_time,
+            resume_at=resume_at_wall,
         )
 
     def parked_by_user_error(self) -> ParkedError:
-        """Return the error of a request that its user parked, with the wait if it was in one."""
+        """Return the error of a request that the user parked; it names the wait, if any."""
         message, cause, resume_at = "It is in the journal.", None, None
         wait, is_refused = self.wait, isinstance(self.wait, BackingOff) and self.wait.limit
         if wait and wait.resume_at and wait.resume_at > self.clock.now():
             cause = wait.error if isinstance(wait, BackingOff) else cooldown_error(wait.limit)
             resume_at, _, when = self._describe_instant(wait.resume_at)
             message = f"{cause.message} The request can be sent {when}."
-            # A limit that refuses the first attempt has charged nothing for it.
+            # A limit that refuses the first attempt charges nothing for it.
             if not self.attempts or (is_refused and self.attempts == 1 and not self._has_text):
                 message += " The request has cost nothing so far."
         advice = f"`%codex resume {self.request.id}` continues it."
@@ -278,10 +282,10 @@ class RequestState:
         return error
 
     def _describe_instant(self, instant: float) -> tuple[float, str, str]:
-        """Return an instant as seconds since the epoch, as local time, and with the time left."""
+        """Return seconds since the epoch, ``14:03:12``, and ``at 14:03:12 (in 34.0 s)``."""
         wall, left = self.clock.wall(), instant - self.clock.now()
-        moment = format_time(wall + left, now=wall)
-        return wall + left, moment, f"at {moment} (in {format_duration(left)})"
+        time_of_day = format_time(wall + left, now=wall)
+        return wall + left, time_of_day, f"at {time_of_day} (in {format_duration(left)})"
 
 
 def _estimate_usage(request: Request, text: str) -> Usage:
@@ -295,7 +299,7 @@ def _estimate_usage(request: Request, text: str) -> Usage:
 
 
 def cooldown_error(limit: Limit | None) -> LimitError:
-    """Return a cooldown as the error that started it."""
+    """Return the error of a cooldown; `limit` is the limit that caused it."""
     limit = limit or Limit()
     figures = f" ({limit.figures})" if limit.figures else ""
     return LimitError(f"{limit.name[0].upper()}{limit.name[1:]} reached{figures}.", limit=limit)

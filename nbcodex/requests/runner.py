@@ -1,8 +1,8 @@
-"""Runs one request from its prompt to one of its five endings: admit, attempt, wait, end.
+"""Runs one request: commits it to the journal, makes attempts, waits between them, and ends it.
 
-Owns when another attempt is made, and the order of events: nothing is sent before the request is in
-the journal, and no ending is shown before that is in it, too. Knows neither HTTP nor any display.
-It runs on the one event loop alone, so nothing here needs a lock.
+It decides when another attempt is made, and the order of events: nothing is sent before the request
+is in the journal, and no ending is emitted before the journal has it. All of this runs on the one
+event loop, so nothing needs a lock.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ EventT = TypeVar("EventT", bound=events.Event)
 
 log = logging.getLogger(__name__)
 
-# The wait by the number of failed attempts. Its jitter only adds.
-_exponential = tenacity.wait_exponential_jitter(
+# The wait after a failed attempt, which grows with their number. The jitter only makes it longer.
+_exponential_wait = tenacity.wait_exponential_jitter(
     initial=backoff.BACKOFF_INITIAL_S,
     exp_base=backoff.BACKOFF_FACTOR,
     max=backoff.BACKOFF_MAX_S,
@@ -78,13 +78,13 @@ class Services:
     clock: Clock
     limiter: Callable[[Settings], Limiter]
     journal: Callable[[Settings], Journal]
-    # The journal that counts for budgets: it is on disk even where prompts are not kept.
-    counters: Callable[[Settings], Journal]
+    # The journal that counts what is spent: it may be on disk even where prompts are not kept.
+    budget_journal: Callable[[Settings], Journal]
     rng: random.Random = field(default_factory=random.Random)  # of the jitter in waits
-    # Base URLs at which a simulator answers, as far as any request has seen.
+    # Base URLs of servers that are simulators, as far as their answers have shown.
     simulators: set[str] = field(default_factory=set)
     budget: Budget = field(init=False)
-    # All requests to one server share a retry budget.
+    # By base URL: all requests to one server share a retry budget.
     retry_budgets: dict[str, backoff.RetryBudget] = field(
         default_factory=lambda: defaultdict(backoff.RetryBudget)
     )
@@ -95,10 +95,13 @@ class Services:
     async def count_spending(
         self, replies: Sequence[Reply], settings: Settings, *, assumed: SpendAmount | None = None
     ) -> None:
-        """Count what requests have used on disk, if their endings are committed to memory alone."""
-        counters = self.counters(settings)
-        if counters is not self.journal(settings):
-            await counters.count_spending(replies, assumed=assumed)
+        """Count what requests have used, unless the journal has done so with their endings.
+
+        A reply of unknown usage counts as `assumed`.
+        """
+        budget_journal = self.budget_journal(settings)
+        if budget_journal is not self.journal(settings):
+            await budget_journal.count_spending(replies, assumed=assumed)
 
 
 class RequestRunner:
@@ -114,7 +117,7 @@ class RequestRunner:
         listener: Listener,
         *,
         resumption: Resumption | None = None,
-        # Called once the request is in the journal, or it is known that it cannot be.
+        # Called once the request is in the journal, or cannot be written to it.
         on_committed: Callable[[], object] = lambda: None,
     ) -> None:
         self._services, self._clock = services, services.clock
@@ -124,7 +127,7 @@ class RequestRunner:
         self.state = RequestState(request, services.clock, simulators=services.simulators)
         journal = services.journal(settings)
         self._entry = EntryWriter(journal, request, self.state.partial, self._clock)
-        # The cooldown that parked a resumed request may be hours old: it may probe.
+        # The cooldown that parked a resumed request may be hours old, so one probe is allowed.
         self._waiter = Waiter(self._clock, self.state.patience, may_probe=resumption is not None)
         self._end_action: EndAction | None = None
         self._is_cancellable = False
@@ -136,7 +139,7 @@ class RequestRunner:
         return self
 
     def end(self, action: EndAction) -> None:
-        """End the request as its user wants; the first action counts."""
+        """End the request; only the first action counts."""
         if self._end_action is None:
             self._end_action = action
             if self._is_cancellable:
@@ -149,7 +152,7 @@ class RequestRunner:
     async def run(self) -> None:
         """Run from `Queued` to an ending. Every failure becomes an event, never a traceback."""
         state, services = self.state, self._services
-        # Before this, `end` cannot cancel the task: a task that is cancelled before its first step
+        # Until here, `end` does not cancel the task: one that is cancelled before its first step
         # would never emit an ending.
         self._is_cancellable = True
         self._emit(
@@ -161,7 +164,8 @@ class RequestRunner:
         ending = await self._find_ending()
         # From here on, Stop cannot turn an answer into an interruption.
         self._is_cancellable = False
-        # What a durable answer still costs at the server is counted when it is resumed.
+        # A reply of unknown usage counts as reserved; but a durable answer that continues at the
+        # server is counted when it is resumed.
         continues = state.partial.continues_at_server(ending.reply.status)
         assumed = SpendAmount() if continues else services.budget.reserved_for(self._request.id)
         warnings = services.budget.commit(self._request.id, ending.reply, assumed=assumed)
@@ -170,7 +174,7 @@ class RequestRunner:
         await self._entry.finish(ending, assumed=assumed)
         await services.count_spending([reply], self._settings, assumed=assumed)
         self._send_event(ending)
-        # Last of all: the server may be slow, and the user has the ending already.
+        # After the ending: the server may be slow.
         if isinstance(ending, events.Cancelled) and (position := state.partial.position):
             await services.api_client.cancel_response(
                 self._request, self._settings, position=position
@@ -181,11 +185,11 @@ class RequestRunner:
         try:
             if self._end_action:
                 raise asyncio.CancelledError
-            reused = structured_output.reusable(self._request, await self._admit())
+            reused = structured_output.reusable(self._request, await self._insert_or_claim())
             return self._event(events.Finished, reply=reused or await self._answer())
         except asyncio.CancelledError:
             if self._end_action is None:
-                raise  # the process ends, and nothing listens any more
+                raise  # the event loop shuts down with the process
             if state.is_sent:
                 state.note_unknown_response(NOTE_POSSIBLY_PAID)
             if self._end_action == "cancel":
@@ -203,19 +207,19 @@ class RequestRunner:
                 error.advice = LONG_CONVERSATION_ADVICE
             return self._event(events.Failed, error=error, reply=state.reply("failed"))
 
-    async def _admit(self) -> Reply | None:
-        """Put the request into the journal, or claim its entry; return an answer to reuse."""
+    async def _insert_or_claim(self) -> Reply | None:
+        """Insert the request into the journal, or claim its entry; return an answer to reuse."""
         state, resumption = self.state, self._resumption
         state.base_url = self._services.api_client.endpoint(self._request, self._settings).base_url
-        # The budget is read while the request is being committed, not after it.
-        self._services.budget.start_reading(self._services.counters(self._settings))
+        # What is spent is read while the request is being committed, not after it.
+        self._services.budget.start_reading(self._services.budget_journal(self._settings))
         if resumption is None:
             return await self._entry.insert(state.base_url, on_committed=self._on_committed)
         if resumption.not_before is not None:
             until = self._clock.now() + resumption.not_before - self._clock.wall()
             self._emit(events.CoolingDown, limit=None, resume_at=until, waited=0.0)
             await self._waiter.sleep_until(until, uses_patience=False)
-        # A durable answer in progress at the server is better than an equal request's.
+        # A durable answer that continues at the server is preferred to an equal request's answer.
         reuse = resumption.position is None
         if reused := await self._entry.claim(state.base_url, reuse=reuse):
             return reused
@@ -228,7 +232,7 @@ class RequestRunner:
         return None
 
     async def _answer(self) -> Reply:
-        """Return the reply with the answer; ask once more if that does not fit the schema."""
+        """Return the finished reply; if its answer does not fit the schema, ask once more."""
         state, schema = self.state, self._request.schema
         state.answer = answer = await self._retry()
         answers.judge(answer)
@@ -248,13 +252,11 @@ class RequestRunner:
     async def _repair(
         self, answer: CompletedAnswer, mismatch: structured_output.SchemaMismatchError
     ) -> CompletedAnswer:
-        """Return another answer; all of the time that it takes uses up patience."""
+        """Ask once more for an answer that fits; all of the time that this takes uses patience."""
         state, started_at, waited = self.state, self._clock.now(), self.state.waited
         state.sent_request = structured_output.repair_request(self._request, answer.text, mismatch)
         state.partial.add_note(structured_output.NOTE_ASKED_AGAIN)
         state.partial.start_over()
-        # It is another answer to the same request: it draws on the limits, the budget and the
-        # patience like the first.
         try:
             second = await self._retry()
         except NbcodexError as error:
@@ -269,7 +271,7 @@ class RequestRunner:
         """Make attempts until one brings an answer, or the patience is used up."""
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(TransientError),
-            wait=lambda call: self.state.backoff_s(_exponential(call)),
+            wait=lambda call: self.state.backoff_s(_exponential_wait(call)),
             stop=lambda call: not self.state.patience.covers(call.upcoming_sleep),
             sleep=self._back_off,
             retry_error_callback=self._park,
@@ -285,7 +287,7 @@ class RequestRunner:
         state.last_activity_at = self._clock.now()
         try:
             if not (request.model or settings.model):
-                # The server may have to be asked for one: the journal comes first.
+                # The server may be asked for its model below, and nothing may be sent before this.
                 await self._entry.wait_inserted()
             state.model = await api_client.resolve_model(request, settings)
             endpoint = api_client.endpoint(request, settings)
@@ -294,7 +296,7 @@ class RequestRunner:
                 # The server counts this towards no limit, so nothing is reserved.
                 state.reservation = None
                 await self._announce_attempt()
-                text = state.partial.text_before(position)
+                text = state.partial.continue_from(position)
                 stream = api_client.resume_stream(request, settings, position=position, text=text)
                 with contextlib.suppress(AnswerLostError):
                     return await self._read(stream)
@@ -315,7 +317,7 @@ class RequestRunner:
         await self._services.budget.reserve(
             self._request,
             caps=self._settings.budgets,
-            journal=self._services.counters(self._settings),
+            journal=self._services.budget_journal(self._settings),
             model=model,
             base_url=state.base_url,
             broken=state.broken_spend,
@@ -333,13 +335,13 @@ class RequestRunner:
             )
         except NbcodexError as error:
             state.fail_attempt(unbilled=error.is_unbilled)
-            # A refused reservation stays open: `_close_model` ends it in one step with closing the
-            # model, or another request could be let in between the two.
+            # A refused reservation stays open: `_start_cooldown` ends it and begins the cooldown in
+            # one step, so that no other request is sent between the two.
             if not isinstance(error, LimitError):
                 reservation.release()
             raise
         except asyncio.CancelledError:
-            # Stopped by its user: the server stops too, and has charged for the text so far.
+            # Ended by the user: the server stops as well, and charges for the text so far.
             reservation.settle(state.attempt_usage("interrupted", None))
             raise
         except BaseException:
@@ -373,10 +375,10 @@ class RequestRunner:
         await self._entry.record_wait(wait.until)
 
     async def _announce_attempt(self, **price: Any) -> None:
-        """Commit that an attempt begins, then emit it."""
+        """Commit that an attempt begins, then emit `Sent`."""
         state = self.state
-        # Counted before the commit: if the process dies in between, an attempt too many is better
-        # than a paid answer without a trace.
+        # Counted before it is sent: if the process dies in between, the journal has an attempt too
+        # many, which is better than a paid answer without a trace.
         state.attempts += 1
         state.last_activity_at, state.is_accepted = self._clock.now(), False
         await self._entry.start_attempt(state.attempts)
@@ -400,19 +402,20 @@ class RequestRunner:
                     case answers.ResponseStarted():
                         state.is_accepted = True
                         # A real server may have taken over the simulator's address.
-                        simulators = self._services.simulators
-                        (simulators.add if event.simulated else simulators.discard)(state.base_url)
+                        self._services.simulators.discard(state.base_url)
+                        if event.simulated:
+                            self._services.simulators.add(state.base_url)
                         if state.reservation:
                             state.reservation.observe(event.snapshot)
                     case StreamPosition():
-                        # Committed before any of the text behind it is shown: a killed kernel would
-                        # otherwise show text that it could not continue.
-                        answer.reach(event)
+                        # Committed before the text after it is shown: otherwise, a killed kernel
+                        # could have shown text that it cannot continue.
+                        answer.set_position(event)
                         await self._entry.set_response_id(event)
                     case answers.Reset():
                         answer.expect_replacement()
                     case answers.TextDelta(text):
-                        # Emitted with the first new text, so that the old text stays until then.
+                        # The old text is shown until the first new text arrives.
                         if answer.append(text):
                             self._emit(events.Restarted)
                         self._emit_text(text)
@@ -431,17 +434,17 @@ class RequestRunner:
         state.is_sent = False
         if state.is_accepted or getattr(error, "was_sent", False):
             state.note_unknown_response(NOTE_POSSIBLY_PAID_TWICE)
-        state.error, state.budget_wait = error, 0.0
+        state.error, state.retry_budget_wait = error, 0.0
         state.stated_wait = None if wait is None else backoff.stated_wait(wait, self._services.rng)
         if not isinstance(error, LimitError):
-            # The silence that ends in a fault is a wait, too.
+            # The time without data before a fault counts as a wait.
             state.patience.waited += now - state.last_activity_at
-            state.budget_wait = self._services.retry_budgets[state.base_url].spend(now)
+            state.retry_budget_wait = self._services.retry_budgets[state.base_url].spend(now)
 
     async def _back_off(self, seconds: float) -> None:
         """Report the wait before the next attempt, and wait."""
         error = self.state.error
-        resume_at = await self._close_model(error, self._clock.now() + seconds)
+        resume_at = await self._start_cooldown(error, self._clock.now() + seconds)
         self._waiter.start_cooldown(resume_at)
         self._emit(
             events.BackingOff,
@@ -451,31 +454,31 @@ class RequestRunner:
             waited=self.state.waited,
         )
         await self._entry.record_wait(resume_at)
-        # A limit closes the model to all requests, and `acquire` waits until it opens.
+        # A cooldown is waited out in `acquire`, before the next attempt.
         if not (isinstance(error, LimitError) and self.state.reservation):
             await self._waiter.sleep_until(resume_at)
 
     async def _park(self, call: tenacity.RetryCallState) -> CompletedAnswer:
-        """Raise that the next wait is longer than the patience."""
+        """Raise a ParkedError: the next wait is longer than the patience."""
         error, now = self.state.error, self._clock.now()
         resume_at = now + call.upcoming_sleep
-        # A limit on tokens may admit a smaller request at once: it does not close the model.
-        by_size = isinstance(error, LimitError) and error.limit.resource == "tokens"
-        closed_until = await self._close_model(error, now if by_size else resume_at)
+        # A limit on tokens may admit a smaller request at once, so there is no cooldown.
+        is_token_limit = isinstance(error, LimitError) and error.limit.resource == "tokens"
+        closed_until = await self._start_cooldown(error, now if is_token_limit else resume_at)
         raise self.state.patience_error(error, max(resume_at, closed_until)) from error
 
-    async def _close_model(self, error: TransientError, resume_at: float) -> float:
-        """Close the model where a limit demands it; return when the next attempt is due."""
+    async def _start_cooldown(self, error: TransientError, resume_at: float) -> float:
+        """Begin a cooldown if a limit refused the attempt; return when the next one is due."""
         reservation = self.state.reservation
         if reservation is None or not isinstance(error, LimitError):
             return resume_at
         return await reservation.refuse(error.limit, error.snapshot, until=resume_at)
 
-    def _event(self, kind: Callable[..., EventT], **details: Any) -> EventT:
-        return kind(request_id=self._request.id, at=self._clock.now(), **details)
+    def _event(self, event_class: Callable[..., EventT], **details: Any) -> EventT:
+        return event_class(request_id=self._request.id, at=self._clock.now(), **details)
 
-    def _emit(self, kind: Callable[..., events.Event], **details: Any) -> None:
-        self._send_event(self._event(kind, **details))
+    def _emit(self, event_class: Callable[..., events.Event], **details: Any) -> None:
+        self._send_event(self._event(event_class, **details))
 
     def _emit_text(self, text: str, *, reasoning: bool = False) -> None:
         self._emit(events.Delta, text=text, reasoning=reasoning, simulated=self.state.is_simulated)
@@ -488,7 +491,7 @@ class RequestRunner:
             log.exception("a listener failed on %s", type(event).__name__)
 
     def _report_defect(self, task: asyncio.Task[None]) -> None:
-        # An ending comes in any case: after a defect of ours, nothing may wait forever.
+        # A defect of ours must not let a thread wait forever for an ending.
         if task.cancelled() or (defect := task.exception()) is None:
             return
         log.error("request %s met a defect", self._request.id, exc_info=defect)

@@ -1,8 +1,7 @@
 """The structure that an answer must have: from the user's class to a JSON schema, and back.
 
-Owns what counts as a success, and whether asking once more is worth it. What is validated is the
-user's own schema: by pydantic for types, by jsonschema for dicts. Must not know how a request is
-sent.
+An answer is validated against the user's own schema: by pydantic for types, by jsonschema for
+dicts. If it does not fit, the request is sent once more where that can help.
 """
 
 from __future__ import annotations
@@ -35,30 +34,32 @@ NOTE_ASKED_AGAIN = "asked again, because the answer did not fit"
 NOTE_REFUSED = "the model refuses"
 NOTE_MISMATCH = "not what was asked for"
 
-MAX_ERRORS_SHOWN = 5
-MAX_ERROR_CHARS = 100
-MAX_PRUNING_STEPS = 10_000  # nested unions multiply
+# Of one answer, and of one violation of its schema.
+MAX_ERRORS_SHOWN, MAX_ERROR_CHARS = 5, 100
+MAX_PRUNING_STEPS = 10_000  # each level of nested unions multiplies the steps
 
-# Keywords that may stand beside a reference without a further condition.
-_BESIDE_ROOT = frozenset(
+# Keywords beside a `$ref` that add no condition to the schema that it names.
+_ANNOTATIONS = frozenset(
     ("$schema", "$id", "$defs", "definitions", "$comment", "title", "description", "examples")
 )
+# Matches "```json\n{}\n```": an answer that is one Markdown fence.
 _FENCED = re.compile(r"\s*(`{3,}|~{3,})[ \t]*(?:json\w*)?[ \t]*\n(.*?)\n?[ \t]*\1\s*", re.DOTALL)
+# Of a pydantic TypeAdapter, of a NewType, and of an alias made by the statement `type`.
 _TYPE_ATTRIBUTES = ("validate_json", "__supertype__", "__value__")
 _INVALID_NAME_CHARS = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 class SchemaMismatchError(ValueError):
-    """An answer does not have the structure that was asked for; its text says why."""
+    """An answer does not have the structure that was asked for; the message says why."""
 
 
 def to_schema(given: object) -> Schema | None:
-    """Return the schema of a type or of a JSON schema; raise a ConfigurationError for others."""
+    """Return the schema of a type, or of a JSON schema as a dict; else a ConfigurationError."""
     if given is None or isinstance(given, Schema):
         return given
     if isinstance(given, Mapping):
         return _schema_of_definition(_json_text(given))
-    # A class, an alias such as `list[Person]` or a union, a TypeAdapter, a NewType, a `type X =`.
+    # `get_origin` recognizes `list[Person]` and unions.
     is_type = isinstance(given, type) or get_origin(given) is not None
     if not (is_type or any(hasattr(given, name) for name in _TYPE_ATTRIBUTES)):
         kind = type(given).__name__
@@ -78,34 +79,34 @@ def to_schema(given: object) -> Schema | None:
 
 def parse_answer(schema: Schema, text: str) -> Any:
     """Return an instance of the class, else the JSON value; or raise a SchemaMismatchError."""
-    # Models that are asked for JSON alone still wrap it in a Markdown fence.
+    # Models that are asked for nothing but JSON still wrap it in a Markdown fence.
     if fenced := _FENCED.fullmatch(text):
         text = fenced[2]
     if not schema.definition:
         return _parse_json(text)
     if not is_object(schema.definition):
-        # What is not an object was requested as a field of one.
+        # Servers require an object, so the value was requested as the only field of one.
         with contextlib.suppress(SchemaMismatchError):
             wrapper = _parse_json(text)
             if isinstance(wrapper, dict) and list(wrapper) == [VALUE_FIELD]:
                 text = json.dumps(wrapper[VALUE_FIELD], ensure_ascii=False)
     try:
-        return _validated(schema, text)
+        return _validate(schema, text)
     except SchemaMismatchError as mismatch:
-        # Strict mode makes the model write null for an optional field that it leaves out.
+        # In strict mode a model cannot leave out an optional field, and writes null instead.
         pruned = value = None
         with contextlib.suppress(SchemaMismatchError, RecursionError):
             value = pruned = _parse_json(text)
             pruned = _without_nulls(value, schema.definition)
         if pruned == value:
             raise mismatch from None
-        return _validated(schema, json.dumps(pruned, ensure_ascii=False))
+        return _validate(schema, json.dumps(pruned, ensure_ascii=False))
 
 
 def parse_final_answer(
     schema: Schema | None, text: str, *, asked: Literal["once", "twice"]
 ) -> object:
-    """Return the object in an answer, or raise an AnswerError: it is not asked for again."""
+    """Return the value of an answer, or raise an AnswerError; `asked` is how often it was sent."""
     if schema is None:
         return None
     try:
@@ -115,7 +116,7 @@ def parse_final_answer(
 
 
 def _parse_json(text: str) -> Any:
-    """Return the value of a JSON text by the standard, which has no NaN and no infinities."""
+    """Return the value of a JSON text; NaN and infinities are not JSON."""
     try:
         return json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
@@ -124,7 +125,7 @@ def _parse_json(text: str) -> Any:
 
 
 def reusable(request: Request, reply: Reply | None) -> Reply | None:
-    """Return an answer of the journal with its object; None if the schema has changed since."""
+    """Return an answer of the journal, parsed; None if it does not fit the schema."""
     if reply is None or request.schema is None:
         return reply
     try:
@@ -136,7 +137,7 @@ def reusable(request: Request, reply: Reply | None) -> Reply | None:
 def check_repairable(
     request: Request, answer: CompletedAnswer, mismatch: SchemaMismatchError, *, waited: float
 ) -> None:
-    """Raise an AnswerError if asking once more cannot help, or is not worth its cost."""
+    """Raise an AnswerError if asking once more cannot help, or the patience is used up."""
     schema = request.schema
     if answer.refused:
         raise AnswerError(
@@ -152,15 +153,15 @@ def check_repairable(
 
 
 def repair_request(request: Request, answer: str, mismatch: SchemaMismatchError) -> Request:
-    """Return the request that asks for an answer once more, saying what is wrong with it."""
+    """Return a request for another answer, which says what is wrong with the first."""
     schema = request.schema
-    wanted = json.dumps(as_object(schema.definition), ensure_ascii=False) if schema else ""
+    wanted_schema = json.dumps(as_object(schema.definition), ensure_ascii=False) if schema else ""
     return replace(
         request,
         turns=(*request.turns, Turn(prompt=request.prompt, answer=answer, images=request.images)),
         images=(),  # they are in the turn that is being corrected
         prompt=f"Your answer does not fit. {mismatch}\nAnswer again, with nothing but one JSON "
-        f"object that fits this JSON schema:\n{wanted}",
+        f"object that fits this JSON schema:\n{wanted_schema}",
     )
 
 
@@ -171,20 +172,20 @@ def mismatch_error(
     asked: Literal["once", "twice"],
     repair_error: NbcodexError | None = None,
 ) -> AnswerError:
-    """Return the error of an answer that does not fit, and why it was not asked again."""
+    """Return the error of an answer that does not fit; `repair_error` prevented another one."""
     wanted = f"the schema {schema.name}" if schema and schema.definition else "JSON"
-    often = ", asked twice" if asked == "twice" else ""
-    why = ""
+    twice = ", asked twice" if asked == "twice" else ""
+    why_once = ""
     if repair_error:
-        why = f" It could not be asked again: {shorten(repair_error.message, 120)}"
+        why_once = f" It could not be asked again: {shorten(repair_error.message, 120)}"
     return AnswerError(
-        f"The answer does not fit {wanted}{often}. {mismatch}{why}",
+        f"The answer does not fit {wanted}{twice}. {mismatch}{why_once}",
         advice="Its text is kept: it is shown, in the Reply of -o, and in this error's `reply`.",
         note=NOTE_MISMATCH,
     )
 
 
-# Each row of a map asks for its schema anew.
+# Cached, because each row of a map needs its schema.
 @lru_cache(maxsize=64)
 def _schema_of_type(given: Any) -> Schema:
     name = getattr(given, "__name__", "") if isinstance(given, type) else ""
@@ -192,18 +193,18 @@ def _schema_of_type(given: Any) -> Schema:
         name = str(given).replace("__main__.", "").replace("typing.", "")
     try:
         if hasattr(given, "model_json_schema"):
-            model, made = given, given.model_json_schema()
+            model, definition = given, given.model_json_schema()
         else:
             from pydantic import TypeAdapter
 
             model = given if hasattr(given, "validate_json") else TypeAdapter(given)
-            made = model.json_schema()
+            definition = model.json_schema()
     except Exception as error:
         raise ConfigurationError(
             f"{name or type(given).__name__} has no JSON schema ({shorten(str(error), 120)}).",
             advice="Use fields that JSON can hold.",
         ) from None
-    return _schema(json.loads(_json_text(made)), name, model)
+    return _build_schema(json.loads(_json_text(definition)), name, model)
 
 
 @lru_cache(maxsize=64)
@@ -220,26 +221,27 @@ def _schema_of_definition(text: str) -> Schema:
     try:
         validator_for(definition, default=Draft202012Validator).check_schema(definition)
     except Exception as error:
-        # Such as a pattern that Python cannot compile, or an endless reference.
+        # Other errors: a pattern that Python cannot compile, or an endless chain of references.
         why = f"cannot be checked ({type(error).__name__}: {shorten(str(error), 100)})"
         if isinstance(error, SchemaError):
             why = f"is not valid: {_describe_violation(error)}"
         raise ConfigurationError(
             f"The schema {why}.", advice="See https://json-schema.org/understanding-json-schema."
         ) from None
-    if not any("$id" in part for part in subschemas(definition)):
-        for part in subschemas(definition):
-            ref = part.get("$ref", "#")
+    # A `$id` changes what references are relative to: then only the validator can resolve them.
+    if not any("$id" in subschema for subschema in subschemas(definition)):
+        for subschema in subschemas(definition):
+            ref = subschema.get("$ref", "#")
             if ref.startswith(("#/", "http:", "https:")) and resolve(ref, definition) is None:
                 raise ConfigurationError(
                     f"The schema has no part {shorten(ref, 80)}, which it refers to.",
                     advice="Put what is referred to into its $defs; nothing is downloaded.",
                 )
-    return _schema(definition, str(definition.get("title") or "answer"), None)
+    return _build_schema(definition, str(definition.get("title") or "answer"), None)
 
 
-def _schema(definition: dict[str, Any], name: str, model: Any) -> Schema:
-    # No server takes a schema that begins with a reference, as those of recursive classes do.
+def _build_schema(definition: dict[str, Any], name: str, model: Any) -> Schema:
+    # No server accepts a schema that begins with a reference, as those of recursive classes do.
     followed = set()
     while "$ref" in definition:
         target = resolve(definition["$ref"], definition)
@@ -251,10 +253,10 @@ def _schema(definition: dict[str, Any], name: str, model: Any) -> Schema:
         if not isinstance(target, dict):
             break
         followed.add(definition["$ref"])
-        rest = {name: value for name, value in definition.items() if name != "$ref"}
-        if not _BESIDE_ROOT.issuperset(rest):  # both would have to hold
+        siblings = {name: value for name, value in definition.items() if name != "$ref"}
+        if not _ANNOTATIONS.issuperset(siblings):  # an answer would have to fit both
             break
-        definition = {**target, **rest}
+        definition = {**target, **siblings}
     name = _INVALID_NAME_CHARS.sub("_", name).strip("_")[:64] or "answer"
     schema = Schema(name=name, definition=definition, model=model)
     return replace(schema, strict=sent_form(schema)[1])
@@ -262,7 +264,7 @@ def _schema(definition: dict[str, Any], name: str, model: Any) -> Schema:
 
 def _json_text(definition: Mapping[Any, Any]) -> str:
     try:
-        # Infinities and NaN pass `json.dumps` by default, but no server accepts them.
+        # By default, `json.dumps` writes NaN and infinities, which no server accepts.
         return json.dumps(dict(definition), allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise ConfigurationError(
@@ -270,7 +272,7 @@ def _json_text(definition: Mapping[Any, Any]) -> str:
         ) from None
 
 
-def _validated(schema: Schema, text: str) -> Any:
+def _validate(schema: Schema, text: str) -> Any:
     """Return the instance of the class, else the JSON value, checked against the schema."""
     model = schema.model
     validate = getattr(model, "model_validate_json", None) or getattr(model, "validate_json", None)
@@ -278,17 +280,17 @@ def _validated(schema: Schema, text: str) -> Any:
         try:
             return validate(text)
         except Exception as error:  # a validator is the user's own code, and may raise anything
-            raise SchemaMismatchError(_describe(error)) from None
+            raise SchemaMismatchError(_describe_validation_error(error)) from None
     value = _parse_json(text)
     try:
-        found = list(
+        violations = list(
             itertools.islice(_validator(schema.definition).iter_errors(value), MAX_ERRORS_SHOWN + 1)
         )
-    except Exception as error:  # such as a reference that leads nowhere, or never ends
+    except Exception as error:  # such as a reference without a target, or an endless chain of them
         why = f"{type(error).__name__}: {shorten(str(error), 100)}"
         raise SchemaMismatchError(f"It could not be checked ({why}).") from None
-    if found:
-        raise SchemaMismatchError(_join_findings([_describe_violation(error) for error in found]))
+    if violations:
+        raise SchemaMismatchError(_join_first([_describe_violation(each) for each in violations]))
     return value
 
 
@@ -297,33 +299,34 @@ def _validator(definition: Mapping[str, Any]) -> Any:
     from jsonschema_specifications import REGISTRY
 
     cls = validator_for(definition, default=Draft202012Validator)
-    # With a registry of its own, the validator downloads nothing that a schema refers to.
+    # Without a registry, the validator would download the schemas that this one refers to.
     return cls(definition, registry=REGISTRY)
 
 
 def _describe_violation(error: Any) -> str:
-    place = ".".join(map(str, error.absolute_path)) or "It"
+    """Return an error of jsonschema as text: ``age: a string, not of the type integer``."""
+    path = ".".join(map(str, error.absolute_path)) or "It"
     if error.validator == "required":
-        return f"{place}: {error.message}"
+        return f"{path}: {error.message}"
     if error.validator == "type":
-        wanted = error.validator_value
-        wanted = " or ".join(wanted) if isinstance(wanted, list) else wanted
-        return f"{place}: {_kind(error.instance)}, not of the type {wanted}"
+        types = error.validator_value
+        types = " or ".join(types) if isinstance(types, list) else types
+        return f"{path}: {_short_value(error.instance)}, not of the type {types}"
     message = error.message
     if len(message) > MAX_ERROR_CHARS:  # it begins with the value, and ends with the reason
-        message = f"{_kind(error.instance)} does not fit {error.validator}"
+        message = f"{_short_value(error.instance)} does not fit {error.validator}"
         message += f" {shorten(json.dumps(error.validator_value, default=str), 60)}"
-    return f"{place}: {message}"
+    return f"{path}: {message}"
 
 
 def _without_nulls(value: Any, definition: Mapping[str, Any]) -> Any:
-    """Return a value without null in optional fields whose own schema does not accept it."""
+    """Return a value without the optional fields that are null, unless null is allowed there."""
     validator, steps = _validator(definition), itertools.count()
 
     def accepts(schema: Any, value: Any) -> bool:
         try:
             return bool(validator.evolve(schema=schema).is_valid(value))
-        except Exception:  # a reference that leads nowhere
+        except Exception:  # a reference without a target
             return False
 
     def prune(value: Any, schema: Any) -> Any:
@@ -351,34 +354,34 @@ def _without_nulls(value: Any, definition: Mapping[str, Any]) -> Any:
             }
         if isinstance(value, list):
             first = schema.get("prefixItems", ())
-            rest = [schema.get("items")] * (len(value) - len(first))
-            return [prune(v, s) for v, s in zip(value, [*first, *rest], strict=False)]
+            others = [schema.get("items")] * (len(value) - len(first))
+            return [prune(v, s) for v, s in zip(value, [*first, *others], strict=False)]
         return value
 
     return prune(value, definition)
 
 
-def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
-    return kinds.get(type(value)) or shorten(json.dumps(value, default=str), 30)
+def _short_value(value: object) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
+    return names.get(type(value)) or shorten(json.dumps(value, default=str), 30)
 
 
-def _describe(error: Exception) -> str:
-    """Return pydantic's findings, field by field, or the text of another error."""
+def _describe_validation_error(error: Exception) -> str:
+    """Return the violations in an error of pydantic, field by field, or the text of another one."""
     try:
         found = error.errors(include_url=False, include_context=False)  # type: ignore[attr-defined]
-        parts = [
+        violations = [
             f"{'.'.join(map(str, e['loc'])) or 'It'}: {shorten(e['msg'], MAX_ERROR_CHARS)}"
             for e in found
         ]
     except Exception:
         return f"It does not fit ({type(error).__name__}: {shorten(str(error), 100)})."
-    return _join_findings(parts)
+    return _join_first(violations)
 
 
-def _join_findings(findings: list[str]) -> str:
-    more = "; and more" if len(findings) > MAX_ERRORS_SHOWN else ""
-    return f"{'; '.join(findings[:MAX_ERRORS_SHOWN])}{more}."
+def _join_first(violations: list[str]) -> str:
+    more = "; and more" if len(violations) > MAX_ERRORS_SHOWN else ""
+    return f"{'; '.join(violations[:MAX_ERRORS_SHOWN])}{more}."
 
 
 def _reject_constant(constant: str) -> Any:

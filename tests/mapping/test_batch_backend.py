@@ -212,7 +212,7 @@ def test_batch_costs_half_everywhere(
 def test_stats_include_the_stage_of_the_job(simulated: SimulatedClient) -> None:
     simulated.simulator.change_knobs(batch_seconds=1.5)
     reports: list[Any] = []
-    host.current.watch = lambda: reports.append
+    host.current.map_listener = lambda: reports.append
     nbcodex.map(ECHO, list(range(20)), engine="batch")
     stages = [report.stage for report in reports]
     assert any(stage.startswith("in progress") and stage.endswith("of 20") for stage in stages)

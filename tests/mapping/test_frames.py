@@ -118,7 +118,7 @@ def test_integers_beside_missing_values_stay_integers(
 @pytest.mark.parametrize("kind", [pandas.DataFrame, polars.DataFrame])
 def test_cut_answers_are_counted_and_marked(simulated: SimulatedClient, kind: Any) -> None:
     reports: list[Any] = []
-    host.current.watch = lambda: reports.append
+    host.current.map_listener = lambda: reports.append
     frame = kind({"tokens": [60, 4]})
     result = nbcodex.map("Write. [[tokens={tokens}]]", frame, max_output=16)
     assert [*result["finish"]] == ["max_output_tokens", "stop"]
@@ -253,7 +253,7 @@ def test_fault_that_meets_every_row_is_shown_and_ends_the_map(
     monkeypatch.setattr("nbcodex.mapping.map_run.REPORT_INTERVAL_S", 0.05)
     simulated.simulator.script([Fault("http", status=status, message="no model loaded")] * 30)
     reports: list[Any] = []
-    host.current.watch = lambda: reports.append
+    host.current.map_listener = lambda: reports.append
     with pytest.raises(NbcodexError, match="no model loaded") as caught:
         nbcodex.map("[[echo: {}]]", ["a", "b", "c"])
     assert f"%codex resume {last().id}" in caught.value.advice

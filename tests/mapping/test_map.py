@@ -607,7 +607,7 @@ def test_rows_without_patience_wait_for_limits(simulated: SimulatedClient) -> No
 
 def test_last_stats_cover_the_whole_map(simulated: SimulatedClient) -> None:
     reports: list[Any] = []
-    host.current.watch = lambda: reports.append
+    host.current.map_listener = lambda: reports.append
     nbcodex.map("{}", ["[[echo: a]]", "[[echo: a]]", "[[fault=too_large]] x"])
     assert [report.outcome for report in reports].index("done") == len(reports) - 1
     end = reports[-1]

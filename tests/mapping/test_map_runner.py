@@ -108,7 +108,7 @@ def test_active_rows_are_cancelled_or_parked_and_others_parked(
 
 def test_cancelled_map_reports_no_failures(simulated: SimulatedClient) -> None:
     reports: list[Any] = []
-    host.current.watch = lambda: reports.append
+    host.current.map_listener = lambda: reports.append
     runner, result = started(simulated, on_error="raise")
     runner.end("cancel")
     error = result.exception(timeout=5)
@@ -133,7 +133,7 @@ def test_map_on_the_callers_loop_ends_at_once(simulated: SimulatedClient) -> Non
 
     async def main() -> tuple[Any, Any]:
         answered = asyncio.Event()
-        host.current.watch = lambda: lambda stats: answered.set() if stats.done else None
+        host.current.map_listener = lambda: lambda stats: answered.set() if stats.done else None
         task = asyncio.ensure_future(nbcodex.amap(ECHO, ROWS))
         await answered.wait()
         (runner,) = active_runners()

@@ -76,8 +76,8 @@ class OneEntryJournal(InstantJournal):
     @property
     def resumption(self) -> Resumption:
         """Return how another kernel would resume the request, as `nbcodex.client` does."""
-        mark = StreamPosition(self.response_id, self.sequence) if self.response_id else None
-        return Resumption(position=mark, text="" if self.sequence is None else self.text)
+        position = StreamPosition(self.response_id, self.sequence) if self.response_id else None
+        return Resumption(position=position, text="" if self.sequence is None else self.text)
 
 
 class Kernel:
@@ -90,7 +90,7 @@ class Kernel:
         self.services = Services(
             api_client=ApiClient(clock=LoopClock(), transport=SimulatorTransport(simulator)),
             journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
-            counters=lambda _: self.journal,  # type: ignore[arg-type,return-value]
+            budget_journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
             limiter=lambda _: self.limiter,
             clock=LoopClock(),
         )
@@ -132,7 +132,7 @@ def run_request(operation: Callable[[Kernel], Awaitable[None]], *faults: Any, **
     run_virtual(main())
 
 
-def asked(simulator: Simulator) -> int:
+def paid_answers(simulator: Simulator) -> int:
     """Return how many answers were requested, and so paid."""
     return len([seen for seen in simulator.log if seen.charged])
 
@@ -149,7 +149,7 @@ def test_broken_durable_stream_continues_where_it_stopped(kind: Any, after: int)
         assert WORDS in reply.text
         assert kernel.count(Restarted) == 0
         assert reply.attempts == kernel.count(Sent) == 2
-        assert asked(kernel.simulator) == 1
+        assert paid_answers(kernel.simulator) == 1
         assert reply.usage.output_tokens == kernel.simulator.log[0].output_tokens
         assert not reply.usage.estimated
         assert reply.notes == ()
@@ -174,7 +174,7 @@ def test_broken_stream_without_durable_pays_twice() -> None:
     async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request(durable=False))
         assert reply.status == "done"
-        assert (asked(kernel.simulator), kernel.count(Restarted)) == (2, 1)
+        assert (paid_answers(kernel.simulator), kernel.count(Restarted)) == (2, 1)
         assert reply.notes == ()
 
     run_request(operation, Fault("dropped", after=5))
@@ -206,7 +206,7 @@ def test_other_kernel_continues_from_the_journal(at: float, chunk: int) -> None:
         await asyncio.sleep(at)
         run.task.cancel()  # as when its process dies: no ending, no last write to the journal
         await asyncio.wait([run.task])
-        named = first.journal.response_id is not None
+        has_response_id = first.journal.response_id is not None
         if any(verb == "finish" for verb, _ in first.journal.written):
             return
         second = Kernel(first.simulator, first.journal)
@@ -215,7 +215,7 @@ def test_other_kernel_continues_from_the_journal(at: float, chunk: int) -> None:
         assert reply.text == second.shown
         assert reply.text.count(WORDS) == 1
         assert second.count(Restarted) == 0
-        assert asked(first.simulator) == (1 if named else 2)
+        assert paid_answers(first.simulator) == (1 if has_response_id else 2)
 
     run_request(operation, latency=0.5, speed=60.0, chunk=chunk)
 
@@ -235,7 +235,7 @@ def test_answer_finished_meanwhile_is_fetched_at_once() -> None:
         assert next(event.text for event in second.events if isinstance(event, Delta)) == known
         assert 0 < len(known) < len(WORDS)
         assert "starting_after=" in first.simulator.log[-1].path
-        assert asked(first.simulator) == 1
+        assert paid_answers(first.simulator) == 1
 
     run_request(operation)
 
@@ -254,7 +254,7 @@ def test_stopped_or_parked_answer_continues_at_the_server(order: Any) -> None:
         reply = await second.run(question, resumption=first.journal.resumption)
         assert reply.text.count(WORDS) == 1
         assert second.shown == reply.text
-        assert asked(first.simulator) == 1
+        assert paid_answers(first.simulator) == 1
         for event in [*first.events, *second.events]:
             totals(event)
         counted = sum(total.usage.output_tokens for total in totals.by_model.values())
@@ -279,10 +279,10 @@ def test_cancel_ends_the_answer_at_the_server() -> None:
 
 def test_cancel_ends_without_waiting_for_the_server() -> None:
     async def operation(kernel: Kernel) -> None:
-        async def deaf(*_: Any, **__: Any) -> None:
+        async def answer_late(*_: Any, **__: Any) -> None:
             await asyncio.sleep(5)
 
-        kernel.services.api_client.cancel_response = deaf  # type: ignore[method-assign]
+        kernel.services.api_client.cancel_response = answer_late  # type: ignore[method-assign]
         began = asyncio.get_running_loop().time()
         await kernel.run(request(), (1.5, "cancel"))
         assert kernel.events[-1].at - began == pytest.approx(1.5, abs=0.01)
@@ -304,7 +304,7 @@ def test_lost_answer_is_sent_again_and_noted() -> None:
         assert reply.text.count(WORDS) == 1
         assert kernel.count(Restarted) == 1
         assert reply.notes == (NOTE_SENT_AGAIN,)
-        assert asked(kernel.simulator) == 2
+        assert paid_answers(kernel.simulator) == 2
 
     run_request(operation, Fault("dropped", after=30))
 
@@ -346,7 +346,7 @@ def test_limit_on_continuing_leaves_the_model_open_to_others() -> None:
         assert reply.status == "done"
         assert reply.waited >= 30.0
         assert kernel.count(Restarted) == 0
-        assert asked(kernel.simulator) == 2
+        assert paid_answers(kernel.simulator) == 2
 
     run_request(
         operation, Fault("dropped", after=5), Fault("requests_per_minute", seconds=30.0), None
@@ -359,12 +359,12 @@ def test_continuing_does_not_wait_for_a_cooldown() -> None:
         await asyncio.sleep(0.7)
         closed = asyncio.get_running_loop().time() + 300.0
 
-        def close(ledger: RateLimiter) -> None:
+        def close(limiter: RateLimiter) -> None:
             now = closed - 300.0
-            (name,) = ledger.limit_states(now)
-            sent = ledger.probe(ledger.enqueue(name, Cost(1, 1), lambda: None), now)
+            (name,) = limiter.limit_states(now)
+            sent = limiter.probe(limiter.enqueue(name, Cost(1, 1), lambda: None), now)
             sent.is_probe = False
-            ledger.refuse(sent, Refusal(closed), now)
+            limiter.refuse(sent, Refusal(closed), now)
 
         kernel.limiter.post(close)
         await asyncio.wait([run.task])
@@ -378,7 +378,7 @@ def test_server_outage_does_not_lose_the_answer() -> None:
     async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request())
         assert reply.text.count(WORDS) == 1
-        assert (asked(kernel.simulator), kernel.count(Restarted)) == (1, 0)
+        assert (paid_answers(kernel.simulator), kernel.count(Restarted)) == (1, 0)
 
     down = [Fault("http", status=503), Fault("http", status=500), Fault("html_502"), "refused"]
     run_request(operation, Fault("dropped", after=5), *down)
@@ -453,8 +453,7 @@ def test_position_of_new_attempt_does_not_apply_to_old_text() -> None:
         journal = OneEntryJournal()
         scripted.services.journal = lambda _: journal  # type: ignore[assignment,return-value]
         asked = Request(prompt="x", durable=True)
-        gone = _Gone(scripted)
-        scripted.services.api_client = gone  # type: ignore[assignment]
+        scripted.services.api_client = LosingApiClient(scripted)  # type: ignore[assignment]
         scripted.api_client.attempts = [
             [*opened, TransportError("cut")],
             [STARTED, StreamPosition("resp_2", 0), 100.0],
@@ -468,7 +467,7 @@ def test_position_of_new_attempt_does_not_apply_to_old_text() -> None:
     run_virtual(main())
 
 
-class _Gone:
+class LosingApiClient:
     """An API client that has lost every durable answer."""
 
     def __init__(self, scripted: ScriptedServices) -> None:
@@ -480,7 +479,7 @@ class _Gone:
     async def resume_stream(self, *_: Any, **__: Any) -> Any:
         from nbcodex.errors import AnswerLostError
 
-        raise AnswerLostError("gone")
+        raise AnswerLostError("lost")
         yield ResponseStarted  # an async generator, as the real one
 
 
@@ -488,6 +487,6 @@ def test_durable_answer_that_cannot_be_streamed_is_fetched() -> None:
     async def operation(kernel: Kernel) -> None:
         reply = await kernel.run(request(patience=600.0))
         assert (reply.status, WORDS in reply.text) == ("done", True)
-        assert asked(kernel.simulator) == 1
+        assert paid_answers(kernel.simulator) == 1
 
     run_request(operation, allow_streaming=False)

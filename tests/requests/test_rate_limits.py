@@ -65,7 +65,7 @@ def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
         services = Services(
             api_client=ApiClient(clock=clock, transport=SimulatorTransport(simulator)),
             journal=lambda _: journal,  # type: ignore[arg-type,return-value]
-            counters=lambda _: journal,  # type: ignore[arg-type,return-value]
+            budget_journal=lambda _: journal,  # type: ignore[arg-type,return-value]
             limiter=lambda _: limiter,
             clock=clock,
         )
@@ -92,24 +92,24 @@ def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
 
 @pytest.mark.parametrize("policy", ["kept", "refunded", "actual"])
 def test_200_requests_use_the_limit_with_hardly_a_429(policy: Any) -> None:
-    asked = crowd(200, policy=policy, tpm=20_000, rpm=10_000, latency=0.5, speed=60.0)
-    assert all(reply.status == "done" for reply in asked.replies())
-    assert asked.refused <= 2
-    charged = sum(seen.charged for seen in asked.simulator.log)
-    assert asked.seconds <= 1.1 * (charged - 20_000) / (20_000 / 60) + 10
+    result = crowd(200, policy=policy, tpm=20_000, rpm=10_000, latency=0.5, speed=60.0)
+    assert all(reply.status == "done" for reply in result.replies())
+    assert result.refused <= 2
+    charged = sum(seen.charged for seen in result.simulator.log)
+    assert result.seconds <= 1.1 * (charged - 20_000) / (20_000 / 60) + 10
 
 
 def test_queueing_for_capacity_uses_no_patience() -> None:
-    asked = crowd(100, patience=5.0, tpm=20_000, rpm=10_000, latency=0.5, speed=60.0)
-    assert asked.seconds > 60.0
-    assert {reply.status for reply in asked.replies()} == {"done"}
-    assert {reply.attempts for reply in asked.replies()} == {1}
-    assert {reply.waited for reply in asked.replies()} == {0.0}
+    result = crowd(100, patience=5.0, tpm=20_000, rpm=10_000, latency=0.5, speed=60.0)
+    assert result.seconds > 60.0
+    assert {reply.status for reply in result.replies()} == {"done"}
+    assert {reply.attempts for reply in result.replies()} == {1}
+    assert {reply.waited for reply in result.replies()} == {0.0}
 
 
 def test_queueing_for_more_than_a_second_is_reported_rarely() -> None:
-    asked = crowd(100, patience=5.0, tpm=20_000, rpm=10_000, latency=0.5, speed=60.0)
-    for received in asked.events.values():
+    result = crowd(100, patience=5.0, tpm=20_000, rpm=10_000, latency=0.5, speed=60.0)
+    for received in result.events.values():
         queued = [e for e in received if isinstance(e, CoolingDown)]
         sent = next(e for e in received if isinstance(e, Sent))
         assert all(e.queued and e.limit is None for e in queued)
@@ -118,8 +118,8 @@ def test_queueing_for_more_than_a_second_is_reported_rarely() -> None:
 
 
 def test_spacing_of_milliseconds_is_not_reported() -> None:
-    asked = crowd(100, tpm=10_000_000, rpm=100_000, latency=0.1, speed=600.0)
-    assert asked.count(CoolingDown) == asked.refused == 0
+    result = crowd(100, tpm=10_000_000, rpm=100_000, latency=0.1, speed=600.0)
+    assert result.count(CoolingDown) == result.refused == 0
 
 
 def run_request(*attempts: Any, requests: list[Request], every: float = 1.0) -> list[list[Event]]:
@@ -257,8 +257,8 @@ def test_permit_granted_to_a_stopped_request_is_released() -> None:
 
 
 def test_panel_says_queued_for_capacity() -> None:
-    asked = crowd(40, tpm=10_000, rpm=10_000, latency=0.5, speed=60.0)
-    received = asked.events[39]
+    result = crowd(40, tpm=10_000, rpm=10_000, latency=0.5, speed=60.0)
+    received = result.events[39]
     number = next(i for i, e in enumerate(received) if isinstance(e, CoolingDown))
     state = PanelState()
     for event in received[: number + 1]:

@@ -110,8 +110,8 @@ def test_request_that_was_only_refused_has_used_nothing(
     assert ending(received).reply.usage.total_tokens == used
 
 
+# An attempt that brings about 50 tokens and breaks off.
 BROKEN = [STARTED, TextDelta("word " * 40), TransportError("It broke.")]
-"""An attempt that brings about 50 tokens and breaks off."""
 
 
 @pytest.mark.parametrize(
@@ -261,8 +261,8 @@ def test_one_refusal_closes_the_model_for_all() -> None:
     first, second, third = scripted.events.values()
     assert kinds(first).count("BackingOff") == 1
     for received in (second, third):
-        (held,) = [e for e in received if isinstance(e, CoolingDown)]
-        assert held.limit == TPM
+        (cooldown,) = [e for e in received if isinstance(e, CoolingDown)]
+        assert cooldown.limit == TPM
         assert isinstance(ending(received), Finished)
 
 
@@ -357,7 +357,7 @@ def test_raising_listener_does_not_end_the_request() -> None:
 
         def listen(event: Event) -> None:
             received.append(event)
-            raise RuntimeError("painted into a corner")
+            raise RuntimeError("a defect of the listener")
 
         run = RequestRunner(scripted.services, Request(prompt="x"), SETTINGS, listen).start()
         await asyncio.wait([run.task])
@@ -394,8 +394,8 @@ def test_waits_grow_even_where_short_ones_are_stated() -> None:
     attempts = [[ServerError("503", wait=0.2)] for _ in range(5)]
     _, scripted = run_request(*attempts, answer("hi"))
     sent = [at for at, _ in scripted.api_client.seen]
-    for number, (one, two) in enumerate(itertools.pairwise(sent)):
-        assert two - one >= 2.0**number
+    for number, (first, second) in enumerate(itertools.pairwise(sent)):
+        assert second - first >= 2.0**number
 
 
 def test_usage_of_answer_without_figures_is_estimated() -> None:
@@ -408,7 +408,7 @@ def test_nothing_is_sent_or_shown_before_it_is_committed() -> None:
     async def main() -> list[str]:
         scripted = ScriptedServices(answer("hi"))
         log: list[str] = []
-        scripted.journal.written = _Tee(log)  # type: ignore[assignment]
+        scripted.journal.written = CallRecorder(log)  # type: ignore[assignment]
         run = RequestRunner(
             scripted.services,
             Request(prompt="x"),
@@ -429,7 +429,7 @@ def test_nothing_is_sent_or_shown_before_it_is_committed() -> None:
     ]
 
 
-class _Tee:
+class CallRecorder:
     """Records the calls of a journal in a list."""
 
     def __init__(self, log: list[str]) -> None:
