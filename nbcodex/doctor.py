@@ -122,7 +122,7 @@ def authorities(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 def journal(settings: Settings) -> Iterator[Finding]:
     """Check the folder of the journal without creating anything."""
-    from nbcodex.runtime.sqlite_files import on_network
+    from nbcodex.runtime.sqlite_files import is_on_network
 
     if not settings.journal:
         yield Finding("journal", "off: prompts and answers are kept in memory only")
@@ -131,7 +131,7 @@ def journal(settings: Settings) -> Iterator[Finding]:
     if problem := _folder_problem(folder):
         advice = "Set NBCODEX_HOME to another folder. Prompts work, but are kept in memory only."
         yield Finding("journal", problem, advice, wrong=True)
-    elif on_network(folder):
+    elif is_on_network(folder):
         advice = "Set NBCODEX_HOME to a local folder; two hosts must not use this one at once."
         yield Finding("journal", f"{folder}, on a network file system", advice)
     else:

@@ -188,7 +188,7 @@ class AnswerError(NbcodexError, title="Invalid answer"):
 
 
 class EntryError(NbcodexError, title="Journal"):
-    """No entry of the journal has this id, or several do, or it cannot be read."""
+    """An entry of the journal cannot be found, read, or resumed; it stays as it is."""
 
 
 class ParkedError(NbcodexError, title="Parked"):

@@ -47,7 +47,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 Api = Literal["auto", "responses", "chat"]
@@ -103,6 +103,8 @@ class Origin:
     engine: str = "live"  # How the map's rows are answered: as ``live`` requests, or by ``batch``
     data_kind: str = "list"  # The map's data: ``list``, ``tuple``, ``pandas`` or ``polars``
     position: TurnPosition = TurnPosition()  # Of the answer, if it joins a conversation
+    # The `Endpoint.server` that an entry was written for; None in a request that is not an entry
+    server: str | None = None
 
 
 # The first bytes of a file; WebP has a length between the two parts of its signature.
@@ -230,6 +232,10 @@ class Request:
     # Whether the server keeps the answer, so that a broken stream can be continued
     durable: bool = False
     row: str | None = None  # Distinguishes it from another row of a map with the same prompt
+
+    def with_server(self, server: str | None) -> Self:
+        """Return the request with another `Origin.server`."""
+        return replace(self, origin=replace(self.origin, server=server))
 
 
 @dataclass(frozen=True, slots=True)

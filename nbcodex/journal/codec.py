@@ -1,7 +1,6 @@
-"""Converts requests and replies to text and back, and decides when two requests are equal.
+"""Converts requests and replies to JSON and back, and decides when two requests are equal.
 
-What is read back is data only: no class outside of `nbcodex.models` is ever built from a file. Must
-not know the database.
+What is read back is data only: no class outside of `nbcodex.models` is ever built from a file.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ from nbcodex.models import Reply, Request, Usage, UsageTotals
 TOTALS_COLUMNS = ("requests", "answers", "cost", "waited", "unknown", "unpriced", "estimated")
 USAGE_COLUMNS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
-# Floats and JSON are exact up to here, and a sum of many still fits a column.
+# Integers up to here are exact as floats and in JSON; SQLite can add up a thousand of them.
 MAX_STORED_INTEGER = 2**53
 
+# Keys of JSON objects: a record has its class name under the first, bytes are under the second.
 _RECORD, _BYTES = "__record__", "__bytes__"
 _RECORD_CLASSES = {
     cls.__name__: cls
@@ -38,13 +38,13 @@ _RENAMED_FIELDS = {
 
 
 def bounded_totals(reply: Reply) -> UsageTotals:
-    """Return what `reply` adds to the totals; implausible figures of a server are bounded."""
+    """Return what `reply` adds to the totals, with the server's figures cut to plausible ones."""
     added = UsageTotals.of(reply)
     tokens: dict[str, Any] = {
         name: bounded_integer(getattr(added.usage, name)) for name in USAGE_COLUMNS
     }
     cost, waited = finite_or_none(added.cost) or 0.0, finite_or_none(added.waited) or 0.0
-    # `insert` has counted the request.
+    # The request was counted when it was inserted.
     return replace(added, requests=0, usage=Usage(**tokens), cost=cost, waited=waited)
 
 
@@ -61,12 +61,12 @@ def finite_or_none(number: float | None) -> float | None:
 def encode(record: Any) -> str:
     """Return a record as JSON."""
     # In ASCII, because SQLite cannot hold the lone surrogates that a prompt may contain.
-    return json.dumps(record, default=_reduce, skipkeys=True)
+    return json.dumps(record, default=_to_json, skipkeys=True)
 
 
 def decode(text: str) -> Any:
     """Return the record that `encode` turned into `text`; ValueError or TypeError if damaged."""
-    return json.loads(text, object_hook=_restore)
+    return json.loads(text, object_hook=_from_json)
 
 
 def storable(text: str | None) -> str | None:
@@ -76,7 +76,7 @@ def storable(text: str | None) -> str | None:
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
-def _reduce(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return {_RECORD: type(value).__name__, **fields}
@@ -84,29 +84,29 @@ def _reduce(value: Any) -> Any:
         return {_BYTES: base64.b64encode(value).decode("ascii")}
     if isinstance(value, Mapping):
         return dict(value)
-    # A class, such as the one that an answer is parsed into, means nothing to another process.
+    # A class, such as the one that an answer is parsed into, exists in this process only.
     return None if isinstance(value, type) else repr(value)
 
 
-def _restore(found: dict[str, Any]) -> Any:
-    if found.keys() == {_BYTES}:
-        return base64.b64decode(found[_BYTES])
-    name = str(found.get(_RECORD))
+def _from_json(decoded: dict[str, Any]) -> Any:
+    if decoded.keys() == {_BYTES}:
+        return base64.b64decode(decoded[_BYTES])
+    name = str(decoded.get(_RECORD))
     cls = _RECORD_CLASSES.get(_RENAMED_RECORDS.get(name, name))
     if cls is None:
-        return found
+        return decoded
     renamed = _RENAMED_FIELDS.get(cls.__name__, {})
-    known = {field.name for field in dataclasses.fields(cls)}
+    field_names = {field.name for field in dataclasses.fields(cls)}
     # JSON has no tuples; a record, which is frozen, has no lists.
     values = {
         renamed.get(name, name): tuple(value) if isinstance(value, list) else value
-        for name, value in found.items()
+        for name, value in decoded.items()
     }
     # A later version may have written fields that are unknown here.
-    return cls(**{name: value for name, value in values.items() if name in known})
+    return cls(**{name: value for name, value in values.items() if name in field_names})
 
 
-# These fields do not change the answer, or are part of the key in another way.
+# Fields that do not change the answer, and the three that `target` in `equality_key` stands for.
 _NOT_IN_KEY = frozenset(
     {"id", "created_at", "origin", "patience", "reuse", "durable", "model", "api", "api_base"}
 )
@@ -114,37 +114,38 @@ _NOT_IN_KEY = frozenset(
 
 def equality_key(request: Request, *, base_url: str) -> bytes:
     """Return 32 bytes that are equal for equal requests to one server only."""
-    # All fields count unless excluded, so one that a later version adds counts by itself.
+    # All fields count unless they are excluded, so one that a later version adds counts at once.
     content = {
         field.name: getattr(request, field.name)
         for field in dataclasses.fields(request)
         if field.name not in _NOT_IN_KEY
     }
     target = [base_url.rstrip("/"), request.model, request.api]
-    # The empty lists keep the keys of existing files. Hashing large images takes milliseconds.
-    return hashlib.sha256(json.dumps(_plain([target, content, [], []])).encode("ascii")).digest()
+    # The keys in existing files were computed with the two empty lists.
+    canonical = json.dumps(_canonical([target, content, [], []]))
+    return hashlib.sha256(canonical.encode("ascii")).digest()
 
 
-def _plain(value: Any) -> Any:
-    """Return `value` as nested lists, tagged so that different values stay different."""
+def _canonical(value: Any) -> Any:
+    """Return `value` as nested lists, each with a tag, so that different values stay different."""
     match value:
         case None | bool() | int() | float() | str():
             return value
         case bytes() | bytearray() | memoryview():
             return ["bytes", hashlib.sha256(value).hexdigest()]
         case Mapping():
-            pairs = [[str(name), _plain(inner)] for name, inner in value.items()]
+            pairs = [[str(name), _canonical(inner)] for name, inner in value.items()]
             return ["map", *sorted(pairs, key=lambda pair: pair[0])]
         case list() | tuple():
-            return ["list", *map(_plain, value)]
+            return ["list", *map(_canonical, value)]
         case set() | frozenset():
-            return ["set", *sorted(json.dumps(_plain(inner)) for inner in value)]
+            return ["set", *sorted(json.dumps(_canonical(inner)) for inner in value)]
         case type():
             return ["class", value.__qualname__]
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = {
                 f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.compare
             }
-            return ["record", type(value).__name__, _plain(fields)]
+            return ["record", type(value).__name__, _canonical(fields)]
         case _:
             return ["other", type(value).__qualname__, repr(value)]

@@ -1,8 +1,8 @@
 """Conversations in the journal: the entries of one notebook and thread, and their positions.
 
-Owns how the earlier turns of a request are stored: as references to their entries. So deleting an
-entry removes its words from every later one, and a long conversation is not written again with
-each turn. Must not know which turns a request should see.
+The earlier turns of a request are stored as references to their entries. So deleting an entry
+removes its words from every later one, and a long conversation is not written again with each turn.
+`requests.conversation` decides which turns a request gets.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from dataclasses import dataclass, replace
 
 from nbcodex.journal.codec import decode, storable
 from nbcodex.journal.owner import Connection
-from nbcodex.journal.sqlite_worker import Level, SqliteWorker
+from nbcodex.journal.sqlite_worker import JobLevel, SqliteWorker
 from nbcodex.models import CarriedReasoning, Reply, Request, Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnCandidate:
-    """One entry's position in a conversation."""
+    """One entry's position in a conversation, see `TurnPosition`.
 
-    entry: int  # the entry's number; later entries have larger ones
-    # chapter, number: its position. Of several entries at one position, the newest that is done is
-    # the turn.
+    Of several entries at one position, the newest that is done is the turn.
+    """
+
+    entry: int  # the entry's number in the journal; later entries have larger ones
     chapter: int
     number: int
-    cell: str | None  # the cell that asked
+    cell: str | None  # the id of the cell that sent the prompt
     is_done: bool  # whether it was answered
     begins: bool  # whether a new conversation starts with it
 
@@ -40,7 +41,7 @@ class StoredConversation:
 
 
 class ConversationStore:
-    """The conversations of one journal. Its methods block the calling thread; they need no loop."""
+    """The conversations of one journal. Its methods block the calling thread."""
 
     def __init__(self, worker: SqliteWorker) -> None:
         self._worker = worker
@@ -59,13 +60,13 @@ class ConversationStore:
                 where,
             )
             candidates = tuple(TurnCandidate(**dict(row)) for row in rows)
-            (started,) = connection.execute(
+            (latest,) = connection.execute(
                 "SELECT max(id) FROM chapters WHERE thread = :thread AND notebook IS :notebook",
                 where,
             ).fetchone()
             # A chapter may have no entries yet, and one whose row has expired may still have some.
             chapters = [candidate.chapter for candidate in candidates]
-            return StoredConversation(max([started or 0, *chapters]), candidates)
+            return StoredConversation(max([latest or 0, *chapters]), candidates)
 
         return self._worker.call(work, default=StoredConversation())
 
@@ -95,18 +96,18 @@ class ConversationStore:
         """Start the next chapter; return its number."""
 
         def work(connection: Connection) -> int:
-            started = connection.execute(
+            inserted = connection.execute(
                 "INSERT INTO chapters (notebook, thread, begun_at) VALUES (?, ?, ?)",
                 (storable(notebook), storable(thread), connection.clock.wall()),
             )
-            return started.lastrowid or 0
+            return inserted.lastrowid or 0
 
-        return self._worker.call(work, default=0, level=Level.SAFE)
+        return self._worker.call(work, default=0, level=JobLevel.SAFE)
 
 
 def set_position(connection: Connection, request: Request) -> None:
     """Store the position of a new entry: after all others, unless the request names one."""
-    # The entry's own number is larger than all others, so it orders turns without a counter.
+    # `seq`, the entry's own number, is larger than all others: it orders turns without a counter.
     position = request.origin.position
     values = storable(request.thread), position.chapter, position.number, position.starts_new
     connection.execute(
@@ -117,24 +118,24 @@ def set_position(connection: Connection, request: Request) -> None:
 
 
 def compact_turns(connection: Connection, turns: Iterable[Turn]) -> tuple[Turn, ...]:
-    """Return turns as they are stored: without the words that their entries hold."""
+    """Return turns as they are stored: those of entries as references, without their words."""
     compact = []
     for turn in turns:
-        # The number alone proves nothing: since the turn was read, memory may have replaced the
-        # file, or a new file the old one, and the number may be that of another entry there.
-        known = turn.entry and connection.execute(
+        # The answer is compared, too: since the turn was read, memory may have replaced the file,
+        # or a new file the old one, and another entry may have the same number there.
+        found = turn.entry and connection.execute(
             "SELECT 1 FROM entries WHERE seq = ? AND status = 'done' AND text = ?",
             (turn.entry, turn.answer),
         )
-        if known and known.fetchone():
+        if found and found.fetchone():
             turn = Turn(prompt="", answer="", entry=turn.entry)
         compact.append(turn)
     return tuple(compact)
 
 
 def resolve_turns(connection: Connection, turns: Iterable[object]) -> tuple[Turn, ...]:
-    """Return turns with their words again; those whose entries were deleted are left out."""
-    # A turn with words is stored in full: it came from the user's code, or from another file.
+    """Return what `compact_turns` received, without the turns whose entries were deleted."""
+    # A turn that is stored with words came from the user's code, or from another file.
     found = [
         _read_turn(connection, turn.entry) if turn.entry and not turn.answer else turn
         for turn in turns
@@ -144,7 +145,7 @@ def resolve_turns(connection: Connection, turns: Iterable[object]) -> tuple[Turn
 
 
 def _read_turn(connection: Connection, entry: int) -> Turn | None:
-    """Return the turn of an entry; None if that is gone, damaged, or has no answer in words."""
+    """Return the turn of an entry; None if that was deleted, is damaged, or has no text."""
     row = connection.execute(
         "SELECT request, reply, text FROM entries WHERE seq = ? AND status = 'done'", (entry,)
     ).fetchone()

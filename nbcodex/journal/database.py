@@ -1,7 +1,8 @@
 """The journal's database: a file as long as it can be used, otherwise memory.
 
-Owns the connection and its transactions, heartbeats and retention, the way to memory and back, and
-the messages that explain it. All of it runs on the worker thread. Must not know what a job does.
+Holds the connection, and runs jobs in transactions; sends heartbeats, deletes expired entries,
+continues in memory if the file fails, and copies what memory holds back to the file. All of it
+runs on the worker thread.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from nbcodex.journal.owner import HEARTBEAT_INTERVAL_S, Connection, Owner, write
 from nbcodex.journal.reads import read_totals
 from nbcodex.journal.schema import DAMAGED, UnusableFileError, open_file, open_memory
 from nbcodex.journal.spending import SpendAmount
-from nbcodex.journal.sqlite_worker import Job, Level
+from nbcodex.journal.sqlite_worker import Job, JobLevel
 from nbcodex.models import DAY, Request
 from nbcodex.runtime.clock import CLOCK_RECHECK_S, Clock
 from nbcodex.runtime.sqlite_files import BUSY_CODES, leak_connection, primary_code
@@ -30,13 +31,10 @@ from nbcodex.settings import JOURNAL_FILENAME
 Insertion = Callable[[Connection], None]  # inserts one entry
 
 FILE_RETRY_S = 60.0
-
-# How long the return to the file, and the exit, wait for other processes that keep it locked.
-RETURN_PATIENCE_S = 1.0
-
-# Deleting this many takes milliseconds, so that no caller waits long for a step of retention.
+# Longest waits for other processes' locks: to copy memory back, and where failing does no harm.
+RETURN_LOCK_TIMEOUT_S, SHORT_LOCK_TIMEOUT_S = 1.0, 0.1
+# Deleting this many takes milliseconds: jobs that wait behind it are not delayed noticeably.
 EXPIRED_PER_STEP = 100
-
 CHECKPOINT_RETRY_S = 1.0
 OWNER_RETENTION_S = 1.0 * DAY  # for owners without open entries
 
@@ -53,7 +51,7 @@ _CAUSES = {
     sqlite3.SQLITE_NOTADB: DAMAGED,
     sqlite3.SQLITE_ERROR: DAMAGED,
 }
-# The values to be written cause these, not the file.
+# Caused by the values that are written, not by the file.
 _DATA_CODES = {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}
 
 
@@ -62,14 +60,14 @@ class FileVanishedError(UnusableFileError):
 
 
 class JournalDatabase:
-    """What the worker runs jobs on; it opens itself at the first use, in `folder` or in memory."""
+    """Runs the worker's jobs on a file in `folder`, or in memory; opened by the first job."""
 
     def __init__(
-        self, folder: Path | None, *, clock: Clock, retention: float | None, patience: float
+        self, folder: Path | None, *, clock: Clock, retention: float | None, lock_timeout: float
     ) -> None:
         self.folder = folder
         self.groups_commits = folder is not None  # a commit to a disk is expensive
-        self._clock, self._retention, self._patience = clock, retention, patience
+        self._clock, self._retention, self._lock_timeout = clock, retention, lock_timeout
         self._reset()
 
     def _reset(self) -> None:
@@ -77,15 +75,16 @@ class JournalDatabase:
         self.is_fallback = False  # whether memory replaces the file
         self._connection: Connection | None = None
         self._owner: Owner | None = None
-        self._inode: tuple[int, int] | None = None
-        self._synchronous = Level.READ
-        self._retry_at: float | None = None
-        # What gets heartbeats; and how an entry is inserted again where the file cannot be read.
+        self._inode: tuple[int, int] | None = None  # device and inode of the open file
+        self._synchronous = JobLevel.READ  # for which level `PRAGMA synchronous` is set
+        self._retry_at: float | None = None  # when the file that failed is tried again
+        # The ids of entries, maps and batch jobs that get heartbeats. An entry has the function
+        # that inserts it: memory needs that if the file cannot be read.
         self._active: dict[str, Insertion | None] = {}
         self._heartbeat_at = 0.0
-        self._is_expiring = False
+        self._is_expiring = False  # whether expired entries may be left
         self._checkpoint_at: float | None = None
-        # The budget and the spending by day that memory started with.
+        # The budget, and the spending by day, when memory replaced the file.
         self._baseline: tuple[str, dict[str, SpendAmount]] = "", {}
 
     def perform(self, jobs: list[Job]) -> None:
@@ -96,11 +95,11 @@ class JournalDatabase:
                 self._return_to_file()
             results = self._transact(jobs)
         except Exception as error:  # requests continue without a journal
-            self._heartbeat_at = 0.0  # what was rolled back may have contained the last heartbeat
+            self._heartbeat_at = 0.0  # the last heartbeat may have been rolled back
             if self._fall_back(error):
                 self.perform(jobs)
             elif len(jobs) > 1:
-                # One bad job must not undo its neighbours' work.
+                # A job that fails must not roll back the others.
                 for job in jobs:
                     self.perform([job])
             elif isinstance(error, NbcodexError):
@@ -117,41 +116,42 @@ class JournalDatabase:
     def _transact(self, jobs: list[Job]) -> list[Any]:
         level = max(job.level for job in jobs)
         connection = self._connection or self._open()
-        if level is Level.NO_TRANSACTION:
+        if level is JobLevel.NO_TRANSACTION:
             return [job.work(connection) for job in jobs]
-        if level is Level.SAFE and not self.is_fallback and self._found_inode() != self._inode:
+        if level is JobLevel.SAFE and not self.is_fallback and self._found_inode() != self._inode:
             # SQLite would continue with a file that no other process can open any more.
-            raise FileVanishedError(f"{self.folder} has lost its journal while it was open.")
+            raise FileVanishedError(f"The journal in {self.folder} was deleted while it was open.")
         # NORMAL survives the process; FULL waits for the disk, and so survives a power failure.
-        if level > Level.READ and level is not self._synchronous:
-            mode = "FULL" if level is Level.SAFE else "NORMAL"
+        if level > JobLevel.READ and level is not self._synchronous:
+            mode = "FULL" if level is JobLevel.SAFE else "NORMAL"
             connection.execute(f"PRAGMA synchronous = {mode}")
             self._synchronous = level
-        with connection:  # commits, or rolls back what an error has interrupted
-            # A write that began as a read could not wait for a lock: SQLite fails it at once.
-            connection.execute("BEGIN" if level is Level.READ else "BEGIN IMMEDIATE")
+        with connection:  # commits, or after an error rolls back
+            # If a transaction that began as a read wrote, SQLite would not wait for a lock.
+            connection.execute("BEGIN" if level is JobLevel.READ else "BEGIN IMMEDIATE")
             return [job.work(connection) for job in jobs]
 
     def _open(self) -> Connection:
         if self.folder is None:
             connection = open_memory()
         else:
-            connection = open_file(self.folder, patience=self._patience)
+            connection = open_file(self.folder, lock_timeout=self._lock_timeout)
         self._use(connection)
         self._start_maintenance(connection)
         return connection
 
     def _use(self, connection: Connection, *, problem: str | None = None) -> None:
-        """Use a new connection: to memory if there is a `problem` with the file."""
-        # One owner from the first use to `disconnect`, in the file and in memory.
-        self._owner = connection.owner = self._owner or Owner.here()
+        """Use a new connection; it is to memory if there is a `problem` with the file."""
+        # The owner stays the same until `disconnect`, in the file and in memory.
+        self._owner = connection.owner = self._owner or Owner.of_this_process()
         connection.clock = self._clock
-        self._connection, self._synchronous = connection, Level.READ
+        _set_lock_timeout(connection, self._lock_timeout)
+        self._connection, self._synchronous = connection, JobLevel.READ
         self._inode = self._found_inode()
         self.problem, self.is_fallback, self._retry_at = problem, problem is not None, None
 
     def _found_inode(self) -> tuple[int, int] | None:
-        """Return which file is at our path."""
+        """Return device and inode of the file that is at the journal's path now."""
         with contextlib.suppress(OSError):
             if self.folder is not None:
                 found = (self.folder / JOURNAL_FILENAME).stat()
@@ -165,7 +165,7 @@ class JournalDatabase:
         problem = self.problem
         if (connection := self._connection) is not None:
             with contextlib.suppress(sqlite3.Error):
-                # So the entries that are still open here are abandoned at once.
+                # So other kernels see at once that the entries which are open here are abandoned.
                 connection.execute("DELETE FROM owners WHERE id = ?", (connection.owner.id,))
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
@@ -184,7 +184,7 @@ class JournalDatabase:
         self.ensure_heartbeat(connection)
 
     def deactivate(self, id_: str) -> None:
-        """Send no heartbeats for it any more."""
+        """End the heartbeats that `activate` has started."""
         self._active.pop(id_, None)
 
     def ensure_heartbeat(self, connection: Connection) -> None:
@@ -194,15 +194,15 @@ class JournalDatabase:
             self._heartbeat_at = self._clock.now() + HEARTBEAT_INTERVAL_S
 
     def maintain(self) -> float | None:
-        """Do what is due; return how long the thread may sleep."""
+        """Do a step of what is due; return seconds until the next one, None if none is due."""
         due = self.due_in()
         if due is not None and due <= 0:
-            self.perform([Job(self._maintain, Level.NO_TRANSACTION, None, lambda *_: None)])
+            self.perform([Job(self._maintain, JobLevel.NO_TRANSACTION, None, lambda *_: None)])
             due = self.due_in()
         return None if due is None else min(due, CLOCK_RECHECK_S)
 
     def due_in(self) -> float | None:
-        """Return seconds until maintenance is due; None if nothing is scheduled."""
+        """Return seconds until a heartbeat, a checkpoint or a deletion is due; None if none is."""
         if self._is_expiring:
             return 0.0
         instants = [self._heartbeat_at] if self._active else []
@@ -210,7 +210,6 @@ class JournalDatabase:
         return max(0.0, min(instants) - self._clock.now()) if instants else None
 
     def _maintain(self, connection: Connection) -> None:
-        """Do a part of what is due, outside of a transaction."""
         if self._active:
             self.ensure_heartbeat(connection)
         if self._checkpoint_at is not None and self._clock.now() >= self._checkpoint_at:
@@ -218,7 +217,7 @@ class JournalDatabase:
         if self._is_expiring and self._retention is not None:
             before = self._clock.wall() - self._retention
             connection.execute("DELETE FROM chapters WHERE begun_at < ?", (before,))
-            # `added_at` is indexed, and no entry is changed before it is added.
+            # `added_at` is indexed, and is hardly ever later than `updated_at`.
             erased = connection.execute(
                 """DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE
                 added_at < :before AND updated_at < :before ORDER BY added_at LIMIT :limit)""",
@@ -229,18 +228,17 @@ class JournalDatabase:
                 self.checkpoint(connection)
 
     def checkpoint(self, connection: Connection) -> None:
-        """Truncate the write-ahead log, which still holds erased text."""
-        patience = connection.execute("PRAGMA busy_timeout").fetchone()[0]
-        connection.execute("PRAGMA busy_timeout = 100")
+        """Write the log back to the file and truncate it: it still holds erased text."""
+        _set_lock_timeout(connection, SHORT_LOCK_TIMEOUT_S)
         try:
             blocked = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         finally:
-            connection.execute(f"PRAGMA busy_timeout = {patience:d}")
+            _set_lock_timeout(connection, self._lock_timeout)
         # A reader in another process may block it. It is tried again until it succeeds.
         self._checkpoint_at = self._clock.now() + CHECKPOINT_RETRY_S if blocked else None
 
     def _start_maintenance(self, connection: Connection) -> None:
-        """Delete old owners, and start looking for expired entries."""
+        """Delete old owners; let `maintain` delete expired entries."""
         connection.execute(
             """DELETE FROM owners WHERE beat_at < ? AND id NOT IN (SELECT owner FROM entries
             WHERE status IN ('pending', 'running', 'waiting', 'parked') AND owner IS NOT NULL)""",
@@ -249,9 +247,9 @@ class JournalDatabase:
         self._is_expiring = self._retention is not None
         self._heartbeat_at = 0.0
 
-    # To memory and back. Without copying, an outage of the file in a long run would cost its user
-    # answers that are paid for (their entries would be resumed, and paid again), parked prompts,
-    # and the budget of the day.
+    # What changes from the file to memory, and back. Without copying, an outage of the file would
+    # cost its user answers that are paid for (their entries would be resumed, and paid again),
+    # parked prompts, and the budget of the day.
 
     def _fall_back(self, error: Exception) -> bool:
         """Continue in memory if `error` is the file's fault; return whether it is."""
@@ -260,8 +258,7 @@ class JournalDatabase:
         if (cause := diagnose(error, path=self.folder / JOURNAL_FILENAME)) is None:
             return False
         file, self._connection = self._connection, None
-        # Numbers in memory are larger than any in the file, so that they stay unique when the rows
-        # return to it.
+        # Numbers in memory are larger than any in the file: they are unique when copied back.
         last_number = 0
         with contextlib.suppress(sqlite3.Error):
             if file is not None:
@@ -274,7 +271,7 @@ class JournalDatabase:
             self._retry_at = self._clock.now() + wait
         if file is not None:
             with contextlib.suppress(sqlite3.Error):
-                file.execute("PRAGMA busy_timeout = 100")  # a lock was waited for already
+                _set_lock_timeout(file, SHORT_LOCK_TIMEOUT_S)
                 self._copy_to_memory(file, memory)
             with contextlib.suppress(sqlite3.Error):
                 file.close()
@@ -282,7 +279,7 @@ class JournalDatabase:
         return True
 
     def _copy_to_memory(self, file: Connection, memory: Connection) -> None:
-        """Copy what is ours and unanswered, and the budget, as far as the file can be read."""
+        """Copy this owner's unanswered entries, and the budget, as far as the file is readable."""
         self._baseline = "", {}
         with contextlib.suppress(sqlite3.Error):
             self._baseline = spending.read_budget(file), spending.spending_by_day(file)
@@ -304,11 +301,11 @@ class JournalDatabase:
         if self.folder is None or (memory := self._connection) is None:
             return
         try:
-            file = open_file(self.folder, patience=RETURN_PATIENCE_S)
+            file = open_file(self.folder, lock_timeout=RETURN_LOCK_TIMEOUT_S)
         except (sqlite3.Error, OSError, UnusableFileError):
             return
         file.owner, file.clock = memory.owner, memory.clock
-        # All or nothing: memory is dropped only once everything is committed.
+        # Memory is dropped only once everything is committed.
         try:
             with file:
                 file.execute("BEGIN IMMEDIATE")
@@ -320,7 +317,7 @@ class JournalDatabase:
         self._use(file)
 
     def _copy_to_file(self, memory: Connection, file: Connection) -> None:
-        """Copy back what was written in memory; what another owner claimed meanwhile stays."""
+        """Copy back what was written in memory, without entries that other owners have claimed."""
         _copy_rows(memory, file, "chapters")
         _copy_rows(memory, file, "parts")
         _copy_entries(memory, file, "1")
@@ -328,7 +325,7 @@ class JournalDatabase:
         if (budget := spending.read_budget(memory)) != known_budget:
             spending.set_budget(file, budget)
         for day, amount in spending.spending_by_day(memory).items():
-            spending.spend(file, amount.minus(known_days.get(day, SpendAmount())), day=day)
+            spending.spend(file, amount - known_days.get(day, SpendAmount()), day=day)
         file.execute("DELETE FROM asides WHERE owner = ?", (memory.owner.id,))
         _copy_rows(memory, file, "asides", f"owner = {memory.owner.id:d}")
         writes.add_to_totals(file, read_totals(memory))
@@ -350,7 +347,7 @@ def diagnose(error: Exception, *, path: Path) -> UnusableFileError | None:
                 return None
             cause = _CAUSES.get(code, "{path} cannot be read or written.")
             return UnusableFileError(cause.format(path=path), is_permanent=cause == DAMAGED)
-        case UnicodeDecodeError() | IndexError():  # names of columns are damaged
+        case UnicodeDecodeError() | IndexError():  # the names of columns are damaged
             return UnusableFileError(DAMAGED.format(path=path), is_permanent=True)
         case OSError():
             reason = error.strerror or "input or output failed"
@@ -359,8 +356,12 @@ def diagnose(error: Exception, *, path: Path) -> UnusableFileError | None:
             return None
 
 
+def _set_lock_timeout(connection: Connection, seconds: float) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
+
+
 def _copy_rows(source: Connection, target: Connection, table: str, where: str = "1") -> None:
-    """Copy the rows that the target lacks; of those that it has, only names that it lacks."""
+    """Copy the rows that the target lacks; to batch jobs that it has, ids that it lacks."""
     rows = [dict(r) for r in source.execute(f"SELECT * FROM {table} WHERE {where}")]  # noqa: S608
     for row in rows:
         names, places = ", ".join(row), ", ".join(f":{name}" for name in row)
@@ -377,8 +378,8 @@ def _copy_entries(source: Connection, target: Connection, where: str) -> None:
     query = f"SELECT * FROM entries WHERE {where} ORDER BY seq"  # noqa: S608 - from this module
     for row in source.execute(query):
         values = dict(row)
-        # A row that returns to the file replaces what the file has of it, unless another owner has
-        # claimed it meanwhile; an answer counts all the same while there is none.
+        # An entry replaces its older state in the target, unless another owner has claimed it
+        # meanwhile; an answer is copied even then, unless the target has one.
         updated = target.execute(
             """UPDATE entries SET status = :status, updated_at = :updated_at, attempts = :attempts,
             resume_at = :resume_at, error = :error, response_id = :response_id,
@@ -388,7 +389,7 @@ def _copy_entries(source: Connection, target: Connection, where: str) -> None:
         )
         if updated.rowcount:
             continue
-        if row["batch"] is None:  # rows of a map have no turns
+        if row["batch"] is None:  # the rows of a map have no turns
             with contextlib.suppress(ValueError, TypeError, RecursionError):
                 request = decode(row["request"])
                 if isinstance(request, Request) and request.turns:
@@ -396,8 +397,8 @@ def _copy_entries(source: Connection, target: Connection, where: str) -> None:
                     turns = compact_turns(target, resolve_turns(source, request.turns))
                     values["request"] = encode(replace(request, turns=turns))
         columns = [name for name in values if name != "seq"]
-        # A row keeps its number, by which turns refer to it. In a new file, where the old one was
-        # deleted, another entry may have it.
+        # An entry keeps its number, by which turns refer to it, unless another entry has it: that
+        # can happen in a new file, after the old one was deleted.
         target.execute(
             f"""INSERT INTO entries (seq, {", ".join(columns)})
             SELECT CASE WHEN NOT EXISTS (SELECT 1 FROM entries WHERE seq = :seq) THEN :seq END,

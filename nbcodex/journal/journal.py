@@ -1,8 +1,8 @@
 """The journal: every request of a user, from before it is sent until it is deleted.
 
-Runs the functions of `writes` and `reads` on the database's worker thread; an await costs the event
-loop some microseconds. Nothing here raises because a disk is full or a file is damaged: the journal
-then continues in memory, and `problem` says why.
+Runs the functions of `writes` and `reads` on the database's worker thread. Nothing here raises
+because a disk is full or a file is damaged: the journal then continues in memory, and `problem`
+says why.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nbcodex.journal.maps import BatchJobs, Maps
 from nbcodex.journal.owner import Connection
 from nbcodex.journal.reads import Entry, OtherKernels
 from nbcodex.journal.spending import SpendAmount, Spending
-from nbcodex.journal.sqlite_worker import Level, SqliteWorker
+from nbcodex.journal.sqlite_worker import JobLevel, SqliteWorker
 from nbcodex.models import DAY, Reply, Request, UsageTotals
 from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.settings import JOURNAL_FILENAME
@@ -31,8 +31,8 @@ RETENTION_S = 90.0 * DAY
 class Journal:
     """Every request of this user: in a file in `folder`, or only in memory if that is None.
 
-    Entries are kept for `retention` seconds after their last change, or forever if that is None.
-    Another process that keeps the file locked is waited for at most `patience` seconds.
+    Entries are deleted `retention` seconds after their last change, or never if that is None. The
+    journal waits at most `lock_timeout` seconds for another process that keeps the file locked.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class Journal:
         *,
         clock: Clock | None = None,
         retention: float | None = RETENTION_S,
-        patience: float = 10.0,
+        lock_timeout: float = 10.0,
     ) -> None:
         self._database = JournalDatabase(
-            folder, clock=clock or BootClock(), retention=retention, patience=patience
+            folder, clock=clock or BootClock(), retention=retention, lock_timeout=lock_timeout
         )
         self._worker = SqliteWorker(self._database)
         self._was_interrupted = False
@@ -54,7 +54,7 @@ class Journal:
 
     @property
     def problem(self) -> str | None:
-        """What cannot be kept now, and why; None if all is well, or before the first use."""
+        """Why the file is not used, and what follows; None if it is, or before the first use."""
         return self._database.problem
 
     @property
@@ -68,8 +68,8 @@ class Journal:
     ) -> None:
         """Commit `request` as pending: once this returns, it may be sent.
 
-        `key` is its `equality_key`, under which `find_answer` finds its answer. `attempt` is the
-        attempt that is about to be sent, if one is, as for `start_attempt`.
+        `key` is its `equality_key`, by which `find_answer` finds its answer. `attempt` is the
+        number of the attempt that is about to be sent, if one is, as for `start_attempt`.
         """
         insert = partial(writes.insert, request=request, key=key, attempt=attempt)
 
@@ -77,13 +77,13 @@ class Journal:
             insert(connection)
             self._database.activate(connection, request.id, insert)
 
-        await self._worker.run(work, level=Level.SAFE, default=None)
+        await self._worker.run(work, level=JobLevel.SAFE, default=None)
 
     async def start_attempt(self, id_: str, attempt: int, *, continues: bool = False) -> None:
         """Commit that attempt number `attempt`, counted from 1, is about to be sent."""
-        # With `continues`, it continues the durable response that the entry names.
-        # Any other attempt asks for a new response, whose id is not known yet: the old id would
-        # make a resumed request fetch an answer that was given up.
+        # With `continues`, it continues the durable response of the entry. Any other attempt asks
+        # for a new response, whose id is not known yet: with the old id, a resumed request would
+        # fetch an answer that was given up.
         change = self._update(
             id_,
             """status = 'running', attempts = :attempt, resume_at = NULL,
@@ -94,13 +94,13 @@ class Journal:
         )
         # WRITE, not SAFE: a power failure may lose this, and with it only the warning that the
         # request may be charged twice.
-        await self._worker.run(change, level=Level.WRITE, default=None)
+        await self._worker.run(change, level=JobLevel.WRITE, default=None)
 
     async def record_wait(
         self, id_: str, resume_at: float | None = None, *, notes: tuple[str, ...] = ()
     ) -> None:
         """Note that the request waits until `resume_at` (seconds since the epoch)."""
-        # The reply holds notes only until the request ends: they outlive a crash during the wait.
+        # `finish` will store the whole reply; until then, its notes have to outlive a crash.
         change = self._update(
             id_,
             "status = 'waiting', resume_at = :resume_at, reply = coalesce(:reply, reply)",
@@ -113,8 +113,7 @@ class Journal:
     async def update_text(self, id_: str, text: str, *, sequence: int | None = None) -> None:
         """Store the whole text so far, and the last event of a durable response that is in it."""
         # Both in one commit, so that a stream is continued exactly where the text ends. Not
-        # awaited, because a slow disk must not hold up a stream. All of the text is written each
-        # time, so this is called once a second at most.
+        # awaited, because a slow disk must not hold up a stream.
         change = self._update(
             id_,
             "text = :text, sequence = coalesce(:sequence, sequence)",
@@ -126,7 +125,7 @@ class Journal:
     async def set_response_id(self, id_: str, response_id: str) -> None:
         """Commit which durable response carries the answer."""
         change = self._update(id_, "response_id = :response", response=storable(response_id))
-        await self._worker.run(change, level=Level.SAFE, default=None)
+        await self._worker.run(change, level=JobLevel.SAFE, default=None)
 
     def _update(self, id_: str, changes: str, **values: object) -> Callable[[Connection], None]:
         """Return a job that changes columns of an entry, unless another kernel has claimed it."""
@@ -159,17 +158,20 @@ class Journal:
             self._database.deactivate(reply.id)
 
         self._was_interrupted |= reply.status == "interrupted"
-        await self._worker.run(work, level=Level.SAFE, default=None)
+        await self._worker.run(work, level=JobLevel.SAFE, default=None)
 
-    async def claim(self, id_: str) -> bool:
-        """Take over a resumable entry; return whether it is ours now, and `running`."""
+    async def claim(self, id_: str, *, server: str | None = None) -> bool:
+        """Take over a resumable entry as `running`; return whether this kernel owns it now.
+
+        `server` replaces its `Origin.server`.
+        """
 
         def work(connection: Connection) -> bool:
-            if won := writes.claim(connection, id_):
+            if claimed := writes.claim(connection, id_, server=server):
                 self._database.activate(connection, id_)
-            return won
+            return claimed
 
-        return await self._worker.run(work, level=Level.SAFE, default=False)
+        return await self._worker.run(work, level=JobLevel.SAFE, default=False)
 
     async def reserve_budget(
         self, id_: str, amount: SpendAmount, *, today: str, allowed: Callable[[Spending], bool]
@@ -189,59 +191,54 @@ class Journal:
                 self._database.ensure_heartbeat(connection)
             return before
 
-        return await self._worker.run(work, level=Level.WRITE, default=Spending())
+        return await self._worker.run(work, level=JobLevel.WRITE, default=Spending())
 
     async def count_spending(
         self, replies: Sequence[Reply], *, assumed: SpendAmount | None = None
     ) -> None:
-        """Commit what requests have used whose entries are in another journal; see `finish`."""
+        """Commit what requests have used whose entries another journal holds; see `finish`."""
 
         def work(connection: Connection) -> None:
             for reply in replies:
                 writes.settle_spending(connection, reply, assumed)
 
-        await self._worker.run(work, level=Level.SAFE, default=None)
+        await self._worker.run(work, level=JobLevel.SAFE, default=None)
 
     async def reset_spending(self) -> None:
         """Set the counters of all days to zero; what running requests have reserved stays."""
-        await self._worker.run(spending.reset, level=Level.SAFE, default=None)
+        await self._worker.run(spending.reset, level=JobLevel.SAFE, default=None)
 
     async def set_budget(self, budget: str) -> None:
         """Commit the budget that all kernels keep to; an empty one lifts it."""
-        await self._worker.run(
-            lambda c: spending.set_budget(c, budget), level=Level.SAFE, default=None
-        )
+        work = partial(spending.set_budget, text=budget)
+        await self._worker.run(work, level=JobLevel.SAFE, default=None)
 
     async def delete(self, prefix: str | None = None) -> int:
-        """Delete the entry or map that `prefix` names, or all; return how many entries.
+        """Delete the entry or map whose id begins with `prefix`, or all; return how many entries.
 
-        Their text is in no file any more, at the latest when the last process that reads the log
-        has finished. The totals stay. Raises EntryError if `prefix` names no entry or several, or
-        if the file cannot be written now.
+        Their text is in no file any more as soon as no other process reads the log. The totals
+        stay. Raises EntryError if no id or several begin with `prefix`, or if the file cannot be
+        written now.
         """
 
         def work(connection: Connection) -> int:
             if self._database.is_fallback:
                 raise EntryError(f"Nothing can be erased now. {self.problem}")
-            if prefix is None:
-                # Chapters hold the names of notebooks and threads.
+            where, values = reads.where_of(connection, prefix)
+            if prefix is None:  # chapters hold the names of notebooks and threads
                 connection.execute("DELETE FROM chapters")
-                return connection.execute("DELETE FROM entries").rowcount
-            column, value = "batch", reads.find_id(connection, "batch", prefix)
-            if value is None:
-                column, value = "id", reads.find_entry(connection, prefix).id
-            query = f"DELETE FROM entries WHERE {column} = ?"  # noqa: S608 - ours
-            return connection.execute(query, (value,)).rowcount
+            return connection.execute(f"DELETE FROM entries {where}", values).rowcount  # noqa: S608 - constants
 
         # `secure_delete` overwrites the text in the file; the log still holds it until truncated.
-        deleted = await self._worker.run(work, level=Level.SAFE, default=0)
-        await self._worker.run(self._database.checkpoint, level=Level.NO_TRANSACTION, default=None)
+        deleted = await self._worker.run(work, level=JobLevel.SAFE, default=0)
+        checkpoint, alone = self._database.checkpoint, JobLevel.NO_TRANSACTION
+        await self._worker.run(checkpoint, level=alone, default=None)
         return deleted
 
     def shut_down(self, *, within: float) -> None:
         """Close as the process ends; park what was interrupted in the last `within` seconds."""
 
-        # A front end interrupts a kernel before it restarts it, though the user did not press Stop.
+        # A front end interrupts a kernel before it restarts it: the user did not press Stop then.
         def park_interrupted(connection: Connection) -> None:
             at = connection.clock.wall()
             connection.execute(
@@ -258,25 +255,22 @@ class Journal:
         """Close the file; what is unfinished here is abandoned from now on."""
         self._worker.close()
 
-    # Reads. Those that are not async block the calling thread and need no event loop.
+    # Reads. Those that are not async block the calling thread.
 
     async def find_answer(self, key: bytes) -> Reply | None:
         """Return the newest answer to an equal request, marked as reused and at no cost."""
-        return await self._worker.run(
-            lambda c: reads.find_answer(c, key), level=Level.READ, default=None
-        )
+        work = partial(reads.find_answer, key=key)
+        return await self._worker.run(work, level=JobLevel.READ, default=None)
 
     async def read_spending(self, today: str) -> Spending:
         """Return what is spent on this day (an ISO date) and in its month, and reserved."""
-        return await self._worker.run(
-            lambda c: spending.read_spending(c, today=today), level=Level.READ, default=Spending()
-        )
+        work = partial(spending.read_spending, today=today)
+        return await self._worker.run(work, level=JobLevel.READ, default=Spending())
 
     def recent_entries(self, limit: int = 20, *, notebook: str | None = None) -> list[Entry]:
         """Return entries, newest first: of one notebook, or of all."""
-        return self._worker.call(
-            lambda c: reads.newest_entries(c, limit, notebook=notebook), default=[]
-        )
+        work = partial(reads.newest_entries, limit=limit, notebook=notebook)
+        return self._worker.call(work, default=[])
 
     def count_entries(self) -> int:
         """Return how many entries there are."""
@@ -285,19 +279,21 @@ class Journal:
 
     def resumable_entries(self, *, notebook: str | None = None) -> list[Entry]:
         """Return what is parked or abandoned, oldest first: in one notebook, or in all."""
-        return self._worker.call(
-            lambda c: reads.resumable_entries(c, notebook=notebook), default=[]
-        )
+        return self._worker.call(partial(reads.resumable_entries, notebook=notebook), default=[])
+
+    def durable_entries(self, prefix: str | None = None) -> list[Entry]:
+        """Return those that `delete` would delete whose answers the provider may have."""
+        return self._worker.call(partial(reads.durable_entries, prefix=prefix), default=[])
 
     def find_entry(self, prefix: str) -> Entry:
         """Return the one entry whose id begins with `prefix`; EntryError if there is not one."""
-        found = self._worker.call(lambda c: reads.find_entry(c, prefix), default=None)
+        found = self._worker.call(partial(reads.find_entry, prefix=prefix), default=None)
         if found is None:
             raise EntryError(f"The journal cannot be read now. {self.problem or ''}")
         return found
 
     def read_totals(self) -> UsageTotals:
-        """Return the totals of all time, which are stored as such: no entry is read."""
+        """Return the totals of all time, deleted entries included."""
         return self._worker.call(reads.read_totals, default=UsageTotals())
 
     def other_kernels(self) -> OtherKernels:

@@ -1,7 +1,7 @@
 """Map runs in the journal: their rows, how far each run is, and the batch jobs that hold rows.
 
-Stores a batch job before it is submitted, and deletes it only when its files at the provider are
-erased. Must not know templates or providers, and does not submit jobs.
+A batch job is stored before it is submitted, and deleted only when its files at the provider are
+erased. `nbcodex.mapping` submits the jobs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from nbcodex.journal.codec import storable
 from nbcodex.journal.database import JournalDatabase
 from nbcodex.journal.owner import Connection, is_abandoned
 from nbcodex.journal.reads import Entry, entries_of, find_answer, find_id, salted
-from nbcodex.journal.sqlite_worker import Level, SqliteWorker
+from nbcodex.journal.sqlite_worker import JobLevel, SqliteWorker
 from nbcodex.models import Reply, Request
 
 ResultT = TypeVar("ResultT")
+KeyedRequest = tuple[Request, bytes]  # a request and its `equality_key`
 
-# Older builds of SQLite allow at most 999 variables in a statement.
+# Builds of SQLite before 3.32 allow at most 999 variables in a statement.
 KEYS_PER_STATEMENT = 400
 _SELECT_JOBS = "SELECT tag, base_url, file AS file_id, remote AS remote_id FROM parts"
 
@@ -67,11 +68,11 @@ class Maps:
     def __init__(self, worker: SqliteWorker) -> None:
         self._worker = worker
 
-    def insert_parked(self, requests: Sequence[tuple[Request, bytes]]) -> None:
-        """Insert rows that were never started as parked, each with its `equality_key`."""
+    def insert_parked(self, rows: Sequence[KeyedRequest]) -> None:
+        """Insert rows that were never started, as parked."""
 
         def work(connection: Connection) -> None:
-            for request, key in requests:
+            for request, key in rows:
                 writes.insert(connection, request, key=key)
                 connection.execute(
                     "UPDATE entries SET status = 'parked' WHERE id = ? AND status = 'pending'",
@@ -95,7 +96,7 @@ class Maps:
             return {stored[row["key"]] for row in rows}
 
         found: set[bytes] = set()
-        # One job for each statement, so that other jobs run between them.
+        # Each statement is a job of its own, so that other jobs run in between.
         for start in range(0, len(unique), KEYS_PER_STATEMENT):
             end = start + KEYS_PER_STATEMENT
             found |= self._worker.call(work, default=set())
@@ -113,7 +114,7 @@ class Maps:
             return entries_of(connection, rows)
 
         found = self._worker.call(work, default=())
-        # Sorted here, because an index on the order would cost every insertion.
+        # Sorted here, because an index on the order would slow down every insertion.
         return sorted(found, key=lambda entry: entry.request.origin.row_index or 0)
 
     def summary(self, map_id: str) -> MapSummary:
@@ -143,7 +144,7 @@ class Maps:
 
         def work(connection: Connection) -> list[MapSummary]:
             found: dict[str, MapSummary] = {}
-            gone: dict[int, bool] = {}
+            gone_owners: dict[int, bool] = {}
             rows = connection.execute(
                 f"SELECT *, count(*) AS rows FROM book WHERE {condition} "  # noqa: S608 - constant
                 "GROUP BY batch, status, owner ORDER BY min(seq)",
@@ -151,7 +152,8 @@ class Maps:
             )
             for row in rows:
                 # The rows of a group share status and owner, so one of them represents the others.
-                status = "abandoned" if is_abandoned(connection, row, gone) else row["status"]
+                is_gone = is_abandoned(connection, row, gone_owners)
+                status = "abandoned" if is_gone else row["status"]
                 summary = found.setdefault(row["batch"], MapSummary(id=row["batch"]))
                 summary.counts[status] += row["rows"]
             return list(found.values())
@@ -165,27 +167,30 @@ class BatchJobs:
     def __init__(self, worker: SqliteWorker, database: JournalDatabase) -> None:
         self._worker, self._database = worker, database
 
-    async def insert_rows(self, rows: Sequence[tuple[Request, bytes, bool]]) -> InsertResult:
-        """Commit rows as pending: request, equality key, and whether the row is to be claimed."""
+    async def insert_rows(
+        self, rows: Sequence[KeyedRequest], *, existing: Collection[str]
+    ) -> InsertResult:
+        """Commit rows as pending; those whose ids are in `existing` have entries, to be claimed."""
 
         def work(connection: Connection) -> InsertResult:
-            inserted, gone = InsertResult(), dict[int, bool]()
-            for request, key, exists in rows:
-                if not exists:
+            inserted, gone_owners = InsertResult(), dict[int, bool]()
+            for request, key in rows:
+                id_, server = request.id, request.origin.server
+                if id_ not in existing:
                     writes.insert(connection, request, key=key)
                 # Another kernel may have claimed a row of a resumed map since it was listed.
-                elif not writes.claim(connection, request.id, status="pending"):
-                    inserted.unavailable.add(request.id)
+                elif not writes.claim(connection, id_, status="pending", server=server):
+                    inserted.unavailable.add(id_)
                     continue
                 if not request.reuse:
                     continue
                 if reply := find_answer(connection, key):
-                    inserted.answers[request.id] = replace(reply, id=request.id)
-                elif tag := _find_other_job(connection, key, gone):
-                    inserted.other_jobs[request.id] = tag
+                    inserted.answers[id_] = replace(reply, id=id_)
+                elif tag := _find_other_job(connection, key, gone_owners):
+                    inserted.other_jobs[id_] = tag
             if rows:
                 # The map has heartbeats of its own, because its rows have no job before the upload.
-                first = rows[0][0]
+                first, _ = rows[0]
                 self._database.activate(connection, first.origin.map_id or first.id)
             return inserted
 
@@ -241,7 +246,7 @@ class BatchJobs:
         return await self._commit(work, None)
 
     async def finish_rows(self, endings: Sequence[tuple[Reply, str | None]]) -> None:
-        """Commit the endings of rows: their replies, each with the reason why it has no answer."""
+        """Commit the endings of rows, each a reply and, if there is no answer, the reason."""
 
         def work(connection: Connection) -> None:
             for reply, error in endings:
@@ -257,7 +262,7 @@ class BatchJobs:
     async def withdraw_job(self, tag: str) -> None:
         """Commit that the provider did not accept a job: its rows are pending, and in no job."""
 
-        # The rows are not parked, because this kernel decides next what to do with them.
+        # The rows are not parked: this kernel uploads them again, or ends them.
         def work(connection: Connection) -> None:
             connection.execute(
                 """UPDATE entries SET part = NULL, status = 'pending'
@@ -270,10 +275,10 @@ class BatchJobs:
         await self._commit(work, None)
 
     async def close_job(self, tag: str, *, erased: bool) -> None:
-        """Commit that this kernel does not wait for a job any more; delete it if `erased`."""
+        """End the heartbeats of a job; delete it if its files at the provider are `erased`."""
 
         def work(connection: Connection) -> None:
-            if erased:  # otherwise it stays, so that its files at the provider are erased later
+            if erased:  # otherwise the job stays, so that its files are erased later
                 _delete_job(connection, tag)
             self._database.deactivate(tag)
 
@@ -282,8 +287,8 @@ class BatchJobs:
     async def park_rows(
         self, tags: Iterable[str], ids: Iterable[str], *, map_id: str | None = None
     ) -> None:
-        """Commit that this kernel does not wait any more for these jobs, these rows, this map."""
-        jobs, waiting = list(tags), list(ids)
+        """Park the rows in these jobs, and these other rows; end all of their heartbeats."""
+        jobs, others = list(tags), list(ids)
 
         def work(connection: Connection) -> None:
             owner = connection.owner.id
@@ -293,13 +298,13 @@ class BatchJobs:
             )
             connection.executemany(
                 f"{set_parked} ('pending', 'running') AND id = ?",
-                [(owner, storable(id_)) for id_ in waiting],
+                [(owner, storable(id_)) for id_ in others],
             )
             # Rows at a provider may still be charged, so their budget stays reserved.
             connection.executemany(
                 """DELETE FROM asides WHERE id = ? AND NOT EXISTS (SELECT 1 FROM entries
                 WHERE entries.id = asides.id AND part IS NOT NULL)""",
-                [(storable(id_),) for id_ in waiting],
+                [(storable(id_),) for id_ in others],
             )
             for name in filter(None, (map_id, *jobs)):
                 self._database.deactivate(name)
@@ -321,13 +326,13 @@ class BatchJobs:
             )
             return [BatchJob(**dict(row)) for row in rows]
 
-        return await self._worker.run(work, level=Level.READ, default=[])
+        return await self._worker.run(work, level=JobLevel.READ, default=[])
 
     async def _commit(self, work: Callable[[Connection], ResultT], default: ResultT) -> ResultT:
-        return await self._worker.run(work, level=Level.SAFE, default=default)
+        return await self._worker.run(work, level=JobLevel.SAFE, default=default)
 
 
-def _find_other_job(connection: Connection, key: bytes, gone: dict[int, bool]) -> str | None:
+def _find_other_job(connection: Connection, key: bytes, gone_owners: dict[int, bool]) -> str | None:
     """Return the job that holds an equal request, if no kernel is waiting for it."""
     rows = connection.execute(
         """SELECT book.* FROM book JOIN parts ON parts.tag = book.part
@@ -336,7 +341,7 @@ def _find_other_job(connection: Connection, key: bytes, gone: dict[int, bool]) -
     )
     # While another kernel waits for that job, the row is sent anew: the job might never end.
     for row in rows:
-        if row["status"] == "parked" or is_abandoned(connection, row, gone):
+        if row["status"] == "parked" or is_abandoned(connection, row, gone_owners):
             return str(row["part"])
     return None
 

@@ -1,7 +1,6 @@
 """Who owns an entry: one journal in one process, and whether that process is still alive.
 
-Owns the identity of a process across reboots, containers and reused pids, and its heartbeats. Must
-not know what an entry holds.
+Identifies a process across reboots, containers and reused pids, and writes its heartbeats.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from nbcodex.runtime.clock import Clock, boot_id
 
 HEARTBEAT_INTERVAL_S = 10.0
 
-# Six heartbeats: a kernel in heavy swapping is not taken for dead after one or two of them.
+# Six heartbeats: a kernel that is swapped out may miss some of them without being taken for dead.
 HEARTBEAT_TIMEOUT_S = 60.0
 
 ACTIVE_STATUSES = frozenset({"pending", "running", "waiting"})
@@ -36,29 +35,27 @@ class Owner:
     """One journal in one process, distinguished from all others."""
 
     id: int  # random, and new for each journal that is opened
-    # host, boot, space: host name, boot id and pid namespace; empty where the platform has none.
-    host: str
-    boot: str
-    space: str
-    # pid, start: the process, and its start in ticks since boot, because pids are reused.
+    host: str  # the host's name
+    boot: str  # the boot id; empty where the platform has none, like the next one
+    # Two containers of one machine share the boot id, and each has its own pid 1.
+    pid_namespace: str
     pid: int
-    start: int
+    start_ticks: int  # when the process started, in ticks since boot, because pids are reused
 
     @classmethod
-    def here(cls) -> Owner:
+    def of_this_process(cls) -> Owner:
         """Return a new owner in this process."""
-        space = ""
+        pid_namespace = ""
         with contextlib.suppress(OSError):
-            # Two containers of one machine share the boot id, and each has its own pid 1.
-            space = str(Path("/proc/self/ns/pid").stat().st_ino)
+            pid_namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
         process = read_process(os.getpid())
         return cls(
             id=secrets.randbits(62),
             host=socket.gethostname(),
             boot=boot_id(),
-            space=space,
+            pid_namespace=pid_namespace,
             pid=os.getpid(),
-            start=process[1] if process else 0,
+            start_ticks=process[1] if process else 0,
         )
 
 
@@ -72,40 +69,46 @@ def write_heartbeat(connection: Connection) -> None:
         """INSERT INTO owners (id, host, boot, space, pid, start, beat_at, beat_now)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at, beat_now = excluded.beat_now""",
-        (owner.id, host, owner.boot, owner.space, owner.pid, owner.start, wall, now),
+        (owner.id, host, owner.boot, owner.pid_namespace, owner.pid, owner.start_ticks, wall, now),
     )
 
 
 def is_abandoned(
-    connection: Connection, row: sqlite3.Row, gone: dict[int, bool] | None = None
+    connection: Connection, row: sqlite3.Row, gone_owners: dict[int, bool] | None = None
 ) -> bool:
-    """Return whether an entry is unfinished and its owner is gone."""
+    """Return whether an entry, a row of the view `book`, is unfinished and its owner is gone."""
     if row["status"] not in ACTIVE_STATUSES or row["owner"] == connection.owner.id:
         return False
     # Kept by owner: `is_gone` reads /proc, and a list has many rows of one owner.
-    gone = {} if gone is None else gone
-    if row["owner"] not in gone:
-        gone[row["owner"]] = is_gone(connection, row)
-    return gone[row["owner"]]
+    gone_owners = {} if gone_owners is None else gone_owners
+    if row["owner"] not in gone_owners:
+        gone_owners[row["owner"]] = is_gone(connection, row)
+    return gone_owners[row["owner"]]
 
 
 def is_gone(connection: Connection, row: sqlite3.Row) -> bool:
-    """Return whether the owner in a row is gone."""
-    if row["host"] is None:  # it deleted its row when it was closed
+    """Return whether the owner in a row with the columns of `owners` is gone."""
+    if row["host"] is None:  # the owner deleted its row of `owners` when it was closed
         return True
-    names = ("host", "boot", "space", "pid", "start")
-    owner = Owner(id=row["owner"], **{name: row[name] for name in names})
-    here, clock = connection.owner, connection.clock
+    owner = Owner(
+        id=row["owner"],
+        host=row["host"],
+        boot=row["boot"],
+        pid_namespace=row["space"],
+        pid=row["pid"],
+        start_ticks=row["start"],
+    )
+    observer, clock = connection.owner, connection.clock
     # Proof first: a kernel that was killed is recognised at once, not after a minute of silence.
-    return is_provably_dead(owner, here=here) or is_silent(
-        owner, wall=row["beat_at"], now=row["beat_now"], here=here, clock=clock
+    return is_provably_dead(owner, observer=observer) or is_silent(
+        owner, wall=row["beat_at"], now=row["beat_now"], observer=observer, clock=clock
     )
 
 
 def read_process(pid: int) -> tuple[str, int] | None:
     """Return the state letter and the start (ticks since boot) of a process, from proc(5).
 
-    None if there is no such process; a state of "?" where that cannot be known.
+    None if there is no such process; the state is "?" where it cannot be known.
     """
     # Not psutil: its `create_time` adds the boot time of the wall clock, and so changes when that
     # clock is set (https://github.com/giampaolo/psutil/issues/2526). A live kernel would be taken
@@ -121,28 +124,32 @@ def read_process(pid: int) -> tuple[str, int] | None:
     return fields[0].decode("ascii", "replace"), int(fields[19])
 
 
-def is_provably_dead(owner: Owner, *, here: Owner) -> bool:
-    """Return whether `owner` was a process of this machine that has ended."""
-    # Across hosts, boots and pid namespaces only the heartbeat counts.
-    if (owner.host, owner.boot, owner.space) != (here.host, here.boot, here.space):
+def is_provably_dead(owner: Owner, *, observer: Owner) -> bool:
+    """Return whether `owner` was a process of the observer's machine that has ended."""
+    # Across hosts, boots and pid namespaces, or where the platform does not name these, a pid
+    # proves nothing: only the heartbeat counts.
+    scope, observer_scope = (
+        (each.host, each.boot, each.pid_namespace) for each in (owner, observer)
+    )
+    if scope != observer_scope or not all(scope[1:]):
         return False
-    if not (owner.boot and owner.space and owner.start and here.start):
-        return False  # the platform does not say where pids are unique
+    if not (owner.start_ticks and observer.start_ticks):
+        return False
     if (process := read_process(owner.pid)) is None:
         return True
     state, start = process
     # A process that cannot be read may be alive. "Z" and "X" are dead; another start means that
     # the pid was given to another process.
-    return state != "?" and (state in "ZX" or start != owner.start)
+    return state != "?" and (state in "ZX" or start != owner.start_ticks)
 
 
-def is_silent(owner: Owner, *, wall: float, now: float, here: Owner, clock: Clock) -> bool:
+def is_silent(owner: Owner, *, wall: float, now: float, observer: Owner, clock: Clock) -> bool:
     """Return whether the last heartbeat of `owner` is older than HEARTBEAT_TIMEOUT_S.
 
     It was written at `wall` of the wall clock, and at `now` of the boot clock of the owner's host.
     """
     # Within one boot the boot clock decides, because nothing can set it. Between hosts there is
     # only the wall clock: a heartbeat from the future counts as a sign of life.
-    if owner.boot and owner.boot == here.boot:
+    if owner.boot and owner.boot == observer.boot:
         return clock.now() - now > HEARTBEAT_TIMEOUT_S
     return clock.wall() - wall > HEARTBEAT_TIMEOUT_S

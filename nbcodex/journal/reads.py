@@ -1,6 +1,6 @@
 """What is read from a journal, each query as one function on a connection.
 
-A damaged row is left out, never guessed at. Must not know threads, files or event loops.
+`book` is the view of entries with their owners, see schema.sql. A damaged row is left out.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ class Entry:
     request: Request
     reply: Reply  # as much of it as is stored; its `status` is the entry's
     abandoned: bool = False  # whether it is unfinished and its owner gone
-    # added_at, resume_at: seconds since the epoch.
-    added_at: float = 0.0
-    resume_at: float | None = None
+    added_at: float = 0.0  # seconds since the epoch, like the next one
+    resume_at: float | None = None  # when a waiting or parked request may be sent
     error: str | None = None  # why there is no answer
     # The durable response at the server, and its last event that is in the text.
     stream_position: StreamPosition | None = None
@@ -80,17 +79,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherKernels:
-    """The number of other kernels with unfinished requests, and of these requests."""
+    """How many other kernels have unfinished requests, and how many requests these are."""
 
     kernels: int = 0
     requests: int = 0
-    waiting: int = 0  # those of the requests that wait
+    waiting: int = 0  # how many of the requests wait
     resume_at: float | None = None  # when the first of these continues, in seconds since the epoch
 
 
 def may_be_claimed(status: str, *, map_id: str | None) -> bool:
     """Return whether a kernel may claim an entry of this status; only rows have a `map_id`."""
-    # A cancelled row has no answer, and a map that is resumed asks for it again.
+    # A map that is resumed sends its cancelled rows again.
     return status in ("parked", "interrupted", "failed") or (status == "cancelled" and bool(map_id))
 
 
@@ -101,7 +100,7 @@ def find_answer(connection: Connection, key: bytes) -> Reply | None:
         ORDER BY seq DESC LIMIT 1""",
         (salted(connection, key),),
     )
-    # If the answer is damaged, the request is sent again.
+    # If the answer is damaged, there is no entry, and the request is sent.
     for entry in entries_of(connection, rows):
         free = replace(entry.reply, usage=NO_USAGE, cost=0.0, attempts=0, waited=0.0, seconds=0.0)
         return replace(free, reused=True, notes=())
@@ -110,7 +109,7 @@ def find_answer(connection: Connection, key: bytes) -> Reply | None:
 
 def newest_entries(connection: Connection, limit: int, *, notebook: str | None) -> list[Entry]:
     """Return entries, newest first; one row represents all of its map."""
-    # Two conditions, because the planner uses no index for an optional one.
+    # Not `:notebook IS NULL OR …`: SQLite's planner uses no index for that.
     condition = "" if notebook is None else "AND notebook = :notebook"
     rows = connection.execute(
         f"SELECT * FROM book WHERE listed = 1 {condition} ORDER BY seq DESC LIMIT :limit",  # noqa: S608 - constant
@@ -121,7 +120,7 @@ def newest_entries(connection: Connection, limit: int, *, notebook: str | None) 
 
 def resumable_entries(connection: Connection, *, notebook: str | None) -> list[Entry]:
     """Return what is parked or abandoned, oldest first; not the rows of maps."""
-    # What is interrupted, failed or cancelled was ended by its user, and is resumed only by its id.
+    # What was interrupted or has failed is resumed only by its id: its user knows that it ended.
     rows = connection.execute(
         """SELECT * FROM book WHERE status IN ('pending', 'running', 'waiting', 'parked')
         AND batch IS NULL AND (:notebook IS NULL OR notebook = :notebook) ORDER BY seq""",
@@ -132,7 +131,7 @@ def resumable_entries(connection: Connection, *, notebook: str | None) -> list[E
 
 
 def find_entry(connection: Connection, prefix: str) -> Entry:
-    """Return the one entry whose id is `prefix`, or begins with it; see `Journal.find_entry`."""
+    """Return the one entry whose id is `prefix`, or begins with it; EntryError if none does."""
     if (id_ := find_id(connection, "id", prefix)) is None:
         raise EntryError(f"No entry of the journal begins with {prefix[:40]!r}.")
     rows = connection.execute("SELECT * FROM book WHERE id = ?", (id_,))
@@ -152,13 +151,30 @@ def find_id(connection: Connection, column: Literal["id", "batch"], prefix: str)
         (start, start + "\U0010ffff"),
     )
     found = [str(row[0]) for row in rows]
-    # A complete id means its own entry, even if longer ids begin with it.
+    # A complete id is never ambiguous, even if longer ids begin with it.
     if len(found) > 1 and start not in found:
         more = ", …" if len(found) > 7 else ""
         raise EntryError(
             f"{prefix[:40]!r} may be {', '.join(found[:7])}{more}.", advice="Type more of the id."
         )
     return found[0] if found else None
+
+
+def where_of(connection: Connection, prefix: str | None) -> tuple[str, tuple[str, ...]]:
+    """Return a WHERE clause and its value: the map or entry of a prefix; an empty one for None."""
+    if prefix is None:
+        return "", ()
+    if map_id := find_id(connection, "batch", prefix):
+        return "WHERE batch = ?", (map_id,)
+    return "WHERE id = ?", (find_entry(connection, prefix).id,)
+
+
+def durable_entries(connection: Connection, prefix: str | None) -> list[Entry]:
+    """Return the entries of a prefix, or of all, whose answers the provider may have."""
+    where, values = where_of(connection, prefix)
+    rows = connection.execute(f"SELECT * FROM book {where}", values)  # noqa: S608 - constants
+    with_id = (row for row in rows if row["response_id"])
+    return [entry for entry in entries_of(connection, with_id) if entry.stream_position]
 
 
 def read_totals(connection: Connection) -> UsageTotals:
@@ -169,8 +185,8 @@ def read_totals(connection: Connection) -> UsageTotals:
     return UsageTotals(usage=usage, **{name: row[name] for name in TOTALS_COLUMNS})
 
 
-# SQLite uses the index `entries_open` only for a query that repeats its condition word for word.
-# With the index, only open rows are read, and none of their texts.
+# SQLite uses the index `entries_open` only for a query that repeats its condition word for word
+# (so `parked` is excluded separately). With it, only open rows are read, and none of their texts.
 OTHER_KERNELS_QUERY = """SELECT e.owner, min(e.status) AS status, count(*) AS requests,
     sum(e.status = 'waiting') AS waiting,
     min(CASE e.status WHEN 'waiting' THEN e.resume_at END) AS resume_at, o.*
@@ -201,11 +217,11 @@ def salted(connection: Connection, key: bytes) -> bytes:
 
 def entries_of(connection: Connection, rows: Iterable[sqlite3.Row]) -> list[Entry]:
     """Return the entries in `rows` of the view `book`, as far as they can be read."""
-    gone: dict[int, bool] = {}
+    gone_owners: dict[int, bool] = {}
     found = []
     for row in rows:
         with contextlib.suppress(ValueError, TypeError, RecursionError):
-            found.append(_entry(row, abandoned=is_abandoned(connection, row, gone)))
+            found.append(_entry(row, abandoned=is_abandoned(connection, row, gone_owners)))
     return found
 
 
@@ -217,7 +233,7 @@ def _with_turns(connection: Connection, entry: Entry) -> Entry:
 
 def _entry(row: sqlite3.Row, *, abandoned: bool) -> Entry:
     """Return the entry in a row; raise an error that `entries_of` catches if it is damaged."""
-    request, reply = _record(row["request"], Request), _record(row["reply"], Reply)
+    request, reply = _decode_as(row["request"], Request), _decode_as(row["reply"], Reply)
     if reply is None:  # not `or`: a reply without an answer is false
         reply = Reply(id=row["id"])
     # SQLite does not check the types of values, so a damaged file may hold any.
@@ -234,9 +250,8 @@ def _entry(row: sqlite3.Row, *, abandoned: bool) -> Entry:
     response_id, sequence = row["response_id"], row["sequence"]
     stream_position = None
     if response_id and isinstance(response_id, str):
-        stream_position = StreamPosition(
-            response_id, sequence if isinstance(sequence, int) else None
-        )
+        sequence = sequence if isinstance(sequence, int) else None
+        stream_position = StreamPosition(response_id, sequence)
     # The columns take precedence: a renamed entry has another id, and a turn gets its number when
     # it is inserted.
     position = TurnPosition(
@@ -257,10 +272,8 @@ def _entry(row: sqlite3.Row, *, abandoned: bool) -> Entry:
     )
 
 
-def _record(text: str | None, kind: type[RecordT]) -> RecordT | None:
-    if text is None:
-        return None
-    found = decode(text)
-    if not isinstance(found, kind):
-        raise TypeError(f"not a {kind.__name__}")
-    return found
+def _decode_as(text: str | None, cls: type[RecordT]) -> RecordT | None:
+    record = None if text is None else decode(text)
+    if record is not None and not isinstance(record, cls):
+        raise TypeError(f"not a {cls.__name__}")
+    return record

@@ -1,6 +1,6 @@
-"""What was spent on which day, what is reserved for running requests, and the stored budget.
+"""What was spent on each day, what is reserved for running requests, and the stored budget.
 
-Owns the tables of budgets, each access as one function on a connection. Must not enforce one.
+Each access to these tables is one function on a connection. `requests.budget` enforces budgets.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nbcodex.models import Reply
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpendAmount:
-    """Tokens, input and output together, and US dollars as far as prices are known."""
+    """Tokens (input and output together), and US dollars as far as prices are known."""
 
     tokens: int = 0
     dollars: float = 0.0
@@ -32,12 +32,10 @@ class SpendAmount:
             tokens=bounded_integer(tokens), dollars=max(0.0, finite_or_none(reply.cost) or 0.0)
         )
 
-    def plus(self, other: SpendAmount) -> SpendAmount:
-        """Return the sum."""
+    def __add__(self, other: SpendAmount) -> SpendAmount:
         return SpendAmount(tokens=self.tokens + other.tokens, dollars=self.dollars + other.dollars)
 
-    def minus(self, other: SpendAmount) -> SpendAmount:
-        """Return the difference."""
+    def __sub__(self, other: SpendAmount) -> SpendAmount:
         return SpendAmount(tokens=self.tokens - other.tokens, dollars=self.dollars - other.dollars)
 
     def in_unit(self, unit: Literal["tokens", "dollars"]) -> float:
@@ -52,8 +50,7 @@ class Spending:
     budget: str = ""  # the stored budget as its user wrote it; empty if there is none
     day: SpendAmount = SpendAmount()
     month: SpendAmount = SpendAmount()
-    # The most that running requests may use, without those of kernels that are gone.
-    reserved: SpendAmount = SpendAmount()
+    reserved: SpendAmount = SpendAmount()  # the most that running requests may use
 
 
 def read_spending(connection: Connection, *, today: str) -> Spending:
@@ -62,7 +59,7 @@ def read_spending(connection: Connection, *, today: str) -> Spending:
     return Spending(
         budget=read_budget(connection),
         day=_total(connection, since, today),
-        month=_total(connection, since, today[:8] + "01"),
+        month=_total(connection, since, today[:8] + "01"),  # since the first of the month
         reserved=_total(connection, "SELECT total(tokens), total(dollars) FROM asides"),
     )
 
@@ -112,7 +109,7 @@ def spend(connection: Connection, amount: SpendAmount, *, day: str) -> None:
 
 def spending_by_day(connection: Connection) -> dict[str, SpendAmount]:
     """Return what was spent on each day, by ISO date."""
-    # The casts are for a damaged file, whose columns may hold text.
+    # Without the casts, the columns of a damaged file may hold text.
     rows = connection.execute(
         "SELECT day, CAST(tokens AS INTEGER), CAST(dollars AS REAL) FROM spending"
     )

@@ -1,7 +1,7 @@
 """The thread of a journal's database: all statements run there, and many share a commit.
 
-Owns the thread, the queue, which jobs share a transaction, and what happens at exit and in a forked
-child. Must not know any SQL: jobs use the connection, and the database commits them.
+Decides which jobs share a transaction, and what happens at exit and in a forked child. The jobs
+contain the SQL, and `JournalDatabase` commits it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 DefaultT = TypeVar("DefaultT")
+Work = Callable[[Connection], ResultT]  # what a job does
 
 MAX_JOBS_PER_COMMIT = 256
 
@@ -35,15 +36,15 @@ MAX_JOBS_PER_COMMIT = 256
 # interpreter's lock.
 GROUP_INTERVAL_S = 0.008
 
-# After an interval in which no second job arrived, writes are not delayed for this long: a caller
-# that awaits one write after another would otherwise wait each time.
-INTERVAL_PAUSE_S = 0.25
+# After such an interval in which no second job arrived, commits are not delayed for this long: a
+# caller that awaits one write after another would otherwise wait each time.
+UNDELAYED_S = 0.25
 
 CLOSE_TIMEOUT_S = 30.0
 
 
-class Level(IntEnum):
-    """What a job needs. Of several jobs in one transaction the highest level counts."""
+class JobLevel(IntEnum):
+    """What a job requires of its transaction; of several jobs in one, the highest level counts."""
 
     READ = 0
     WRITE = 1  # survives the end of the process
@@ -53,16 +54,15 @@ class Level(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A function to run on the worker thread, and the receiver of its result or error."""
+    """A function to run on the worker thread, and a callback for its result or error."""
 
-    work: Callable[[Connection], Any]
-    level: Level
-    default: Any
+    work: Work[Any]
+    level: JobLevel
+    default: Any  # the result if the database fails
     resolve: Callable[[Any, Exception | None], None]
 
 
-# A future, and its result or error.
-_Outcome = tuple[Any, Any, Exception | None]
+_Outcome = tuple[Any, Any, Exception | None]  # a future, its result, its error
 
 # Jobs in order; None stops the thread that reads this queue.
 JobQueue = queue.SimpleQueue[Job | None]
@@ -85,7 +85,7 @@ class SqliteWorker:
         self._outcomes: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
 
     async def run(
-        self, work: Callable[[Connection], ResultT], *, level: Level = Level.WRITE, default: ResultT
+        self, work: Work[ResultT], *, level: JobLevel = JobLevel.WRITE, default: ResultT
     ) -> ResultT:
         """Run `work` and return its result once it is committed.
 
@@ -102,20 +102,20 @@ class SqliteWorker:
             return default
         return await future
 
-    def post(self, work: Callable[[Connection], None]) -> None:
-        """Run `work` in its turn, without waiting for it."""
-        self._submit(Job(work, Level.WRITE, None, lambda *_: None))
+    def post(self, work: Work[None]) -> None:
+        """Run `work` after the jobs before it; return at once."""
+        self._submit(Job(work, JobLevel.WRITE, None, lambda *_: None))
 
     def call(
-        self, work: Callable[[Connection], ResultT], *, default: DefaultT, level: Level = Level.READ
+        self, work: Work[ResultT], *, default: DefaultT, level: JobLevel = JobLevel.READ
     ) -> ResultT | DefaultT:
-        """Run `work` while the calling thread waits; needs no event loop."""
+        """Run `work` as `run` does, while the calling thread waits instead of an event loop."""
         future: Future[ResultT | DefaultT] = Future()
         job = Job(work, level, default, lambda *outcome: _resolve([(future, *outcome)]))
         return future.result() if self._submit(job) else default
 
     def close(self) -> None:
-        """Finish the submitted jobs and close the connection. A later job opens it again."""
+        """Finish the submitted jobs and close the connection; a later job opens it again."""
         with self._lock:
             thread, self._thread = self._thread, None
             self._jobs.put(None)
@@ -144,15 +144,15 @@ class SqliteWorker:
         return True
 
     def _serve(self, jobs: JobQueue) -> None:
-        wait: float | None = None
-        not_before = ended_at = paused_until = 0.0
+        timeout: float | None = None
+        not_before = ended_at = undelayed_until = 0.0
         while True:
-            taken = take_jobs(jobs, wait, not_before=not_before)
+            taken = take_jobs(jobs, timeout, not_before=not_before)
             began_at = time.monotonic()
+            # A job that begins at `not_before`, or a little later, has waited for that instant.
             if len(taken) == 1 and not_before <= began_at < not_before + GROUP_INTERVAL_S / 4:
-                # No second job arrived during the interval.
-                paused_until = began_at + INTERVAL_PAUSE_S
-            back_to_back = paused_until <= began_at < ended_at + 2 * GROUP_INTERVAL_S
+                undelayed_until = began_at + UNDELAYED_S
+            follows_closely = undelayed_until <= began_at < ended_at + 2 * GROUP_INTERVAL_S
             with self.fork_lock:
                 for group in split_into_transactions([job for job in taken if job is not None]):
                     self._database.perform(group)
@@ -163,25 +163,25 @@ class SqliteWorker:
                             loop.call_soon_threadsafe(_resolve, of_loop)
                 if None in taken:
                     return self._database.disconnect()
-                wait = self._database.maintain()
+                timeout = self._database.maintain()
             ended_at = time.monotonic()
-            is_busy = len(taken) > 1 or back_to_back
+            is_busy = len(taken) > 1 or follows_closely
             delays_next = is_busy and self._database.groups_commits
             not_before = ended_at + GROUP_INTERVAL_S if delays_next else 0.0
 
 
-def take_jobs(jobs: JobQueue, wait: float | None, *, not_before: float) -> list[Job | None]:
-    """Return the jobs in the queue, after at most `wait` seconds.
+def take_jobs(jobs: JobQueue, timeout: float | None, *, not_before: float) -> list[Job | None]:
+    """Return the jobs in the queue; wait at most `timeout` seconds for the first.
 
-    Before the instant `not_before` (of `time.monotonic`) no write is begun, so that more of them
-    share a transaction. A read never waits, and takes the jobs behind it along.
+    A write waits for the instant `not_before` (of `time.monotonic`), so that more of them share a
+    transaction. If the first job is a read, it and the jobs behind it do not wait.
     """
     taken: list[Job | None] = []
     with contextlib.suppress(queue.Empty):
-        taken.append(first := jobs.get(timeout=wait))
-        is_write = first is not None and first.level is not Level.READ
-        if is_write and (rest := not_before - time.monotonic()) > 0:
-            time.sleep(rest)
+        taken.append(first := jobs.get(timeout=timeout))
+        is_write = first is not None and first.level is not JobLevel.READ
+        if is_write and (delay := not_before - time.monotonic()) > 0:
+            time.sleep(delay)
         while taken[-1] is not None and len(taken) < MAX_JOBS_PER_COMMIT:
             taken.append(jobs.get_nowait())
     return taken
@@ -191,15 +191,15 @@ def split_into_transactions(jobs: list[Job]) -> list[list[Job]]:
     """Return the jobs in order, grouped by the transaction that they share."""
     groups: list[list[Job]] = []
     for job in jobs:
-        alone = job.level is Level.NO_TRANSACTION
-        if not groups or alone or groups[-1][-1].level is Level.NO_TRANSACTION:
+        is_alone = job.level is JobLevel.NO_TRANSACTION
+        if not groups or is_alone or groups[-1][-1].level is JobLevel.NO_TRANSACTION:
             groups.append([])
         groups[-1].append(job)
     return groups
 
 
 def _resolve(outcomes: list[_Outcome]) -> None:
-    """Resolve futures, of asyncio or of a thread, unless they were cancelled meanwhile."""
+    """Resolve futures, asyncio's or `concurrent.futures`', unless they were cancelled meanwhile."""
     for future, result, error in outcomes:
         if future.done():
             continue

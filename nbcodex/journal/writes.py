@@ -1,11 +1,11 @@
 """What is written to a journal, each change as one function on a connection in a transaction.
 
-Owns the rule on who may change an entry: its owner, and any kernel that has the first answer.
-Must not know threads, files or event loops.
+Only its owner may change an entry, except that any kernel may store the first answer.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from datetime import date
 
@@ -15,6 +15,7 @@ from nbcodex.journal.codec import (
     USAGE_COLUMNS,
     bounded_integer,
     bounded_totals,
+    decode,
     encode,
     finite_or_none,
     storable,
@@ -61,7 +62,7 @@ def insert(
         row = connection.execute("SELECT owner FROM entries WHERE id = ?", (id_,)).fetchone()
         if row["owner"] == owner:  # inserted already: nothing changes
             return
-        # Ids are random: if two processes draw the same one, the older entry is renamed.
+        # Ids are random: if two processes have drawn the same one, the older entry is renamed.
         connection.execute("UPDATE entries SET id = id || '-' || seq WHERE id = ?", (id_,))
         connection.execute(_INSERT, values)
     if request.thread is not None:
@@ -113,21 +114,30 @@ def settle_spending(connection: Connection, reply: Reply, assumed: SpendAmount |
         spending.spend(connection, amount, day=today)
 
 
-def claim(connection: Connection, id_: str, *, status: str = "running") -> bool:
-    """Take over an entry that is resumable; of several kernels that try, exactly one succeeds."""
+def claim(
+    connection: Connection, id_: str, *, status: str = "running", server: str | None = None
+) -> bool:
+    """Take over an entry that is resumable; of several kernels that try, exactly one succeeds.
+
+    A `server` replaces its `Origin.server`.
+    """
     row = connection.execute("SELECT * FROM book WHERE id = ?", (storable(id_),)).fetchone()
     if row is None or not (
         may_be_claimed(row["status"], map_id=row["batch"]) or is_abandoned(connection, row)
     ):
         return False
-    owner = connection.owner.id
-    # This statement decides the race: it changes the entry only if it is still as read above.
-    taken = connection.execute(
-        """UPDATE entries SET status = ?, owner = ?, resume_at = NULL, error = NULL, updated_at = ?
-        WHERE id = ? AND status = ? AND owner IS ?""",
-        (status, owner, connection.clock.wall(), row["id"], row["status"], row["owner"]),
+    request = row["request"]
+    if server is not None:
+        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+            request = encode(decode(request).with_server(server))
+    # The transaction holds the write lock since before the row was read, so no other kernel has
+    # claimed the entry meanwhile.
+    connection.execute(
+        """UPDATE entries SET status = ?, owner = ?, resume_at = NULL, error = NULL,
+        updated_at = ?, request = ? WHERE id = ?""",
+        (status, connection.owner.id, connection.clock.wall(), request, row["id"]),
     )
-    return taken.rowcount == 1
+    return True
 
 
 def add_to_totals(connection: Connection, more: UsageTotals) -> None:

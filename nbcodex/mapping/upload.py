@@ -30,6 +30,7 @@ from nbcodex.requests import structured_output
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
+    from nbcodex.journal.maps import BatchJobs
     from nbcodex.requests.runner import Services
 
 # Waits before a full provider queue is tried again: the first, and the longest.
@@ -77,7 +78,7 @@ class BatchUploader:
         if not self._map_id:
             self._map_id = rows[0].request.origin.map_id or ""
             # Once per map is often enough for files that a dead kernel left at the provider.
-            self._spawn(self._erase_leftovers())
+            self._spawn(erase_leftovers(self._jobs, self._services, self._settings))
         self.backlog += len(rows)
         self._pending.rows.update((row.request.id, row) for row in rows)
         self._spawn(self._insert_added(rows))
@@ -133,7 +134,8 @@ class BatchUploader:
             request = row.request = replace(row.request, durable=False)
             try:
                 model = await api_client.resolve_model(request, settings)
-                base_url = api_client.endpoint(request, settings).base_url
+                endpoint = api_client.endpoint(request, settings)
+                base_url, row.request = endpoint.base_url, request.with_server(endpoint.server)
                 row.destination = base_url, self._batch_api.client.api_for(request), model
                 row.key = equality_key(request, base_url=base_url)
             except NbcodexError as error:
@@ -147,7 +149,8 @@ class BatchUploader:
             if number % YIELD_EVERY_ROWS == 0:
                 await asyncio.sleep(0)
         inserted = await self._jobs.insert_rows(
-            [(row.request, row.key, row.entry is not None) for row in unclaimed]
+            [(row.request, row.key) for row in unclaimed],
+            existing={row.request.id for row in unclaimed if row.entry},
         )
         ended: list[events.Ending] = []
         for row in unclaimed:
@@ -297,7 +300,7 @@ class BatchUploader:
         waiting = self._waiting[tag]
         waiting[:] = [row for row in waiting if row.request.id not in requests]
         try:
-            self._check_server(part)
+            _check_part_server(part, self._services, self._settings)
             if job.remote_id is None:
                 part.batch = await self._batch_api.find(part)
             else:
@@ -312,15 +315,6 @@ class BatchUploader:
             return
         await self._on_job(part)
         await self._wait_for_job(part)
-
-    def _check_server(self, part: BatchPart) -> None:
-        """Raise a ConfigurationError if the settings lead to another server than the part's."""
-        here = self._services.api_client.endpoint(part.sample, self._settings).base_url
-        if here != part.base_url:
-            raise ConfigurationError(
-                f"These rows are at {part.base_url}, but the server is now {here}.",
-                advice="Restore the base URL and resume.",
-            )
 
     async def _wait_for_job(self, part: BatchPart) -> None:
         try:
@@ -358,20 +352,6 @@ class BatchUploader:
             await self._insert(rows)
         self._start_tasks()
 
-    async def _erase_leftovers(self) -> None:
-        """Erase the files of parts whose rows have all ended: a kernel died before it could."""
-        sample = Request(prompt="?")
-        for job in await self._jobs.unerased_jobs():
-            part = BatchPart(job.tag, {}, sample, job.base_url)
-            with contextlib.suppress(NbcodexError):
-                self._check_server(part)
-                part.batch = jobless_batch(job.file_id)
-                if job.remote_id:
-                    part.batch = await self._batch_api.client.retrieve_batch(job.remote_id, sample)
-                await self._batch_api.cancel(part)
-                if part.batch.ended and await self._batch_api.erase(part.batch, sample):
-                    await self._jobs.close_job(job.tag, erased=True)
-
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"codex-{self._map_id}")
         self._tasks.add(task)
@@ -389,3 +369,27 @@ class BatchUploader:
         )
         for row in list(self._pending.rows.values()):
             self._pending.drop(self._pending.failed(row.request, error))
+
+
+async def erase_leftovers(jobs: BatchJobs, services: Services, settings: Settings) -> None:
+    """Erase the files of parts whose rows have all ended, or were deleted from the journal."""
+    sample, batch_api = Request(prompt="?"), BatchApi(services, settings)
+    for job in await jobs.unerased_jobs():
+        part = BatchPart(job.tag, {}, sample, job.base_url, batch=jobless_batch(job.file_id))
+        with contextlib.suppress(NbcodexError):
+            _check_part_server(part, services, settings)
+            if job.remote_id:
+                part.batch = await batch_api.client.retrieve_batch(job.remote_id, sample)
+            await batch_api.cancel(part)
+            if part.batch and part.batch.ended and await batch_api.erase(part.batch, sample):
+                await jobs.close_job(job.tag, erased=True)
+
+
+def _check_part_server(part: BatchPart, services: Services, settings: Settings) -> None:
+    """Raise a ConfigurationError if the settings lead to another server than the part's."""
+    here = services.api_client.endpoint(part.sample, settings).base_url
+    if here != part.base_url:
+        raise ConfigurationError(
+            f"These rows are at {part.base_url}, but the server is now {here}.",
+            advice="Restore the base URL and resume.",
+        )

@@ -14,10 +14,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
-from nbcodex.errors import ConfigurationError, MissingKeyError
+from nbcodex.errors import ConfigurationError, EntryError, MissingKeyError
 from nbcodex.models import Request
 from nbcodex.openai_api.answers import effective_secrets
-from nbcodex.openai_api.pricing import is_loopback, provider_of
+from nbcodex.openai_api.pricing import is_local_server, is_loopback, provider_of
 from nbcodex.settings import OPENAI_BASE_URL, Secret, Settings
 
 Kind = Literal["openai", "azure", "compatible"]
@@ -50,6 +50,24 @@ class Endpoint:
     api_version: str | None = None  # only on a classic Azure endpoint
     organization: str | None = None  # only at OpenAI, as is the project
     project: str | None = None
+
+    @property
+    def server(self) -> str | None:
+        """The server for which prompts are written: its host; None where that is not known yet."""
+        # All ports of this machine are one server: a local one may come back on another port.
+        return "localhost" if is_local_server(self.base_url) else self.host or None
+
+
+def check_server(request: Request, endpoint: Endpoint, *, command: str = "resume") -> None:
+    """Raise an EntryError if an endpoint is not at the server that an entry was written for."""
+    written_for, server = request.origin.server, endpoint.server
+    if written_for and server and server != written_for:
+        id_ = request.id if command == "retry" else request.origin.map_id or request.id
+        raise EntryError(
+            f"{id_} was written for {written_for}, but requests go to {server} now. Not sent.",
+            advice=f"Set the base URL back, or let {server} have the prompt: "
+            f"`%codex {command} {id_} --new-server`.",
+        )
 
 
 def resolve(settings: Settings, request: Request) -> Endpoint:

@@ -210,14 +210,14 @@ class Budget:
         lasting = [cap for cap in checked if cap.period != "session"]  # the journal counts these
         # A request that is sent again replaces its reservation by one with its broken attempts.
         self.release(request.id)
-        amount = expected.amount.plus(broken)
+        amount = expected.amount + broken
         for cap in checked:
             _check_price(request, expected, cap)
             if cap not in lasting:
                 self._check_cap(request, expected, amount, cap)
         # Reserved before the journal is awaited, so that other requests take it into account.
         self._reservations[request.id] = amount, in_force
-        self._reserved = self._reserved.plus(amount)
+        self._reserved += amount
         try:
             if lasting:
                 # The journal decides, in one transaction. It returns the figures from before that,
@@ -272,10 +272,10 @@ class Budget:
             self._answers += 1
             self._answer_tokens += reply.usage.output_tokens or 0
         spent = SpendAmount.of_reply(reply, assumed=assumed)
-        self._session = self._session.plus(spent)
+        self._session += spent
         # Simulated answers cost nothing, so they are not counted for days and months.
         if not reply.simulated:
-            day, month = self._all_kernels.day.plus(spent), self._all_kernels.month.plus(spent)
+            day, month = self._all_kernels.day + spent, self._all_kernels.month + spent
             self._all_kernels = replace(self._all_kernels, day=day, month=month)
         warnings = []
         for cap in caps:
@@ -295,7 +295,7 @@ class Budget:
         """Drop a request's reservation; return the caps that it was checked against."""
         amount, caps = self._reservations.pop(request_id, (_NO_SPEND, ()))
         # Zero when nothing is reserved: differences of floats would leave a remainder.
-        self._reserved = self._reserved.minus(amount) if self._reservations else _NO_SPEND
+        self._reserved = self._reserved - amount if self._reservations else _NO_SPEND
         return caps
 
     def usage_lines(self, caps: Iterable[str]) -> list[str]:

@@ -1,7 +1,4 @@
-"""Time, and waiting for it: the only access to both, so that hours pass in milliseconds in tests.
-
-Owns what "now" means. Must not know what anything waits for.
-"""
+"""Time, and waiting for an instant. Tests replace the clock, so that hours pass in milliseconds."""
 
 from __future__ import annotations
 
@@ -11,19 +8,19 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-# A wait reads the clock again after this time: asyncio's timers stand still while a laptop sleeps,
-# boot time does not.
+# A wait reads the clock again after this time: asyncio's timers stop while a laptop sleeps, and
+# boot time continues.
 CLOCK_RECHECK_S = 1.0
 
 
 class Clock(Protocol):
-    """What requests and the rate limiter ask of time."""
+    """What requests, the rate limiter and the journal need of a clock."""
 
     def now(self) -> float:
         """Return the instant in seconds, comparable across processes of one boot."""
 
     def wall(self) -> float:
-        """Return seconds since the epoch: for people and for HTTP dates, never for a wait."""
+        """Return seconds since the epoch, for display and HTTP dates; no wait depends on them."""
 
     async def wait(self, until: float, *, unless: asyncio.Event | None = None) -> bool:
         """Wait for the instant `until`; return True as soon as `unless` is set."""
@@ -32,12 +29,11 @@ class Clock(Protocol):
 class BootClock:
     """The machine's time since boot: it continues during sleep, and cannot be set."""
 
-    # Only Linux has CLOCK_BOOTTIME.
-    _source = getattr(time, "CLOCK_BOOTTIME", None)
+    _boot_time = getattr(time, "CLOCK_BOOTTIME", None)  # Linux has it; elsewhere `monotonic` serves
 
     def now(self) -> float:
-        """Return seconds since boot (where the platform has no such clock, monotonic ones)."""
-        return time.monotonic() if self._source is None else time.clock_gettime(self._source)
+        """Return seconds since boot."""
+        return time.monotonic() if self._boot_time is None else time.clock_gettime(self._boot_time)
 
     def wall(self) -> float:
         """Return seconds since the epoch."""
@@ -45,8 +41,8 @@ class BootClock:
 
     async def wait(self, until: float, *, unless: asyncio.Event | None = None) -> bool:
         """Wait for the instant `until`; return True as soon as `unless` is set."""
-        while (left := until - self.now()) > 0:
-            if await sleep_unless(min(left, CLOCK_RECHECK_S), unless):
+        while (remaining := until - self.now()) > 0:
+            if await sleep_unless(min(remaining, CLOCK_RECHECK_S), unless):
                 return True
         return unless is not None and unless.is_set()
 
@@ -82,5 +78,5 @@ def format_duration(seconds: float) -> str:
 def format_time(wall: float, *, now: float) -> str:
     """Return the local time of an instant since the epoch, with the date if it is not today's."""
     then, today = time.localtime(wall), time.localtime(now)
-    same_day = then[:3] == today[:3]
-    return time.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M", then)
+    is_today = then[:3] == today[:3]  # year, month and day
+    return time.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M", then)

@@ -1,7 +1,6 @@
 """The one event loop, in one daemon thread, on which all network work runs.
 
-Owns the thread. The kernel's main thread only waits and renders, so an interrupt reaches it at
-once. Must not know what runs on it.
+The kernel's main thread only waits and renders, so an interrupt reaches it at once.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class EventLoop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        # A daemon: the interpreter waits for other threads before it calls what `atexit` holds.
+        # A daemon: the interpreter waits for all other threads before it calls `atexit` functions.
         self._thread = threading.Thread(target=self._run, name="nbcodex", daemon=True)
         self._thread.start()
 

@@ -1,7 +1,4 @@
-"""What every SQLite file of nbcodex needs: a private folder, patience with locks, care at forks.
-
-Must not know what is in a file.
-"""
+"""What every SQLite file of nbcodex needs: private folders, retries while locked, safe forks."""
 
 from __future__ import annotations
 
@@ -21,10 +18,11 @@ from typing import Protocol, TypeVar
 
 ResultT = TypeVar("ResultT")
 
-# How long a fork waits for a user of SQLite. It takes that long only if a file is locked.
+# Longest time for which a fork waits until a thread leaves SQLite; it does if a file is locked.
 FORK_TIMEOUT_S = 2.0
 
-_NETWORK = re.compile(
+# Names of network file systems: ``nfs4``, ``cifs``, ``fuse.sshfs``; not ``fuse.fuse-overlayfs``.
+_NETWORK_FILE_SYSTEMS = re.compile(
     r"(nfs\d*|cifs|smb\w*|9p|afs|ceph|lustre|gpfs|beegfs|orangefs|ocfs2|gfs2?|virtiofs|vboxsf"
     r"|prl_fs|vmhgfs|ncpfs|coda|afpfs|webdav|fuse\.(?!fuse-overlayfs).*)"
 )
@@ -32,11 +30,11 @@ BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCO
 
 
 class UnsafePathError(Exception):
-    """A folder or a file is not the user's own; says why, in a sentence."""
+    """Other users have access to a folder or a file; the message says how, in a sentence."""
 
 
-def prepare(folder: Path, name: str) -> Path:
-    """Return the path of the file `name` in `folder`; both exist, and only the user has access.
+def prepare_file(folder: Path, name: str) -> Path:
+    """Create the file `name` in `folder`, if it is missing, for the user alone; return its path.
 
     Raises UnsafePathError if another user owns the folder or the file, or can write to the folder,
     and OSError if it cannot be created.
@@ -67,38 +65,39 @@ def _restrict(path: Path, *, kind: str, mode: int) -> None:
         path.chmod(mode)
 
 
-def on_network(folder: Path) -> bool:
+def is_on_network(folder: Path) -> bool:
     """Return whether `folder` is on a file system whose locks and shared memory are unreliable."""
     # SQLite's write-ahead log needs all processes on one host (https://sqlite.org/wal.html).
     if os.fspath(folder).startswith("\\\\"):
         return True
-    import psutil  # takes milliseconds, so not before a file is opened
+    import psutil  # here, because `%load_ext` has to be fast
 
     try:
         mounts = psutil.disk_partitions(all=True)
     except (OSError, psutil.Error):  # the platform does not list its mounts
         return False
     target = Path(os.path.realpath(folder))
-    # The deepest mount point counts; of two at one place, the later one covers the earlier.
+    # The deepest mount point counts; of two mounts at one path, the later one hides the earlier.
     candidates = [mount for mount in mounts if target.is_relative_to(mount.mountpoint)]
     mount = max(reversed(candidates), key=lambda m: len(Path(m.mountpoint).parts), default=None)
     if mount is None:
         return False
-    return bool(_NETWORK.fullmatch(mount.fstype)) or "remote" in mount.opts.split(",")
+    is_network = bool(_NETWORK_FILE_SYSTEMS.fullmatch(mount.fstype))
+    return is_network or "remote" in mount.opts.split(",")  # as psutil marks drives of Windows
 
 
-def wait_for_lock(step: Callable[[], ResultT], *, patience: float) -> ResultT:
-    """Return what `step` returns; call it again while another process keeps the file locked."""
+def retry_while_locked(operation: Callable[[], ResultT], *, timeout: float) -> ResultT:
+    """Return what `operation` returns; call it again while another process locks the file."""
     # For statements during which SQLite does not call its own busy handler: while the journal mode
     # of a new file changes, and where a read becomes a write.
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while True:
         try:
-            return step()
+            return operation()
         except sqlite3.OperationalError as error:
             if primary_code(error) not in BUSY_CODES or time.monotonic() >= deadline:
                 raise
-        time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - jitter, not cryptography
+        time.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - spreads the retries
 
 
 def primary_code(error: sqlite3.Error) -> int:
@@ -108,28 +107,28 @@ def primary_code(error: sqlite3.Error) -> int:
 
 
 # SQLite has mutexes that all databases of a process share: a child that is forked while a thread
-# holds one could never use SQLite again. So every user of SQLite pauses for the fork.
+# holds one could never use SQLite again. So every thread that uses SQLite pauses for the fork.
 
 
 class ForkAware(Protocol):
-    """A user of SQLite on a thread of its own."""
+    """An object whose thread uses SQLite."""
 
     @property
     def fork_lock(self) -> threading.Lock | threading.RLock:
-        """Held while SQLite is in use."""
+        """Held while the thread is in SQLite."""
 
     def after_fork_in_child(self) -> None:
-        """Leave all connections to the parent."""
+        """Stop using the parent's connections, without closing them."""
 
 
-# Weak references: being registered keeps nothing alive.
+# Weak references: an object that is registered may be collected.
 _registered: weakref.WeakSet[ForkAware] = weakref.WeakSet()
-_locked: list[threading.Lock | threading.RLock] = []
+_held_locks: list[threading.Lock | threading.RLock] = []  # acquired by `_before_fork`
 
 
-def register_for_forks(user: ForkAware) -> None:
-    """Keep `user` out of SQLite during each fork of the process, for as long as it lives."""
-    _registered.add(user)
+def register_for_forks(sqlite_user: ForkAware) -> None:
+    """Let the object's thread pause at each fork of the process, for as long as it lives."""
+    _registered.add(sqlite_user)
 
 
 def leak_connection(connection: sqlite3.Connection) -> None:
@@ -140,20 +139,20 @@ def leak_connection(connection: sqlite3.Connection) -> None:
 
 
 def _before_fork() -> None:
-    locks = [user.fork_lock for user in list(_registered)]
-    _locked.extend(lock for lock in locks if lock.acquire(timeout=FORK_TIMEOUT_S))
+    locks = [each.fork_lock for each in list(_registered)]
+    _held_locks.extend(lock for lock in locks if lock.acquire(timeout=FORK_TIMEOUT_S))
 
 
 def _after_fork_in_parent() -> None:
-    while _locked:
-        _locked.pop().release()
+    while _held_locks:
+        _held_locks.pop().release()
 
 
 def _after_fork_in_child() -> None:
-    # The locks stay locked here: each user makes a new one, or is not used any more.
-    _locked.clear()
-    for user in list(_registered):
-        user.after_fork_in_child()
+    # The locks stay locked in the child: each object makes a new one, or is not used any more.
+    _held_locks.clear()
+    for each in list(_registered):
+        each.after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):

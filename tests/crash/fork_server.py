@@ -78,7 +78,7 @@ class KernelForkServer:
         client.load_connection_file()
         client.start_channels()
         self._kernels.append(child := Child(pid, client))
-        client.wait_for_ready(timeout=30)
+        client.wait_for_ready(timeout=120)
         return child
 
     def discard(self, child: Child) -> None:

@@ -145,7 +145,7 @@ def child(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def output(process: subprocess.Popen[str]) -> list[str]:
     """Return what a child printed; fail if it wrote to stderr."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert not err, err
     assert process.returncode == 0
     return out.splitlines()

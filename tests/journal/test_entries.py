@@ -1,4 +1,4 @@
-"""A request's life in the journal, from `add` to `finish`."""
+"""An entry of the journal, from its insertion to its ending."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nbcodex.errors import EntryError
 from nbcodex.journal import sqlite_worker
 from nbcodex.journal.codec import decode, encode, equality_key
 from nbcodex.journal.journal import Journal
-from nbcodex.models import Origin, Reply, StreamPosition, Usage, UsageTotals
+from nbcodex.models import Origin, Reply, StreamPosition, Turn, Usage, UsageTotals
 
 from .conftest import ManualClock, added, request, run
 
@@ -113,18 +113,20 @@ def test_text_and_sequence_of_a_durable_answer_are_stored_together(journal: Jour
     assert entry.stream_position == StreamPosition("resp_1", 7)
 
 
-@pytest.mark.parametrize(("picks_up", "mark"), [(True, StreamPosition("resp_1", 7)), (False, None)])
+@pytest.mark.parametrize(
+    ("continues", "position"), [(True, StreamPosition("resp_1", 7)), (False, None)]
+)
 def test_new_attempt_clears_the_durable_response(
-    journal: Journal, picks_up: bool, mark: StreamPosition | None
+    journal: Journal, continues: bool, position: StreamPosition | None
 ) -> None:
     """An attempt that continues a response keeps its id and position."""
     asked = added(journal)
     run(journal.start_attempt(asked.id, 1), journal.set_response_id(asked.id, "resp_1"))
     run(
         journal.update_text(asked.id, "text", sequence=7),
-        journal.start_attempt(asked.id, 2, continues=picks_up),
+        journal.start_attempt(asked.id, 2, continues=continues),
     )
-    assert journal.find_entry(asked.id).stream_position == mark
+    assert journal.find_entry(asked.id).stream_position == position
 
 
 def test_implausible_figures_are_bounded(journal: Journal) -> None:
@@ -288,18 +290,18 @@ def test_totals_count_unknown_and_estimated_figures(journal: Journal, open_journ
 def test_main_thread_reads_while_the_loop_is_blocked(journal: Journal) -> None:
     """A read needs no loop: one that hangs does not make the notebook hang."""
     asked = added(journal)
-    blocked, go = threading.Event(), threading.Event()
+    is_blocked, may_end = threading.Event(), threading.Event()
 
     async def hang() -> None:
         await journal.start_attempt(asked.id, 1)
-        blocked.set()
-        go.wait(10)
+        is_blocked.set()
+        may_end.wait(60)
 
     thread = threading.Thread(target=lambda: asyncio.run(hang()))
     thread.start()
-    assert blocked.wait(10)
+    assert is_blocked.wait(60)
     assert journal.find_entry(asked.id).status == "running"
-    go.set()
+    may_end.set()
     thread.join()
 
 
@@ -347,10 +349,10 @@ def test_many_writes_share_a_commit(journal: Journal) -> None:
 
     database._transact = counting  # type: ignore[method-assign]
 
-    async def crowd() -> None:
+    async def insert_many() -> None:
         await asyncio.gather(*[journal.insert(request()) for _ in range(300)])
 
-    asyncio.run(crowd())
+    asyncio.run(insert_many())
     assert len(journal.recent_entries(1000)) == 300
     assert commits < 100
 
@@ -359,18 +361,18 @@ def test_single_writes_do_not_wait_for_others(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Commits are spaced only while jobs come in quick succession."""
-    rests: list[float] = []
-    monkeypatch.setattr(sqlite_worker.time, "sleep", rests.append)
+    delays: list[float] = []
+    monkeypatch.setattr(sqlite_worker.time, "sleep", delays.append)
     first = request()
     run(journal.insert(first), journal.start_attempt(first.id, 1))
-    assert not any(rests)
+    assert not any(delays)
 
-    async def crowd() -> None:
+    async def insert_many() -> None:
         await asyncio.gather(*(journal.insert(request()) for _ in range(20)))
         await journal.start_attempt(first.id, 2)
 
-    asyncio.run(crowd())
-    assert any(rests)
+    asyncio.run(insert_many())
+    assert any(delays)
 
 
 def test_records_are_decoded_as_they_were_encoded() -> None:
@@ -380,3 +382,45 @@ def test_records_are_decoded_as_they_were_encoded() -> None:
     assert decode(encode(record)) == record
     newer = encode(record).replace('"__record__": "Reply"', '"__record__": "Reply", "new": 1')
     assert decode(newer) == record
+
+
+@pytest.mark.parametrize("server", [None, "api.openai.com"])
+def test_server_that_an_entry_was_written_for_is_stored(
+    journal: Journal, server: str | None
+) -> None:
+    asked = request(origin=Origin(notebook="a")).with_server(server)
+    run(journal.insert(asked), journal.finish(Reply(id=asked.id, status="parked")))
+    assert journal.find_entry(asked.id).request == asked
+
+
+@pytest.mark.parametrize(("new", "stored"), [(None, "old.example"), ("new.example", "new.example")])
+def test_claim_for_another_server_replaces_the_server_alone(
+    journal: Journal, new: str | None, stored: str
+) -> None:
+    turns = (Turn(prompt="a", answer="b"),)
+    asked = request(turns=turns, params={"a": 1}).with_server("old.example")
+    run(journal.insert(asked), journal.finish(Reply(id=asked.id, status="parked")))
+    assert run(journal.claim(asked.id, server=new))
+    assert journal.find_entry(asked.id).request == asked.with_server(stored)
+
+
+def test_damaged_entry_can_be_claimed_for_another_server(journal: Journal) -> None:
+    asked = added(journal, status="parked")
+    damage = "UPDATE entries SET request = '[]'"
+    journal._worker.call(lambda c: c.execute(damage) and None, default=None)
+    assert run(journal.claim(asked.id, server="new.example"))
+    assert journal.problem is None
+
+
+def test_durable_entries_are_those_with_a_response(journal: Journal) -> None:
+    """Of one entry, of a map, or of all; rows without a response are left out."""
+    plain = added(journal, status="done")
+    durable = [added(journal), added(journal, map_id="m1", row_index=0)]
+    for asked in durable:
+        run(journal.start_attempt(asked.id, 1), journal.set_response_id(asked.id, "resp_1"))
+    assert [entry.id for entry in journal.durable_entries()] == [asked.id for asked in durable]
+    assert [entry.id for entry in journal.durable_entries(durable[0].id)] == [durable[0].id]
+    assert [entry.id for entry in journal.durable_entries("m1")] == [durable[1].id]
+    assert journal.durable_entries(plain.id) == []
+    with pytest.raises(EntryError):
+        journal.durable_entries("zz")

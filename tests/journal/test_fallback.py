@@ -25,7 +25,7 @@ OURS = "ours"
 @pytest.fixture
 def journal(open_journal: Open) -> Journal:
     """A journal that does not wait for locks."""
-    return open_journal(patience=0.0)
+    return open_journal(lock_timeout=0.0)
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ def ask(
     *turns: Turn,
     status: Any = "done",
     notebook: str = OURS,
-    place: TurnPosition | None = None,
+    position: TurnPosition | None = None,
 ) -> Request:
     """Return a finished request of a conversation."""
-    origin = Origin(notebook=notebook, position=place or TurnPosition())
+    origin = Origin(notebook=notebook, position=position or TurnPosition())
     request = Request(prompt=prompt, thread="main", turns=turns, origin=origin)
     reply = Reply(id=request.id, text=f"answer to {prompt}", status=status)
     run(journal.insert(request), journal.finish(reply))
@@ -65,9 +65,9 @@ def ask(
 def latest_turns(journal: Journal) -> list[Turn]:
     """Return the turns of our notebook's latest chapter, in order."""
     thread = journal.conversations.find_conversation(OURS, "main")
-    slots = [slot for slot in thread.candidates if slot.chapter == thread.chapter and slot.is_done]
+    turns = [each for each in thread.candidates if each.chapter == thread.chapter and each.is_done]
     return journal.conversations.read_turns(
-        s.entry for s in sorted(slots, key=lambda slot: slot.number)
+        turn.entry for turn in sorted(turns, key=lambda turn: turn.number)
     )
 
 
@@ -131,14 +131,12 @@ def test_turns_of_an_outage_join_the_conversation(journal: Journal, locked: Any)
         ask(journal, "second")
         number = journal.conversations.find_conversation(OURS, "main").candidates[-1].number
         ask(journal, "third")
-        ask(journal, "second again", place=TurnPosition(number=number))
+        ask(journal, "second again", position=TurnPosition(number=number))
     ask(journal, "fourth")
     found = ["first", "second", "second again", "third", "fourth"]
     assert prompts(latest_turns(journal)) == found
-    numbers = [
-        slot.number for slot in journal.conversations.find_conversation(OURS, "main").candidates
-    ]
-    assert len(set(numbers)) == 4
+    candidates = journal.conversations.find_conversation(OURS, "main").candidates
+    assert len({candidate.number for candidate in candidates}) == 4
 
 
 def test_chapter_started_during_an_outage_keeps_its_number(journal: Journal, locked: Any) -> None:

@@ -19,7 +19,7 @@ from nbcodex.journal.codec import equality_key
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.schema import MIGRATIONS, SCHEMA_VERSION, migrate
 from nbcodex.models import Origin, Reply
-from nbcodex.runtime.sqlite_files import wait_for_lock
+from nbcodex.runtime.sqlite_files import retry_while_locked
 from nbcodex.settings import JOURNAL_FILENAME
 
 from .conftest import ManualClock, added, request, run, stop_heartbeats
@@ -311,7 +311,7 @@ def test_file_of_another_program_is_left_alone(folder: Path, open_journal: Open)
 def test_locked_file_delays_a_request_and_stops_none(
     written: Path, open_journal: Open, clock: ManualClock, when: str
 ) -> None:
-    journal = open_journal(patience=0.05)
+    journal = open_journal(lock_timeout=0.05)
     if when == "in mid-life":
         journal.read_totals()
     with closing(sqlite3.connect(written, isolation_level=None)) as other:
@@ -342,6 +342,23 @@ def test_writes_after_a_deletion_go_to_a_new_file(
     run(journal.finish(Reply(id=asked.id, text="kept")))
     assert journal.problem is None
     assert open_journal().find_entry(asked.id).reply.text == "kept"
+
+
+@pytest.mark.parametrize("event", ["outage", "checkpoint"])
+def test_lock_timeout_stays_the_same(open_journal: Open, folder: Path, event: str) -> None:
+    """For what happens then it is shorter."""
+    journal = open_journal(lock_timeout=7.0)
+    added(journal)
+    if event == "outage":
+        (folder / JOURNAL_FILENAME).unlink()
+        added(journal)
+    else:
+        run(journal.delete())
+    assert journal.problem is None
+    found = journal._worker.call(
+        lambda c: c.execute("PRAGMA busy_timeout").fetchone()[0], default=0
+    )
+    assert found == 7_000
 
 
 def test_entry_claimed_during_an_outage_stays_with_its_new_owner(
@@ -388,10 +405,10 @@ def test_text_that_is_not_utf8_is_read_with_replacements(journal: Journal) -> No
 
 
 @pytest.mark.parametrize(
-    ("code", "patience", "tries"), [("BUSY", 5.0, 3), ("BUSY", 0.0, 1), ("FULL", 5.0, 1)]
+    ("code", "timeout", "tries"), [("BUSY", 5.0, 3), ("BUSY", 0.0, 1), ("FULL", 5.0, 1)]
 )
-def test_only_locks_are_retried(code: str, patience: float, tries: int) -> None:
-    """They are retried until `patience` ends; other errors are raised at once."""
+def test_only_locks_are_retried(code: str, timeout: float, tries: int) -> None:
+    """They are retried until `timeout` ends; other errors are raised at once."""
     calls = []
 
     def step() -> str:
@@ -403,7 +420,7 @@ def test_only_locks_are_retried(code: str, patience: float, tries: int) -> None:
         return "done"
 
     with nullcontext() if tries == 3 else pytest.raises(sqlite3.OperationalError, match=code):
-        assert wait_for_lock(step, patience=patience) == "done"
+        assert retry_while_locked(step, timeout=timeout) == "done"
     assert len(calls) == tries
 
 

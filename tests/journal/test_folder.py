@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from nbcodex.journal.journal import Journal
-from nbcodex.runtime.sqlite_files import UnsafePathError, on_network, prepare
+from nbcodex.runtime.sqlite_files import UnsafePathError, is_on_network, prepare_file
 from nbcodex.settings import JOURNAL_FILENAME, Settings, data_folder
 
 from .conftest import added
@@ -62,7 +62,7 @@ def test_readable_folder_and_file_become_private(folder: Path) -> None:
     """Other users lose access to a folder and a file of the user that they could read."""
     folder.mkdir(mode=0o755)
     (folder / JOURNAL_FILENAME).touch(mode=0o644)
-    prepare(folder, JOURNAL_FILENAME)
+    prepare_file(folder, JOURNAL_FILENAME)
     assert (mode(folder), mode(folder / JOURNAL_FILENAME)) == (0o700, 0o600)
 
 
@@ -110,7 +110,7 @@ def test_journal_must_be_a_plain_file(folder: Path, tmp_path: Path, what: str) -
         case _:
             os.mkfifo(folder / JOURNAL_FILENAME)
     with pytest.raises(UnsafePathError, match="not a plain file"):
-        prepare(folder, JOURNAL_FILENAME)
+        prepare_file(folder, JOURNAL_FILENAME)
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -151,13 +151,13 @@ def test_the_deepest_mount_point_decides_whether_a_folder_is_on_a_network(
 ) -> None:
     mounts = [SimpleNamespace(device=d, mountpoint=m, fstype=t, opts="rw") for d, m, t in MOUNTS]
     monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounts)
-    assert on_network(Path(place)) is network
+    assert is_on_network(Path(place)) is network
 
 
 def test_a_drive_that_windows_calls_remote_is_on_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     drive = SimpleNamespace(device="Z:", mountpoint="/", fstype="NTFS", opts="rw,remote")
     monkeypatch.setattr(psutil, "disk_partitions", lambda **_: [drive])
-    assert on_network(Path("/home/me"))
+    assert is_on_network(Path("/home/me"))
 
 
 def test_a_platform_without_a_list_of_mounts_has_no_network_folders(
@@ -167,7 +167,7 @@ def test_a_platform_without_a_list_of_mounts_has_no_network_folders(
         raise FileNotFoundError("/proc")
 
     monkeypatch.setattr(psutil, "disk_partitions", fail)
-    assert not on_network(Path("/home/me"))
+    assert not is_on_network(Path("/home/me"))
 
 
 @pytest.mark.parametrize(("network", "mode_"), [(True, "delete"), (False, "wal")])
@@ -175,7 +175,7 @@ def test_network_folder_gets_a_rollback_journal(
     open_journal: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch, network: bool, mode_: str
 ) -> None:
     """A write-ahead log would lose data there."""
-    monkeypatch.setattr("nbcodex.journal.schema.sqlite_files.on_network", lambda _: network)
+    monkeypatch.setattr("nbcodex.journal.schema.sqlite_files.is_on_network", lambda _: network)
     journal = open_journal()
     asked = added(journal, status="done", text="kept")
     found = journal._worker.call(

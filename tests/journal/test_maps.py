@@ -1,4 +1,4 @@
-"""Maps in the journal: rows that belong together, listed as one and taken up together."""
+"""Maps in the journal: their rows are listed as one entry and resumed together."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .conftest import added, run
 Open = Callable[..., Journal]
 
 
-def row(number: int, batch: str = "m1234", notebook: str = "one.ipynb") -> Request:
-    where = Origin(notebook=notebook, map_id=batch, row_index=number, row_count=3)
-    return Request(prompt=f"row {number}", id=f"{batch}-{number}", origin=where)
+def row(number: int, map_id: str = "m1234", notebook: str = "one.ipynb") -> Request:
+    origin = Origin(notebook=notebook, map_id=map_id, row_index=number, row_count=3)
+    return Request(prompt=f"row {number}", id=f"{map_id}-{number}", origin=origin)
 
 
 def key(request: Request) -> bytes:
@@ -61,9 +61,9 @@ def test_map_summary_counts_rows_by_status(journal: Journal, open_journal: Open)
     add(journal, row(1), "failed")
     add(journal, row(2))
     journal.close()
-    batch = open_journal().maps.summary("m1234")
-    assert dict(batch.counts) == {"done": 1, "failed": 1, "abandoned": 1}
-    assert batch.unfinished == 1
+    summary = open_journal().maps.summary("m1234")
+    assert dict(summary.counts) == {"done": 1, "failed": 1, "abandoned": 1}
+    assert summary.unfinished == 1
 
 
 def test_resumable_entries_exclude_rows_of_maps(journal: Journal) -> None:
@@ -72,14 +72,14 @@ def test_resumable_entries_exclude_rows_of_maps(journal: Journal) -> None:
     add(journal, row(0, "m2", "two.ipynb"), "parked")
     add(journal, row(0, "m3"), "done")
     assert journal.resumable_entries() == []
-    assert [batch.id for batch in journal.maps.unfinished()] == ["m1", "m2"]
-    assert [batch.id for batch in journal.maps.unfinished(notebook="two.ipynb")] == ["m2"]
+    assert [summary.id for summary in journal.maps.unfinished()] == ["m1", "m2"]
+    assert [summary.id for summary in journal.maps.unfinished(notebook="two.ipynb")] == ["m2"]
 
 
 def test_map_is_found_by_a_unique_prefix(journal: Journal) -> None:
     """An exact id wins over longer ones; an ambiguous prefix is an error that lists the maps."""
-    for batch in ("m12", "m13", "m123"):
-        add(journal, row(0, batch))
+    for map_id in ("m12", "m13", "m123"):
+        add(journal, row(0, map_id))
     assert journal.maps.find_id("m12") == "m12"
     assert journal.maps.find_id("x") is None
     assert journal.maps.find_id("") is None

@@ -69,6 +69,7 @@ def test_an_old_answer_is_reused(journal: Journal) -> None:
 
 def test_what_was_parked_or_abandoned_is_resumed(journal: Journal) -> None:
     parked, abandoned = journal.resumable_entries(notebook=NOTEBOOK)
+    assert parked.request.origin.server is None
     assert (parked.id, parked.resume_at) == ("9a4ced01", WRITTEN_AT + 3600)
     turns = [(turn.prompt, turn.answer) for turn in parked.request.turns]
     assert turns == [("Name a metal.", "Iron."), ("And its symbol?", "Fe.")]

@@ -19,8 +19,8 @@ from nbcodex.models import NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE, Reply
 from .conftest import ManualClock, added, output, request, run, stop_heartbeats
 
 Open = Callable[..., Journal]
-HERE = Owner(id=1, host="h", boot="b", space="s", pid=100, start=5000)
-OTHER = replace(HERE, id=2, pid=200, start=6000)
+HERE = Owner(id=1, host="h", boot="b", pid_namespace="s", pid=100, start_ticks=5000)
+OTHER = replace(HERE, id=2, pid=200, start_ticks=6000)
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,10 @@ OTHER = replace(HERE, id=2, pid=200, start=6000)
         pytest.param(OTHER, ("?", 0), False, id="cannot be read"),
         pytest.param(replace(OTHER, host="g"), None, False, id="another host"),
         pytest.param(replace(OTHER, boot="c"), None, False, id="another boot"),
-        pytest.param(replace(OTHER, space="t"), None, False, id="another container"),
+        pytest.param(replace(OTHER, pid_namespace="t"), None, False, id="another container"),
         pytest.param(replace(OTHER, boot=""), None, False, id="an unknown boot"),
-        pytest.param(replace(OTHER, space=""), None, False, id="an unknown container"),
-        pytest.param(replace(OTHER, start=0), None, False, id="an unknown start"),
+        pytest.param(replace(OTHER, pid_namespace=""), None, False, id="an unknown container"),
+        pytest.param(replace(OTHER, start_ticks=0), None, False, id="an unknown start"),
     ],
 )
 def test_process_is_provably_dead_only_on_the_same_machine(
@@ -45,15 +45,15 @@ def test_process_is_provably_dead_only_on_the_same_machine(
 ) -> None:
     """A missing or different process is proof only where pids mean the same."""
     monkeypatch.setattr("nbcodex.journal.owner.read_process", lambda _: seen)
-    assert is_provably_dead(owner, here=HERE) is dead
+    assert is_provably_dead(owner, observer=HERE) is dead
 
 
 def test_nothing_is_proven_on_a_platform_without_process_identity(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("nbcodex.journal.owner.read_process", lambda _: None)
-    unknown = replace(HERE, boot="", space="")
-    assert not is_provably_dead(replace(unknown, pid=200), here=unknown)
+    unknown = replace(HERE, boot="", pid_namespace="")
+    assert not is_provably_dead(replace(unknown, pid=200), observer=unknown)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -62,13 +62,13 @@ def test_real_process_is_dead_once_killed_even_as_a_zombie() -> None:
     process = subprocess.Popen(["sleep", "60"])
     seen = read_process(process.pid)
     assert seen is not None
-    owner = replace(Owner.here(), id=2, pid=process.pid, start=seen[1])
-    assert not is_provably_dead(owner, here=Owner.here())
+    owner = replace(Owner.of_this_process(), id=2, pid=process.pid, start_ticks=seen[1])
+    assert not is_provably_dead(owner, observer=Owner.of_this_process())
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert is_provably_dead(owner, here=Owner.here())
+    assert is_provably_dead(owner, observer=Owner.of_this_process())
     process.wait()
-    assert is_provably_dead(owner, here=Owner.here())
+    assert is_provably_dead(owner, observer=Owner.of_this_process())
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0, 86_400.0 * 365])
@@ -78,20 +78,20 @@ def test_wall_clock_jump_does_not_change_heartbeat_age_within_a_boot(
     """Within a boot only the boot clock counts."""
     wall, now = clock.wall(), clock.now()
     clock.epoch += jump
-    assert not is_silent(OTHER, wall=wall, now=now, here=HERE, clock=clock)
+    assert not is_silent(OTHER, wall=wall, now=now, observer=HERE, clock=clock)
     clock.boot += 61
-    assert is_silent(OTHER, wall=wall, now=now, here=HERE, clock=clock)
+    assert is_silent(OTHER, wall=wall, now=now, observer=HERE, clock=clock)
 
 
 def test_heartbeat_of_another_host_ages_by_the_wall_clock(clock: ManualClock) -> None:
     """A heartbeat from the future is a sign of life."""
     far, wall = replace(OTHER, host="g", boot="c"), clock.wall()
     clock.epoch += 60
-    assert not is_silent(far, wall=wall, now=99.0, here=HERE, clock=clock)
+    assert not is_silent(far, wall=wall, now=99.0, observer=HERE, clock=clock)
     clock.epoch += 1
-    assert is_silent(far, wall=wall, now=99.0, here=HERE, clock=clock)
+    assert is_silent(far, wall=wall, now=99.0, observer=HERE, clock=clock)
     clock.epoch -= 3600
-    assert not is_silent(far, wall=wall, now=99.0, here=HERE, clock=clock)
+    assert not is_silent(far, wall=wall, now=99.0, observer=HERE, clock=clock)
 
 
 @pytest.mark.parametrize("step", ["pending", "running", "waiting"])

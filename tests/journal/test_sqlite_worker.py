@@ -9,14 +9,14 @@ import pytest
 from nbcodex.journal import sqlite_worker
 from nbcodex.journal.sqlite_worker import (
     Job,
+    JobLevel,
     JobQueue,
-    Level,
     split_into_transactions,
     take_jobs,
 )
 
 
-def job(level: Level) -> Job:
+def job(level: JobLevel) -> Job:
     return Job(lambda _: None, level, None, lambda *_: None)
 
 
@@ -25,7 +25,7 @@ def test_jobs_that_arrive_before_the_next_commit_share_it(
 ) -> None:
     """A write that waits for the next commit takes what has arrived meanwhile."""
     jobs: JobQueue = SimpleQueue()
-    first, second = job(Level.SAFE), job(Level.SAFE)
+    first, second = job(JobLevel.SAFE), job(JobLevel.SAFE)
     jobs.put(first)
     monkeypatch.setattr(sqlite_worker.time, "sleep", lambda _: jobs.put(second))
     assert take_jobs(jobs, 1.0, not_before=float("inf")) == [first, second]
@@ -33,7 +33,7 @@ def test_jobs_that_arrive_before_the_next_commit_share_it(
 
 def test_a_read_does_not_wait_for_the_next_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: JobQueue = SimpleQueue()
-    read = job(Level.READ)
+    read = job(JobLevel.READ)
     jobs.put(read)
     monkeypatch.setattr(sqlite_worker.time, "sleep", lambda _: pytest.fail("it waited"))
     assert take_jobs(jobs, 1.0, not_before=float("inf")) == [read]
@@ -41,7 +41,7 @@ def test_a_read_does_not_wait_for_the_next_commit(monkeypatch: pytest.MonkeyPatc
 
 def test_a_job_outside_of_transactions_shares_none() -> None:
     first, second, alone, last = map(
-        job, [Level.READ, Level.SAFE, Level.NO_TRANSACTION, Level.WRITE]
+        job, [JobLevel.READ, JobLevel.SAFE, JobLevel.NO_TRANSACTION, JobLevel.WRITE]
     )
     groups = split_into_transactions([first, second, alone, last])
     assert groups == [[first, second], [alone], [last]]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from nbcodex.errors import ConfigurationError, MissingKeyError
-from nbcodex.models import Request
+from nbcodex.errors import ConfigurationError, EntryError, MissingKeyError
+from nbcodex.models import Origin, Request
 from nbcodex.openai_api import request_body
-from nbcodex.openai_api.endpoints import Endpoint, configured_host, resolve
+from nbcodex.openai_api.endpoints import Endpoint, check_server, configured_host, resolve
 from nbcodex.settings import Settings
 
 KEY, OTHER = "sk-mine-0123456789", "sk-other-0123456789"
@@ -316,3 +316,55 @@ def test_reserved_params_are_refused(params: dict[Any, Any]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         request_body.check_params(params)
     assert caught.value.advice
+
+
+def at(base_url: str) -> Endpoint:
+    """Return the endpoint of a base URL."""
+    return resolved({"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": base_url})
+
+
+@pytest.mark.parametrize(
+    ("written_for", "base_url"),
+    [
+        (None, "https://api.openai.com/v1"),  # an entry of an earlier release
+        ("api.openai.com", "https://api.openai.com/v1"),
+        ("gateway.example:8443", "https://gateway.example:8443/another/path"),
+        ("localhost", "http://127.0.0.1:8001/v1"),
+        ("localhost", "http://[::1]:9/v1"),
+        ("localhost", "http://localhost:11434/v1"),
+    ],
+)
+def test_entry_goes_to_the_server_that_it_was_written_for(
+    written_for: str | None, base_url: str
+) -> None:
+    check_server(Request(prompt="x").with_server(written_for), at(base_url))
+
+
+@pytest.mark.parametrize(
+    ("written_for", "base_url"),
+    [
+        ("api.openai.com", "https://gateway.example/v1"),
+        ("api.openai.com", "http://localhost:11434/v1"),
+        ("localhost", "https://api.openai.com/v1"),
+        ("gateway.example", "https://gateway.example:8443/v1"),
+        ("one.openai.azure.com", "https://two.openai.azure.com/openai/v1"),
+    ],
+)
+@pytest.mark.parametrize("command", ["resume", "retry"])
+def test_entry_goes_to_no_other_server(written_for: str, base_url: str, command: str) -> None:
+    endpoint, request = at(base_url), Request(prompt="x").with_server(written_for)
+    with pytest.raises(EntryError) as caught:
+        check_server(request, endpoint, command=command)
+    assert f"written for {written_for}, but requests go to {endpoint.server}" in str(caught.value)
+    assert f"%codex {command} {request.id} --new-server" in caught.value.advice
+
+
+def test_refusal_for_a_row_names_its_map() -> None:
+    row = Request(prompt="x", origin=Origin(map_id="m12345678", server="api.openai.com"))
+    with pytest.raises(EntryError, match="resume m12345678 --new-server"):
+        check_server(row, at("https://gateway.example/v1"))
+
+
+def test_client_that_is_not_made_yet_is_not_checked() -> None:
+    unknown = Endpoint(kind="compatible", base_url="", host="")
+    check_server(Request(prompt="x").with_server("api.openai.com"), unknown)

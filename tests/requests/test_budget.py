@@ -317,9 +317,8 @@ def test_monthly_cap_resets_on_the_first() -> None:
 
 
 def test_amounts_add_up_in_each_unit() -> None:
-    assert SpendAmount(tokens=1, dollars=2.0).plus(
-        SpendAmount(tokens=3, dollars=4.0)
-    ) == SpendAmount(tokens=4, dollars=6.0)
+    total = SpendAmount(tokens=1, dollars=2.0) + SpendAmount(tokens=3, dollars=4.0)
+    assert total == SpendAmount(tokens=4, dollars=6.0)
 
 
 def _answer_of_100_tokens(_: httpx2.Request) -> httpx2.Response:

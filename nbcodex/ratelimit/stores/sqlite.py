@@ -18,11 +18,11 @@ from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, StoreError, decode,
 from nbcodex.runtime.clock import boot_id
 from nbcodex.runtime.sqlite_files import (
     UnsafePathError,
+    is_on_network,
     leak_connection,
-    on_network,
-    prepare,
+    prepare_file,
     register_for_forks,
-    wait_for_lock,
+    retry_while_locked,
 )
 from nbcodex.settings import LIMITER_FILENAME
 
@@ -47,8 +47,8 @@ _WRITE = f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?)"  # noqa: S608 - the 
 def open_in(folder: Path) -> SqliteStore:
     """Return the store in `folder`, which is created where it does not exist."""
     try:
-        path = prepare(folder, LIMITER_FILENAME)
-        if on_network(folder):
+        path = prepare_file(folder, LIMITER_FILENAME)
+        if is_on_network(folder):
             # Locks cannot be trusted there.
             raise StoreError(f"{folder} is on a network file system.")
         return SqliteStore(path, boot=boot_id())
@@ -79,7 +79,9 @@ class SqliteStore(Store):
             # With synchronous=OFF a power cut loses the last transactions, whose instants mean
             # nothing after the reboot anyway.
             for statement in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=OFF", *_SCHEMA):
-                wait_for_lock(partial(self._connection.execute, statement), patience=BUSY_TIMEOUT_S)
+                retry_while_locked(
+                    partial(self._connection.execute, statement), timeout=BUSY_TIMEOUT_S
+                )
             (salt,) = self._connection.execute("SELECT value FROM salt").fetchone()
             self.salt = bytes(salt)
         except sqlite3.Error as error:
