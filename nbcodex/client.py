@@ -222,14 +222,18 @@ class Client:
         settings: Settings,
         *,
         not_before: float | None = None,
+        any_server: bool = False,
         listener: Listener | None = None,
     ) -> Handle:
         """Return a handle that resumes a parked, abandoned, interrupted or failed request.
 
         Nothing is started yet. It is not sent before `not_before`, in seconds since the epoch.
+        With `any_server` it may go to another server than it was written for.
         """
         # A request that began with less patience than the settings have now gets theirs.
         request = replace(entry.request, patience=max(entry.request.patience, settings.patience))
+        if any_server:
+            request = request.with_server(None)
         position = entry.stream_position
         text = "" if position is None or position.sequence is None else entry.reply.text
         notes = (NOTE_POSSIBLY_PAID_TWICE,) if entry.possibly_paid else ()

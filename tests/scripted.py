@@ -79,7 +79,7 @@ class InstantJournal:
     async def find_answer(self, key: bytes) -> Reply | None:
         return self.answers.get(key)
 
-    async def claim(self, id_: str) -> bool:
+    async def claim(self, id_: str, *, server: str | None = None) -> bool:
         self.written.append(("claim", id_))
         return self.claimable
 

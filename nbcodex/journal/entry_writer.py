@@ -1,7 +1,4 @@
-"""One request's writes to the journal: when they happen, and which of them others wait for.
-
-Must not know limits or retries; the runner calls it as the request proceeds.
-"""
+"""One request's writes to the journal: when each is made, and whether the runner waits for it."""
 
 from __future__ import annotations
 
@@ -19,19 +16,21 @@ from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import Reply, Request, StreamPosition
 from nbcodex.runtime.clock import Clock
 
-# A request that is sent within this time is inserted as it is sent: that it is new and that an
-# attempt is running are then one commit instead of two.
+# If the first attempt starts within this time, one commit stores both the request and the attempt.
 INSERT_DELAY_S = 0.02
 
-# With the time that a commit takes, this keeps the loss in a crash below one second of text.
+# With the time that a commit takes, a crash loses less than one second of text.
 UPDATE_INTERVAL_S = 0.8
+# Each update writes the whole text, so one that is longer than 64,000 characters is updated less
+# often: otherwise an answer without an end would write gigabytes.
+MAX_UPDATE_CHARS_PER_S = 80_000
 
 
 class AnswerState(Protocol):
-    """What the journal reads of an answer while it arrives."""
+    """What is stored of an answer while it arrives."""
 
-    position: StreamPosition | None  # where a durable answer continues behind `text`
-    notes: tuple[str, ...]  # for the reader of the answer
+    position: StreamPosition | None  # where a durable answer continues after `text`
+    notes: tuple[str, ...]  # for the user, shown below the answer
 
     @property
     def text(self) -> str:
@@ -46,21 +45,24 @@ class EntryWriter:
     ) -> None:
         self._journal, self._request, self._clock = journal, request, clock
         self._answer = answer
-        self._known_response_id: str | None = None
+        self._stored_response_id: str | None = None
         self._insert: Callable[..., Coroutine[Any, Any, None]] | None = None
         self._insert_timer: asyncio.TimerHandle | None = None
         self._inserting: asyncio.Future[None] | None = None
         self._on_committed: Callable[[], object] = lambda: None
         self._update_task: asyncio.Task[None] | None = None
 
-    async def insert(self, base_url: str, *, on_committed: Callable[[], object]) -> Reply | None:
+    async def insert(
+        self, base_url: str, server: str | None, *, on_committed: Callable[[], object]
+    ) -> Reply | None:
         """Schedule the insertion; return the answer to an equal request if it is to be reused.
 
-        Nothing may be sent before `wait_inserted` or `start_attempt` has returned. `on_committed`
-        is called on the event loop once the request is committed.
+        `server` is stored as `Origin.server`. Nothing may be sent before `wait_inserted` or
+        `start_attempt` has returned. `on_committed` is called on the event loop once the request is
+        committed.
         """
         key = equality_key(self._request, base_url=base_url)
-        self._insert = partial(self._journal.insert, self._request, key=key)
+        self._insert = partial(self._journal.insert, self._request.with_server(server), key=key)
         self._on_committed = on_committed
         if not self._request.reuse:
             loop = asyncio.get_running_loop()
@@ -69,9 +71,9 @@ class EntryWriter:
         await self.wait_inserted()
         return await self._find_answer(key)
 
-    async def claim(self, base_url: str, *, reuse: bool) -> Reply | None:
+    async def claim(self, base_url: str, server: str | None, *, reuse: bool) -> Reply | None:
         """Claim the entry, which exists already; return an equal request's answer if `reuse`."""
-        if not await self._journal.claim(self._request.id):
+        if not await self._journal.claim(self._request.id, server=server):
             raise not_resumable(self._request.id)
         if not (reuse and self._request.reuse):
             return None
@@ -86,7 +88,7 @@ class EntryWriter:
         self._insert_now()
         if self._inserting is not None:
             # Stop, cancel or park may cancel the task that waits here. The commit continues, and
-            # the ending waits for it again.
+            # `finish` waits for it again.
             await asyncio.shield(self._inserting)
             self._inserting = None
 
@@ -96,19 +98,20 @@ class EntryWriter:
             self._inserting.add_done_callback(lambda _: self._on_committed())
 
     def _take_insert(self) -> Callable[..., Coroutine[Any, Any, None]] | None:
-        """Return the insertion if it is still to be done; the caller does it."""
+        """Return the insertion, for the caller to run; None if it has begun."""
         insert, self._insert = self._insert, None
         if self._insert_timer is not None:
             self._insert_timer.cancel()
         return insert
 
     async def start_attempt(self, attempt: int) -> None:
-        """Commit that an attempt is about to be sent; with a position, it continues an answer."""
+        """Commit that an attempt is about to be sent."""
         if insert := self._take_insert():
             # The journal runs this even if the task is cancelled here, and before later writes.
             await insert(attempt=attempt)
             self._on_committed()
             return
+        # With a position, the attempt does not ask anew, but continues a durable answer.
         continues = self._answer.position is not None
         started = self._journal.start_attempt(self._request.id, attempt, continues=continues)
         # Both are submitted before either is awaited, so that they share one commit.
@@ -116,8 +119,8 @@ class EntryWriter:
 
     async def set_response_id(self, position: StreamPosition) -> None:
         """Commit which durable response carries the answer, before any of its text is shown."""
-        if position.response_id != self._known_response_id:
-            self._known_response_id = position.response_id
+        if position.response_id != self._stored_response_id:
+            self._stored_response_id = position.response_id
             await self._journal.set_response_id(self._request.id, position.response_id)
 
     async def record_wait(self, until: float) -> None:
@@ -131,7 +134,8 @@ class EntryWriter:
         """Schedule a write of the text so far; at most one is scheduled at a time."""
 
         async def update() -> None:
-            await asyncio.sleep(UPDATE_INTERVAL_S)
+            chars = len(self._answer.text)
+            await asyncio.sleep(max(UPDATE_INTERVAL_S, chars / MAX_UPDATE_CHARS_PER_S))
             self._update_task = None
             await self._update()
 
@@ -144,18 +148,18 @@ class EntryWriter:
         await self._journal.update_text(self._request.id, self._answer.text, sequence=sequence)
 
     async def _update_if_durable(self) -> None:
-        # A durable answer continues behind its position: text and position have to be in one
+        # A durable answer continues after its position: text and position have to be in one
         # commit, or words would be lost or doubled.
         if self._answer.position is not None:
             await self._update()
 
     async def finish(self, ending: Ending, *, assumed: SpendAmount) -> None:
-        """Commit the ending, see `Journal.finish`; nothing of it may be shown before."""
+        """Commit the ending as `Journal.finish` does; nothing of it may be shown before that."""
         if self._update_task is not None:
             self._update_task.cancel()
         error = getattr(ending, "error", None)
         if isinstance(error, EntryError):
-            return  # another kernel owns the entry: it writes the ending
+            return  # the entry was not claimed, so it stays as it is
         await self.wait_inserted()
         await self._update_if_durable()
         await self._journal.finish(

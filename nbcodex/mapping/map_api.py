@@ -25,6 +25,7 @@ from nbcodex.mapping.map_run import MapRun, OnError, RowState
 from nbcodex.mapping.map_runner import active_runners
 from nbcodex.mapping.rows import PromptSource, RowKey, RowRequests, schema_fields
 from nbcodex.models import Origin, Reply, Request, RequestOptions
+from nbcodex.openai_api.endpoints import check_server
 
 # A resume waits so long for the rows that Stop left active.
 INACTIVE_TIMEOUT_S = 5.0
@@ -118,10 +119,13 @@ def _is_rerun(inputs: FrameInput, requests: RowRequests, journal: Journal) -> bo
     return False
 
 
-def resume_map(prefix: str, *, cancel_jobs: bool = False) -> MapRun | None:
+def resume_map(
+    prefix: str, *, cancel_jobs: bool = False, any_server: bool = False
+) -> MapRun | None:
     """Return the map whose id begins with `prefix`, ready to be executed again; None if none does.
 
     With `cancel_jobs`, its batch jobs are cancelled, and only what they have answered is fetched.
+    With `any_server`, it may go to another server than it was written for.
     """
     client, settings = current(), host.current.settings()
     maps = client.journal(settings).maps
@@ -141,6 +145,17 @@ def resume_map(prefix: str, *, cancel_jobs: bool = False) -> MapRun | None:
     entries = {entry.id: entry for entry in maps.entries(map_id)}
     if any(entry.status in ACTIVE_STATUSES and not entry.abandoned for entry in entries.values()):
         raise NbcodexError(f"The map {map_id} is running in another kernel.", advice="Wait for it.")
+    if any_server:
+        requests = {id_: entry.request.with_server(None) for id_, entry in entries.items()}
+        entries = {id_: replace(entries[id_], request=requests[id_]) for id_ in entries}
+    elif not cancel_jobs:  # `BatchUploader` cancels jobs at their own server only
+        # Checked for all rows together, so that a map is refused once. The last row stands for
+        # those that are not in the journal.
+        pending = [each for each in entries.values() if each.resumable]
+        rows = [each.request for each in pending or list(entries.values())[-1:]]
+        for row in {(row.origin.server, row.api_base): row for row in rows}.values():
+            sample = Request(prompt="", api_base=row.api_base)
+            check_server(row, client.services().api_client.endpoint(sample, settings))
     # What is left of an iterator is not kept, only the rows that were started.
     if run is None or not run.keeps_replies:
         run = _run_from_journal(map_id, list(entries.values()))

@@ -335,8 +335,9 @@ class MapRun:
                 # A row that fails here is refused, and reported, when the map is resumed.
                 with contextlib.suppress(NbcodexError):
                     request = self._request_of(row)
-                    base_url = api_client.endpoint(request, self.settings).base_url
-                    chunk.append((request, equality_key(request, base_url=base_url)))
+                    endpoint = api_client.endpoint(request, self.settings)
+                    key = equality_key(request, base_url=endpoint.base_url)
+                    chunk.append((request.with_server(endpoint.server), key))
             maps.insert_parked(chunk)
 
     def prepare_resume(self, entries: dict[str, Entry], settings: Settings) -> bool:

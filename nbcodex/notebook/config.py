@@ -61,7 +61,9 @@ class Codex(Configurable):
         False, help="Whether images in answers are loaded: their server then learns about you."
     )
     journal = Bool(
-        True, help="Whether prompts and answers are kept on disk, so that they survive the kernel."
+        True,
+        help="Whether prompts and answers are kept on disk, so that they survive the kernel. "
+        "IPython's history keeps each cell, unless c.HistoryManager.enabled = False in its config.",
     )
     reuse = Bool(False, help="Whether an equal prompt shows the earlier answer again, at no cost.")
     aliases = Dict(

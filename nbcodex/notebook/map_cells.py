@@ -87,9 +87,9 @@ def _preview(run: MapRun, replies: list[Any], as_text: bool) -> str:
     return "\n".join(["| row | answer |", "| --- | --- |", *lines])
 
 
-def resume_one(session: Session, id_or_prefix: str, *, cancel_jobs: bool = False) -> bool:
-    """Resume a map, as `resume_map` does; return whether there is one of that id."""
-    run = resume_map(id_or_prefix, cancel_jobs=cancel_jobs)
+def resume_one(session: Session, id_or_prefix: str, **how: bool) -> bool:
+    """Resume a map, with the options of `resume_map`; return whether there is one of that id."""
+    run = resume_map(id_or_prefix, **how)
     if run is None:
         return False
     _run(session, run)
@@ -100,21 +100,22 @@ def resume_one(session: Session, id_or_prefix: str, *, cancel_jobs: bool = False
     return True
 
 
-def resume_all(
-    session: Session, notebook: str | None, *, only_maps: bool = False, at_reset: bool = False
-) -> int:
-    """Resume the unfinished maps of a notebook, or of all; return how many there are."""
+def resume_all(session: Session, notebook: str | None, *flags: str, only_maps: bool = False) -> int:
+    """Resume the unfinished maps of a notebook, or of all; return how many there are.
+
+    `flags` are those of `%codex resume`.
+    """
     # A map that is running in this kernel has parked rows in the journal, too.
     running = {runner.run.id for runner in active_runners()}
     maps = session.journal.maps.unfinished(notebook=notebook)
     ids = [each.id for each in maps if each.id not in running]
     for map_id in ids:
-        if at_reset:
+        if "--at-reset" in flags:
             command = f"`%codex resume {map_id}`"
             print(f"{map_id} was not resumed: {NOT_AT_RESET}. {command} resumes it.")
             continue
         try:
-            resume_one(session, map_id)
+            resume_one(session, map_id, any_server="--new-server" in flags)
         except NbcodexError as error:
             # One that fails must not keep the others from being resumed. `only_maps`: there are no
             # other requests to resume, either.

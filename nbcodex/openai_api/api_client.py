@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from openai import AsyncAPIResponse, AsyncOpenAI
 
 NOT_DURABLE_NOTICE = "not durable: this server keeps no answers"
-CANCEL_TIMEOUT_S = 5.0
+SHORT_CALL_TIMEOUT_S = 5.0
 
 # The statuses of a server that lacks an answer, or the call that retrieves it.
 _ANSWER_UNKNOWN = {400, 404, 405, 410, 422, 501}
@@ -248,11 +248,34 @@ class ApiClient:
         """End a durable answer at the server, if it can be reached in a few seconds."""
         with contextlib.suppress(Exception):
             async with (
-                asyncio.timeout(CANCEL_TIMEOUT_S),
+                asyncio.timeout(SHORT_CALL_TIMEOUT_S),
                 self.connected(request, settings) as (client, _),
                 client.responses.with_streaming_response.cancel(position.response_id),
             ):
                 pass
+
+    async def delete_response(
+        self, request: Request, settings: Settings, *, position: StreamPosition
+    ) -> bool:
+        """Delete a durable answer at the server; return whether it is known to be gone."""
+        id_ = safe_response_id(position.response_id) or ""
+        with contextlib.suppress(Exception):
+            async with (
+                asyncio.timeout(SHORT_CALL_TIMEOUT_S),
+                self.connected(request, settings) as (client, _),
+            ):
+                responses = client.responses.with_streaming_response
+                # A server answers 404 if it lacks the answer, or if it lacks this call: whether it
+                # has the answer then shows when that is retrieved.
+                for call, is_gone in ((responses.delete, True), (responses.retrieve, False)):
+                    try:
+                        async with call(id_):
+                            return is_gone
+                    except Exception as error:
+                        if getattr(error, "status_code", 0) != 404:
+                            raise
+                return True
+        return False
 
     async def close(self) -> None:
         """Close every connection."""

@@ -45,6 +45,7 @@ from nbcodex.models import (
 from nbcodex.openai_api import answers, pricing
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.api_client import ApiClient
+from nbcodex.openai_api.endpoints import check_server
 from nbcodex.ratelimit import backoff
 from nbcodex.ratelimit.limiter import CooldownTooLongError, Limiter, Reservation, Waiter
 from nbcodex.ratelimit.rate_limiter import Cooldown, Wait
@@ -210,18 +211,28 @@ class RequestRunner:
     async def _insert_or_claim(self) -> Reply | None:
         """Insert the request into the journal, or claim its entry; return an answer to reuse."""
         state, resumption = self.state, self._resumption
-        state.base_url = self._services.api_client.endpoint(self._request, self._settings).base_url
+        request, settings, api_client = self._request, self._settings, self._services.api_client
+        endpoint = api_client.endpoint(request, settings)
+        if resumption is not None:
+            if endpoint.server is None:  # a custom client, which this makes
+                with contextlib.suppress(NbcodexError):
+                    await api_client.resolve_model(request, settings)
+                endpoint = api_client.endpoint(request, settings)
+            check_server(request, endpoint)
+        state.base_url = endpoint.base_url
         # What is spent is read while the request is being committed, not after it.
         self._services.budget.start_reading(self._services.budget_journal(self._settings))
         if resumption is None:
-            return await self._entry.insert(state.base_url, on_committed=self._on_committed)
+            return await self._entry.insert(
+                state.base_url, endpoint.server, on_committed=self._on_committed
+            )
         if resumption.not_before is not None:
             until = self._clock.now() + resumption.not_before - self._clock.wall()
             self._emit(events.CoolingDown, limit=None, resume_at=until, waited=0.0)
             await self._waiter.sleep_until(until, uses_patience=False)
         # A durable answer that continues at the server is preferred to an equal request's answer.
         reuse = resumption.position is None
-        if reused := await self._entry.claim(state.base_url, reuse=reuse):
+        if reused := await self._entry.claim(state.base_url, endpoint.server, reuse=reuse):
             return reused
         for note in resumption.notes:
             state.partial.add_note(note)

@@ -16,7 +16,7 @@ from nbcodex.simulator.http_messages import ErrorResponse, HttpRequest
 from nbcodex.simulator.knobs import Knobs
 
 Api = Literal["responses", "chat"]
-Endpoint = Literal[Api, "models", "retrieve", "cancel", "files", "batches", "control"]
+Endpoint = Literal[Api, "models", "retrieve", "cancel", "delete", "files", "batches", "control"]
 
 NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header "
@@ -57,6 +57,7 @@ _ROUTES: tuple[tuple[str, Endpoint, str], ...] = (
     ("GET", "models", f"{_BASE}/models"),
     ("GET", "retrieve", f"{_BASE}/responses/{_ID}"),
     ("POST", "cancel", f"{_BASE}/responses/{_ID}/cancel"),
+    ("DELETE", "delete", f"{_BASE}/responses/{_ID}"),
     ("POST", "files", f"{_BASE}/files"),
     ("GET", "files", f"{_BASE}/files/{_ID}/content"),
     ("DELETE", "files", f"{_BASE}/files/{_ID}"),

@@ -142,7 +142,7 @@ class Simulator:
                 fields = {"object": "model", "created": 1_750_000_000, "owned_by": "simulator"}
                 models = [{"id": name, **fields} for name in self.knobs.models]
                 return self._json_response({"object": "list", "data": models}, record)
-            case "retrieve" | "cancel":
+            case "retrieve" | "cancel" | "delete":
                 return self._serve_stored(route, record)
             case "files" | "batches":
                 result = self.batches.serve(request, route, record.key)
@@ -267,13 +267,17 @@ class Simulator:
             self._cached_prefixes.add(start)
 
     def _serve_stored(self, route: Route, record: RequestRecord) -> HttpResponse:
-        """Return a background response, continue its stream, or cancel it."""
+        """Return a background response, continue its stream, cancel it or delete it."""
         stored = self._stored.get(route.id)
         if stored is None or stored.generation.planned.record.key != record.key:
             raise ErrorResponse(404, f"Response with id '{route.id}' not found.")
         record.response_id = route.id
-        if route.endpoint == "cancel":
+        if route.endpoint in {"cancel", "delete"}:
             stored.cancel()
+        if route.endpoint == "delete":
+            del self._stored[route.id]
+            deleted = {"id": route.id, "object": "response", "deleted": True}
+            return self._json_response(deleted, record)
         if route.endpoint == "cancel" or route.query.get("stream") != "true":
             return self._json_response(stored.response_object(), record)
         planned, after = stored.generation.planned, route.query.get("starting_after", "-1")

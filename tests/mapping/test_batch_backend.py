@@ -15,7 +15,9 @@ from nbcodex.errors import BatchUnsupportedError, NbcodexError, Stopped
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.backends import BatchBackend
 from nbcodex.mapping.map_api import resume_map
+from nbcodex.mapping.upload import erase_leftovers
 from nbcodex.models import Usage
+from nbcodex.runtime import event_loop
 from nbcodex.simulator.http_messages import ErrorResponse
 
 from .conftest import SimulatedClient, texts
@@ -218,3 +220,27 @@ def test_stats_include_the_stage_of_the_job(simulated: SimulatedClient) -> None:
     assert any(stage.startswith("in progress") and stage.endswith("of 20") for stage in stages)
     assert max(report.sent for report in reports) == 20
     assert (reports[-1].done, reports[-1].sent, reports[-1].stage) == (20, 0, "")
+
+
+@pytest.mark.parametrize("forgotten", ["the map", "its rows", "all"])
+def test_files_of_deleted_rows_are_erased_at_the_provider(
+    simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, forgotten: str
+) -> None:
+    """Their job, which is in progress, is cancelled."""
+    simulated.simulator.change_knobs(batch_seconds=100.0)
+    press_stop(monkeypatch)
+    with pytest.raises(Stopped):
+        nbcodex.map(ECHO, ["a", "b"], engine="batch")
+    settings, client = host.current.settings(), simulated.client
+    journal = client.journal(settings)
+    names = {
+        "the map": [last().id],
+        "its rows": [f"{last().id}-0", f"{last().id}-1"],
+        "all": [None],
+    }
+    for name in names[forgotten]:
+        assert event_loop.run(journal.delete(name)) > 0
+    assert files(simulated) == 1
+    event_loop.run(erase_leftovers(journal.batch_jobs, client.services(), settings))
+    assert files(simulated) == 0
+    assert event_loop.run(journal.batch_jobs.unerased_jobs()) == []

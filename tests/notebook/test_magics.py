@@ -12,7 +12,7 @@ from IPython.core.completer import provisionalcompleter
 from IPython.core.error import UsageError
 
 from nbcodex.client import current
-from nbcodex.errors import BudgetError, ConfigurationError, MissingKeyError
+from nbcodex.errors import BudgetError, ConfigurationError, EntryError, MissingKeyError
 from nbcodex.models import Origin, Request
 from nbcodex.notebook import cell_options
 from nbcodex.notebook.monitor import collector_of
@@ -378,6 +378,49 @@ def test_resume_shows_a_common_failure_once_and_raises(
     assert "No API key" not in capsys.readouterr().out
 
 
+GATEWAY = "https://gateway.example/v1"
+
+
+def parked_id(ip: Any) -> str:
+    """Return the id of a prompt that waits for a budget, which has been removed since."""
+    ip.run_line_magic("codex", "budget 100")
+    with pytest.raises(BudgetError):
+        ip.run_cell_magic("codex", "--no-history --max-output 400", "hello")
+    ip.run_line_magic("codex", "budget off")
+    (entry,) = current().journal(Settings.read()).recent_entries(1)
+    return entry.id
+
+
+@pytest.mark.parametrize("command", ["resume", "resume ID", "retry ID"])
+def test_kept_prompt_goes_to_no_other_server(
+    ip: Any, simulator: Simulated, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """It stays parked, and is sent once the base URL is set back."""
+    id_ = parked_id(ip)
+    with monkeypatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", GATEWAY)
+        with pytest.raises(EntryError, match="for localhost, but requests go to gateway"):
+            ip.run_line_magic("codex", command.replace("ID", id_))
+    assert simulator.prompts == []
+    assert current().journal(Settings.read()).find_entry(id_).status == "parked"
+    ip.run_line_magic("codex", command.replace("ID", id_))
+    assert simulator.prompts == ["hello"]
+
+
+@pytest.mark.parametrize("command", ["resume", "retry"])
+def test_kept_prompt_goes_to_another_server_if_the_user_says_so(
+    ip: Any, simulator: Simulated, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", GATEWAY)
+        id_ = parked_id(ip)
+    with pytest.raises(EntryError, match="--new-server"):
+        ip.run_line_magic("codex", f"{command} {id_}")
+    assert simulator.prompts == []
+    ip.run_line_magic("codex", f"{command} {id_} --new-server")
+    assert simulator.prompts == ["hello"]
+
+
 @pytest.mark.parametrize(("words", "changed"), [("100", True), ("off", True), ("", False)])
 def test_monitor_updates_when_the_budget_changes(ip: Any, words: str, changed: bool) -> None:
     """A set or removed cap wakes the monitor; showing the cap does not."""
@@ -419,7 +462,7 @@ def test_an_unknown_command_suggests_the_nearest(ip: Any) -> None:
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("%codex resume --", {"--everywhere", "--at-reset"}),
+        ("%codex resume --", {"--everywhere", "--at-reset", "--new-server"}),
         ("%codex budget ", {"off", "reset"}),
         ("%codex demo ", {"on", "calm", "off"}),
         ("%codex help priv", {"privacy"}),
@@ -519,6 +562,51 @@ def test_forgetting_all_erases_what_is_on_disk_however_the_journal_is_set(
     assert all(f"1 request in {folder / 'journal.sqlite3'}" in question for question in asked)
     assert re.search(r"\d erased: .*journal\.sqlite3", capsys.readouterr().out)
     ip.run_line_magic("codex", "demo off")
+
+
+@pytest.mark.parametrize("which", ["all", "ID"])
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_forgetting_erases_durable_answers_and_names_what_is_left(
+    ip: Any,
+    simulator: Simulated,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    which: str,
+    is_elsewhere: bool,
+) -> None:
+    """An answer at another server than the one that is set now is left there."""
+    ip.run_cell_magic("codex", "--no-history --durable", "[[echo: kept]]")
+    ip.run_cell_magic("codex", "--no-history", "[[echo: not kept]]")
+    ((response_id, _),) = simulator.core._stored.items()
+    id_ = current().journal(Settings.read()).recent_entries()[1].id
+    if is_elsewhere:
+        monkeypatch.setenv("OPENAI_BASE_URL", GATEWAY)
+    capsys.readouterr()
+    ip.run_line_magic("codex", f"forget {which.replace('ID', id_)}")
+    printed = capsys.readouterr().out
+    assert (response_id in simulator.core._stored) == is_elsewhere
+    assert (f"the durable answer {response_id} at localhost" in printed) == is_elsewhere
+    assert "Not erased: " in printed
+    assert "outputs in notebooks" in printed
+
+
+@pytest.mark.parametrize(
+    ("file", "enabled", "is_named"),
+    [("/h/history.sqlite", True, True), (":memory:", True, False), ("/h/x.sqlite", False, False)],
+)
+def test_forgetting_names_the_history_of_ipython(
+    ip: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    enabled: bool,
+    is_named: bool,
+) -> None:
+    ip.run_cell_magic("codex", "--no-history", "[[echo: hi]]")
+    monkeypatch.setattr(ip.history_manager, "hist_file", file)
+    monkeypatch.setattr(ip.history_manager, "enabled", enabled)
+    ip.run_line_magic("codex", "forget all")
+    assert (f"IPython's own history in {file}" in capsys.readouterr().out) == is_named
 
 
 @pytest.mark.parametrize(

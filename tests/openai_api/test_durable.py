@@ -560,3 +560,63 @@ def test_connections_of_failed_attempts_are_closed() -> None:
     with_server(operation, server)
     assert all(isinstance(body, Body) and body.closed for body in server.bodies)
     assert str(server.requests[1].url).startswith(f"{BASE}/responses/resp_1")
+
+
+async def deleted(reader: Reader, position: StreamPosition | None = None) -> bool:
+    return await reader.api_client.delete_response(
+        REQUEST, reader.settings, position=position or reader.position
+    )
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_deleting_removes_the_answer_at_the_server(is_running: bool) -> None:
+    """One that is gone already counts as deleted, too."""
+
+    async def operation(reader: Reader, simulator: Simulator) -> None:
+        if is_running:
+            simulator.change_knobs(speed=1)
+            reading = asyncio.create_task(reader.ask())
+            await asyncio.sleep(3)
+        else:
+            await reader.ask()
+        assert await deleted(reader)
+        assert (simulator.log[-1].method, simulator._stored) == ("DELETE", {})
+        assert await deleted(reader)
+        if is_running:
+            await reading
+
+    with_simulator(operation)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param([refusal(404), Script([created()])], id="the call is not offered"),
+        pytest.param([refusal(405)], id="the method is not allowed"),
+        pytest.param([refusal(500)], id="the server fails"),
+        pytest.param([BROKEN], id="the connection breaks"),
+    ],
+)
+def test_answer_that_may_still_be_there_is_not_reported_as_deleted(answers: Any) -> None:
+    async def operation(reader: Reader) -> bool:
+        return await deleted(reader, StreamPosition("resp_1", 1))
+
+    assert with_server(operation, Server(*answers)) is False
+
+
+def test_answer_that_the_server_does_not_know_is_deleted() -> None:
+    async def operation(reader: Reader) -> bool:
+        return await deleted(reader, StreamPosition("resp_1", 1))
+
+    assert with_server(operation, Server(refusal(404))) is True
+
+
+@pytest.mark.parametrize("name", ["..", "../models", "", "a b"])
+def test_invalid_response_id_is_not_used_for_a_deletion(name: str) -> None:
+    server = Server(refusal(404))
+
+    async def operation(reader: Reader) -> bool:
+        return await deleted(reader, StreamPosition(name, 1))
+
+    assert with_server(operation, server) is False
+    assert server.requests == []

@@ -25,6 +25,7 @@ from nbcodex.events import BackingOff, CoolingDown, Delta, Event, Finished, Park
 from nbcodex.models import Limit, Request, Resumption, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
 from nbcodex.requests.runner import RequestRunner
+from nbcodex.settings import Secret
 from tests.scripted import SETTINGS, STARTED, ScriptedServices, answer, ending
 from tests.virtual import EPOCH, run_virtual
 
@@ -494,3 +495,54 @@ def test_estimate_counts_where_the_server_states_no_plausible_usage(
     assert usage.input_tokens == stated.input_tokens or stated.input_tokens in {None, 0}
     assert usage.output_tokens
     assert usage.output_tokens == stated.output_tokens or stated.output_tokens in {None, 0}
+
+
+@pytest.mark.parametrize(
+    ("written_for", "is_sent"),
+    [(None, True), ("api.openai.com", True), ("gateway.example", False), ("localhost", False)],
+)
+@pytest.mark.parametrize("at_reset", [True, False])
+def test_entry_is_resumed_only_at_the_server_that_it_was_written_for(
+    written_for: str | None, is_sent: bool, at_reset: bool
+) -> None:
+    """Otherwise its entry is not touched, so that it can still be resumed at that server."""
+
+    async def main() -> ScriptedServices:
+        scripted = ScriptedServices(answer("hi"))
+        received: list[Event] = scripted.events.setdefault("", [])
+        run = RequestRunner(
+            scripted.services,
+            Request(prompt="x").with_server(written_for),
+            SETTINGS,
+            received.append,
+            resumption=Resumption(EPOCH + 9_000.0 if at_reset else None),
+        ).start()
+        await asyncio.wait([run.task])
+        return scripted
+
+    scripted = run_virtual(main())
+    last = scripted.events[""][-1]
+    assert len(scripted.api_client.seen) == is_sent
+    if is_sent:
+        assert isinstance(last, events.Finished)
+    else:
+        assert isinstance(last, events.Failed)
+        assert "Not sent" in str(last.error)
+        assert scripted.journal.written == []
+        assert not any(isinstance(e, CoolingDown) for e in scripted.events[""])
+
+
+@pytest.mark.parametrize(
+    ("api_base", "server"), [(None, "api.openai.com"), ("http://127.0.0.1:1/v1", "localhost")]
+)
+def test_entry_names_the_server_that_it_was_written_for(api_base: str | None, server: str) -> None:
+    async def main() -> ScriptedServices:
+        scripted = ScriptedServices(answer("hi"))
+        settings = replace(SETTINGS, keys={"127.0.0.1:*": Secret("k")})
+        request = Request(prompt="x", api_base=api_base)
+        run = RequestRunner(scripted.services, request, settings, lambda _: None).start()
+        await asyncio.wait([run.task])
+        return scripted
+
+    verb, stored = run_virtual(main()).journal.written[0]
+    assert (verb, stored.origin.server) == ("insert", server)

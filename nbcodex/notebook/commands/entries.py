@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,13 +15,15 @@ from nbcodex import host
 from nbcodex.client import current
 from nbcodex.errors import EntryError, NbcodexError, Stopped, render, shorten
 from nbcodex.journal.entry_writer import not_resumable
-from nbcodex.mapping import map_runner
+from nbcodex.journal.owner import ACTIVE_STATUSES
+from nbcodex.mapping import map_runner, upload
 from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.models import match_prefix, new_id
 from nbcodex.notebook import identity, map_cells
 from nbcodex.notebook.display import OutputOptions
 from nbcodex.notebook.session import Session
 from nbcodex.openai_api import pricing
+from nbcodex.openai_api.endpoints import check_server
 from nbcodex.rendering import formats, html
 from nbcodex.rendering.figures import figures_line
 from nbcodex.requests.conversation import MAIN_THREAD
@@ -29,11 +34,14 @@ from nbcodex.runtime.clock import format_time
 
 if TYPE_CHECKING:
     from nbcodex.events import EndAction
+    from nbcodex.journal.journal import Journal
     from nbcodex.journal.reads import Entry
     from nbcodex.models import Request
+    from nbcodex.settings import Settings
 
 LISTED_ENTRIES = 20
 MAP_END_TIMEOUT_S = 3.0  # how long a command waits until another thread has ended its map
+ERASE_TIMEOUT_S, ERASED_AT_ONCE = 30.0, 8  # of what the provider keeps
 
 
 def show_journal(session: Session, prefix: str = "") -> None:
@@ -72,19 +80,20 @@ def show_journal(session: Session, prefix: str = "") -> None:
 
 
 def resume(session: Session, which: str = "all", *flags: str) -> None:
-    """Resume parked and abandoned requests: resume [ID|all] [--everywhere] [--at-reset]."""
+    """Resume what is open: resume [ID|all] [--everywhere] [--at-reset] [--new-server]."""
     if which.startswith("--"):
         which, flags = "all", (which, *flags)
-    if unknown := set(flags) - {"--everywhere", "--at-reset"}:
+    if unknown := set(flags) - {"--everywhere", "--at-reset", "--new-server"}:
         raise UsageError(f"%codex resume: there is no option {unknown.pop()}")
     journal, maps, at_reset = session.journal, 0, "--at-reset" in flags
+    any_server = "--new-server" in flags
     if which == "all":
         notebook = None if "--everywhere" in flags else session.notebook
         entries = journal.resumable_entries(notebook=notebook)
-        maps = map_cells.resume_all(session, notebook, only_maps=not entries, at_reset=at_reset)
+        maps = map_cells.resume_all(session, notebook, *flags, only_maps=not entries)
     elif at_reset and map_cells.rows_of(session, which):
         raise UsageError(f"%codex resume: {map_cells.NOT_AT_RESET}")
-    elif map_cells.resume_one(session, which):
+    elif map_cells.resume_one(session, which, any_server=any_server):
         return
     else:
         entries = [journal.find_entry(which)]
@@ -101,8 +110,11 @@ def resume(session: Session, which: str = "all", *flags: str) -> None:
             when = "when its kernel died" if entry.abandoned else "when it ended"
             print(f"{entry.id} was running {when}: it may be paid twice.")
         not_before = entry.resume_at if at_reset else None
-        handles.append(current().resume(entry, session.settings, not_before=not_before))
-        handles[-1].start()
+        handle = current().resume(
+            entry, session.settings, not_before=not_before, any_server=any_server
+        )
+        handles.append(handle)
+        handle.start()
     for number, (entry, handle) in enumerate(zip(entries, handles, strict=True)):
         options = _output_options(
             entry.request, f"{entry.id} · {shorten(entry.request.prompt, 60)}"
@@ -126,9 +138,14 @@ def resume(session: Session, which: str = "all", *flags: str) -> None:
         print("\n".join(render(failure.title, failure.message, failure.advice)))
 
 
-def retry(session: Session, prefix: str) -> None:
-    """Send the same prompt again, as a new request: retry ID."""
+def retry(session: Session, prefix: str, flag: str = "") -> None:
+    """Send the same prompt again, as a new request: retry ID [--new-server]."""
     client, request = current(), session.journal.find_entry(prefix).request
+    if flag not in {"", "--new-server"}:
+        raise UsageError(f"%codex retry: there is no option {flag}")
+    if not flag:
+        api_client = client.services().api_client
+        check_server(request, api_client.endpoint(request, session.settings), command="retry")
     origin = identity.current_origin(session.shell, variable=request.origin.variable)
     origin = replace(origin, position=request.origin.position)
     # Asked again on purpose: the stored answer is not what is wanted.
@@ -188,12 +205,14 @@ def forget(session: Session, prefix: str) -> None:
     if prefix != "all":
         for journal in journals:
             try:
+                durable = journal.durable_entries(prefix)
                 erased = event_loop.run(journal.delete(prefix))
             except EntryError:
                 if journal is journals[-1]:
                     raise
                 continue
             print(f"{erased} erased.")
+            _forget_elsewhere(session, [journal], durable)
             return
     places = []
     for journal in journals:
@@ -205,8 +224,56 @@ def forget(session: Session, prefix: str) -> None:
     if host.current.confirm(f"Erase {where}, permanently?") is False:
         print("Nothing was erased.")
         return
+    durable = [entry for journal in journals for entry in journal.durable_entries()]
     erased = sum(event_loop.run(journal.delete()) for journal in journals)
     print(f"{erased} erased: {where}.")
+    _forget_elsewhere(session, journals, durable)
+
+
+def _forget_elsewhere(session: Session, journals: list[Journal], durable: list[Entry]) -> None:
+    """Erase what the provider has of deleted entries, and print what is left, and where."""
+    left = event_loop.run(_erase_at_provider(journals, durable, session.settings))
+    if len(left) > LISTED_ENTRIES:
+        left[LISTED_ENTRIES:] = [f"{len(left) - LISTED_ENTRIES:,} more such answers and jobs"]
+    history = session.shell.history_manager
+    if history and getattr(history, "enabled", False) and str(history.hist_file) != ":memory:":
+        left.append(f"IPython's own history in {history.hist_file}")
+    print(f"Not erased: {', '.join([*left, 'outputs in notebooks'])} (see `%codex help privacy`).")
+
+
+async def _erase_at_provider(
+    journals: list[Journal], durable: list[Entry], settings: Settings
+) -> list[str]:
+    """Erase durable answers, and files of batch jobs without rows; return what is left."""
+    services, until = current().services(), time.monotonic() + ERASE_TIMEOUT_S
+
+    async def erase(entry: Entry) -> str:
+        request, position, client = entry.request, entry.stream_position, services.api_client
+        if position is None:
+            return ""
+        # Without its answer, a request that is running would be sent again.
+        is_running = entry.status in ACTIVE_STATUSES and not entry.abandoned
+        with contextlib.suppress(NbcodexError):
+            check_server(request, client.endpoint(request, settings))
+            if not is_running and time.monotonic() < until:
+                if not entry.reply:  # the server may still be working on it
+                    await client.cancel_response(request, settings, position=position)
+                if await client.delete_response(request, settings, position=position):
+                    return ""
+        server = request.origin.server or "its server"
+        return f"the durable answer {position.response_id} at {server}"
+
+    left: list[str] = []
+    for start in range(0, len(durable), ERASED_AT_ONCE):
+        batch = durable[start : start + ERASED_AT_ONCE]
+        left += filter(None, await asyncio.gather(*map(erase, batch)))
+    for jobs in (journal.batch_jobs for journal in journals):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ERASE_TIMEOUT_S):
+                await upload.erase_leftovers(jobs, services, settings)
+        for job in await jobs.unerased_jobs():
+            left.append(f"files of the batch job {job.remote_id or job.tag} at {job.base_url}")
+    return left
 
 
 def _running(prefix: str) -> tuple[list[MapRunner], list[Handle]]:
