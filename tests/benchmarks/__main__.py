@@ -2,17 +2,17 @@
 
 loading     what ``%load_ext nbcodex`` and the first imports cost
 streaming   what a streamed answer costs, beside the bare SDK
-overhead    what a request costs, beside the bare SDK
-journal     what keeping prompts and answers costs
+overhead    what a request costs, compared with the bare SDK
+journal     what storing prompts and answers costs
 map         memory and CPU of many rows
-pacing      how well limits are used, beside an oracle
-redis       the same between four hosts that share a key, and what Redis costs
-browser     what a page gets and takes: one answer, and a monitor of fifty requests
-prices      what answers cost, beside two other price tables (downloads them)
-ablation    what each heuristic of the pacing is worth (takes minutes; only if it is named)
-peers       how well others use them (installs them from PyPI, takes hours; only if it is named)
+pacing      how well limits are used, compared with an oracle
+redis       the same for four hosts that share a key, and what Redis costs
+browser     bytes and CPU of a page: one answer, and a monitor of fifty requests
+prices      what answers cost, compared with two other price tables (downloads them)
+ablation    what each heuristic of the limiter gains (takes minutes; only if it is named)
+peers       how well other libraries use limits (from PyPI, takes hours; only if it is named)
 
-Options of one are given to it alone: ``python -m tests.benchmarks.streaming --rounds 3``.
+To pass options, run one alone: ``python -m tests.benchmarks.streaming --rounds 3``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LONG = ("peers", "ablation", "prices")
 
 
 def main() -> int:
-    """Run what was named; return how many failed."""
+    """Run the named benchmarks; return how many failed."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
         description=__doc__,

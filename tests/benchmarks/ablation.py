@@ -1,4 +1,4 @@
-"""What each heuristic of the pacing is worth: the virtual scenes with one of them switched off.
+"""What each heuristic of the rate limiter gains: scenes in virtual time with one switched off.
 
 Run with ``python -m tests.benchmarks.ablation [--prompts N] [--seeds N]``. A cell is the change of
 the efficiency (the oracle's time over ours) in points of a hundred, and of the 429s in points, when
@@ -21,10 +21,10 @@ from nbcodex.ratelimit.charge_policy import CHARGE_POLICIES, ChargePolicyEstimat
 from nbcodex.ratelimit.rate_limiter import RateLimiter, WaitQueue
 from nbcodex.ratelimit.stores import MemoryStore
 from nbcodex.ratelimit.token_bucket import TokenBucket
-from tests.benchmarks.kernels import beat
-from tests.benchmarks.pacing import TOKENS, Case, Client, Errand, measure
+from tests.benchmarks.kernels import keep_alive
+from tests.benchmarks.pacing import TOKENS, Case, Client, PromptRun, measure
 from tests.benchmarks.table import table
-from tests.benchmarks.world import START, Heap, World, workload
+from tests.benchmarks.world import START, EventHeap, RemoteServer, workload
 
 _correct = TokenBucket.correct
 
@@ -68,36 +68,38 @@ def alone(count: int, seed: int, policy: Any, **knobs: Any) -> tuple[float, floa
 def light(count: int, seed: int, policy: Any) -> tuple[float, float]:
     """Return the longest wait in ms of a few prompts beside a heavy kernel, and the 429s."""
     prompts, store = workload(count + 20, seed), MemoryStore()
-    world = World(Heap(), replace(TOKENS, policy=policy), seed)
-    busy, idle = (Client(world, RateLimiter(store, holder=n), [], seed) for n in ("busy", "idle"))
-    busy.errands = [Errand(busy, p) for p in prompts[:count]]
-    idle.errands = [Errand(idle, p) for p in prompts[count:]]
+    server = RemoteServer(EventHeap(), replace(TOKENS, policy=policy), seed)
+    busy, idle = (Client(server, RateLimiter(store, holder=n), [], seed) for n in ("busy", "idle"))
+    busy.runs = [PromptRun(busy, p) for p in prompts[:count]]
+    idle.runs = [PromptRun(idle, p) for p in prompts[count:]]
     busy.start()
     for client in (busy, idle):
-        beat(client, world)
-    for number, errand in enumerate(idle.errands):
-        world.heap.at(START + 40 + number, errand.enter)
-    world.heap.run()
-    at = world.tally.admitted_at
-    waits = [at[e.prompt.number] - e.entered_at for e in idle.errands]
-    return 1000 * max(waits[1:17]), 100 * world.tally.refused / world.tally.requests
+        keep_alive(client, server)
+    for number, run in enumerate(idle.runs):
+        server.heap.at(START + 40 + number, run.enter)
+    server.heap.run()
+    at = server.counts.admitted_at
+    waits = [at[e.prompt.number] - e.entered_at for e in idle.runs]
+    return 1000 * max(waits[1:17]), 100 * server.counts.refused / server.counts.requests
 
 
 def killed(count: int, seed: int, policy: Any) -> tuple[float, float]:
     """Return how much of the limit three kernels use after a fourth has died, and the 429s."""
     prompts, store = workload(count, seed), MemoryStore()
-    world = World(Heap(), replace(TOKENS, policy=policy, used_by_others=0.3), seed)
-    clients = [Client(world, RateLimiter(store, holder=str(i)), prompts[i::4], i) for i in range(4)]
+    server = RemoteServer(EventHeap(), replace(TOKENS, policy=policy, used_by_others=0.3), seed)
+    clients = [
+        Client(server, RateLimiter(store, holder=str(i)), prompts[i::4], i) for i in range(4)
+    ]
     for client in clients:
         client.start()
-        beat(client, world)
-    world.heap.at(START + 30, setattr, clients[0], "dead", True)
-    world.heap.run()
+        keep_alive(client, server)
+    server.heap.at(START + 30, setattr, clients[0], "dead", True)
+    server.heap.run()
     begin, end = START + 35, START + 75
-    at = world.tally.admitted_at
+    at = server.counts.admitted_at
     taken = sum(p.charge(policy) for p in prompts if begin <= at.get(p.number, 0) < end)
     used = taken / (0.7 * TOKENS.tpm / MINUTE * (end - begin))  # type: ignore[operator]
-    return 100 * used, 100 * world.tally.refused / world.tally.requests
+    return 100 * used, 100 * server.counts.refused / server.counts.requests
 
 
 SCENES: dict[str, Callable[[int, int, Any], tuple[float, float]]] = {

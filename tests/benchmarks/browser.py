@@ -27,11 +27,11 @@ from tests.benchmarks.table import spread, table
 from tests.browser.lab import CHROMIUM, FLAGS, Lab, Notebook, serve
 from tests.simulated import Served, simulated, simulator_process
 
+# Tokens of the answer, of four characters each.
 TOKENS = 4_000
-"""Tokens of the answer, of four characters each."""
 
+# Requests at once in the monitor, and for how long they are measured.
 REQUESTS, SECONDS = 50, 20.0
-"""Requests at once in the monitor, and how long they are watched."""
 
 _WATCH = """() => {
   window.longTasks = [];

@@ -1,4 +1,4 @@
-"""What the journal costs: the loop, a stream, the disk, and with a million entries.
+"""What the journal costs: on the event loop, for a stream, on disk, and with a million entries.
 
 Run ``python -m tests.benchmarks.journal [--rows N]``; it needs about 3 GB on disk for a million.
 """
@@ -39,22 +39,22 @@ def spread(seconds: list[float], unit: float = 1e3, name: str = "ms") -> str:
     return "median {:.3f}  p99 {:.3f}  worst {:.3f} ".format(*(f * unit for f in figures)) + name
 
 
-async def life(journal: Journal, n: int) -> None:
-    """One request as the engine takes it through, with its text kept twice."""
-    asked = Request(prompt=f"prompt {n} " + "word " * 200)
-    await journal.insert(asked, key=b"k" * 32)
-    await journal.start_attempt(asked.id, 1)
-    await journal.update_text(asked.id, TEXT[:300])
-    await journal.update_text(asked.id, TEXT)
-    await journal.finish(Reply(id=asked.id, text=TEXT, cost=0.001))
+async def store_request(journal: Journal, n: int) -> None:
+    """Store one request as the runner does, with two updates of its text."""
+    request = Request(prompt=f"prompt {n} " + "word " * 200)
+    await journal.insert(request, key=b"k" * 32)
+    await journal.start_attempt(request.id, 1)
+    await journal.update_text(request.id, TEXT[:300])
+    await journal.update_text(request.id, TEXT)
+    await journal.finish(Reply(id=request.id, text=TEXT, cost=0.001))
 
 
 @dataclass
 class Steps:
-    """What single steps on the loop took: by the wall, and of it what is ours.
+    """The seconds of single steps on the loop: of wall time, and of the journal's own CPU.
 
-    A step that meets a full garbage collection takes as long as that, for it looks at every object
-    of the process: who asks how long the journal holds up the loop wants the rest.
+    A full garbage collection during a step visits every object of the process. Since that is not
+    the journal's work, it is measured apart.
     """
 
     wall: list[float] = field(default_factory=list)
@@ -101,7 +101,7 @@ def on_the_loop(journal: Journal, *, requests: int, at_once: int) -> list[float]
     async def main() -> None:
         for n in range(0, requests, at_once):
             began = time.thread_time()
-            await asyncio.gather(*[life(journal, n + i) for i in range(at_once)])
+            await asyncio.gather(*[store_request(journal, n + i) for i in range(at_once)])
             costs.append((time.thread_time() - began) / at_once)
 
     asyncio.run(main())
@@ -109,11 +109,11 @@ def on_the_loop(journal: Journal, *, requests: int, at_once: int) -> list[float]
 
 
 def steps_on_the_loop(journal: Journal, *, requests: int, at_once: int) -> Steps:
-    """Return for how long the loop can do nothing else, step by step."""
+    """Return for how long each step blocks the loop."""
     steps = Steps()
 
     async def stepwise(n: int) -> None:
-        await Stepwise(life(journal, n), steps)
+        await Stepwise(store_request(journal, n), steps)
 
     async def main() -> None:
         for n in range(0, requests, at_once):
@@ -126,16 +126,17 @@ def steps_on_the_loop(journal: Journal, *, requests: int, at_once: int) -> Steps
 
 
 def commits(journal: Journal, *, requests: int) -> float:
-    """Return whole lives per second, all begun at once."""
+    """Return how many requests are stored per second, all started at once."""
 
     async def main() -> None:
-        await asyncio.gather(*[life(journal, n) for n in range(requests)])
+        await asyncio.gather(*[store_request(journal, n) for n in range(requests)])
 
     began = time.perf_counter()
     asyncio.run(main())
     return requests / (time.perf_counter() - began)
 
 
+# It measures the CPU of the journal, on the loop and on its thread, and that of the process.
 IN_THE_KERNEL = """
 import time
 import nbcodex
@@ -164,10 +165,10 @@ class Timed:
 
 
 def timed(name):
-    deed = getattr(Journal, name)
+    method = getattr(Journal, name)
 
     async def step_by_step(*args, **named):
-        return await Timed(deed(*args, **named))
+        return await Timed(method(*args, **named))
 
     setattr(Journal, name, step_by_step)
 
@@ -195,11 +196,10 @@ def cell(prompt):
 
 cell("[[tokens=10]] to warm up")
 """
-"""What measures the CPU of the journal, on the loop and on its thread, and of the process."""
 
 
 def shares_of_a_stream(place: Path, *, seconds: int = 20, speed: int = 80) -> dict[str, str]:
-    """Return what share of a whole stream's CPU the journal has, for each way to ask."""
+    """Return the journal's share of the CPU of a whole stream, for each way to send it."""
     with simulator_process(tpm="none", speed=speed) as server:
         places = {"NBCODEX_HOME": str(place), "JPY_SESSION_NAME": "benchmark.ipynb"}
         prompt = f"[[tokens={seconds * speed}]] a long one"
@@ -213,7 +213,7 @@ def shares_of_a_stream(place: Path, *, seconds: int = 20, speed: int = 80) -> di
 
 
 def fill(folder: Path, rows: int) -> None:
-    """Write `rows` answered entries, 20 parked ones among them, as fast as SQLite takes them."""
+    """Write `rows` entries directly by SQL: 20 are parked, the others answered."""
     journal = Journal(folder)
     journal.read_totals()
     request = encode(Request(prompt="word " * 100, id="00000000"))
@@ -252,7 +252,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def with_many(folder: Path) -> None:
-    """Time what the notebook asks of a large journal."""
+    """Measure the reads of a notebook from a large journal."""
     key = equality_key(Request(prompt="x"), base_url="y")
     opened, journal = [], Journal(folder)
     for _ in range(7):
@@ -273,7 +273,8 @@ def with_many(folder: Path) -> None:
     for name, read in reads.items():
         show(f"  {name}", spread([timed(read) for _ in range(30)]))
     show(
-        "  a whole life", spread([timed(lambda: asyncio.run(life(journal, 0))) for _ in range(30)])
+        "  a whole request",
+        spread([timed(lambda: asyncio.run(store_request(journal, 0))) for _ in range(30)]),
     )
     show("  forget one", spread([timed(lambda: asyncio.run(journal.delete(some))) for _ in [0]]))
     if journal.problem:
@@ -310,7 +311,7 @@ def main() -> None:
             show("  its CPU, without garbage collections", spread(steps.own))
             worst = f"{len(steps.full)}, the longest {max(steps.full, default=0.0) * 1e3:.1f} ms"
             show("  full collections of the process meanwhile", worst)
-        show("whole lives per second, 2,000 at once", f"{commits(journal, requests=2000):,.0f}")
+        show("requests stored per second, 2,000 at once", f"{commits(journal, requests=2000):,.0f}")
         journal.close()
         for way, share in shares_of_a_stream(Path(place) / "stream").items():
             show(f"the journal, of a 20 s stream's CPU, {way}", share)

@@ -1,4 +1,4 @@
-"""Several kernels on one key, in real time: processes with engine, journal and limiter on.
+"""Several kernels on one key, in real time: processes with journal and shared limiter.
 
 Run with ``python -m tests.benchmarks.kernels_real [equal|light|killed ...] [--prompts N]``.
 
@@ -21,23 +21,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tests.benchmarks.bucket_level import LevelRecorder
 from tests.benchmarks.kernels import jain
-from tests.benchmarks.level import Level
 from tests.benchmarks.pacing_wire import text_of
 from tests.benchmarks.world import Prompt, workload
 from tests.simulated import Simulated, simulated
 
 LIMIT = 600_000
 RATE = LIMIT / 60
-KILLED_AT, BACK_WITHIN, LOOKED_AT = 60.0, 10.0, 30.0
-"""Seconds: when a kernel is killed; when the others use the whole limit; for how long that is
-looked at."""
-PAUSE = 1.5
-"""Seconds between two prompts of a light kernel."""
+KILLED_AFTER_S = 60.0
+# From RECOVERY_S after the kill on, the other kernels should use the whole limit; for MEASURED_S,
+# it is measured whether they do.
+RECOVERY_S, MEASURED_S = 10.0, 30.0
+LIGHT_PAUSE_S = 1.5  # between two prompts of a light kernel
 
 
 def kernel(environ: dict[str, str], prompts: list[Prompt], pause: float, out: Any) -> None:
-    """Be one kernel: ask everything at once, or one after the other."""
+    """Run one kernel: it sends all prompts at once, or with a pause one after the other."""
     os.environ.update(environ)
     from nbcodex.client import current
     from nbcodex.events import Finished
@@ -68,10 +68,10 @@ def kernel(environ: dict[str, str], prompts: list[Prompt], pause: float, out: An
 
 
 @contextmanager
-def begun(
+def started_kernels(
     server: Simulated, shares: Sequence[list[Prompt]], pauses: Sequence[float]
 ) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Start the kernels; they are ended afterwards."""
+    """Start the kernels, and end them afterwards."""
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as home:
         environ = {**server.environ, "NBCODEX_HOME": home}
@@ -94,20 +94,23 @@ def equal(policy: str, count: int) -> None:
     """Print how fully and how fairly four kernels use the limit."""
     prompts = workload(count, 0)
     shares = [prompts[i::4] for i in range(4)]
-    with served(policy) as server, begun(server, shares, [0.0] * 4) as (_, outs):
+    with served(policy) as server, started_kernels(server, shares, [0.0] * 4) as (_, outs):
         took = [seconds for out in outs for seconds in out.get()]
         log = asked(server)
     at = {number(seen): seen for seen in log if seen.status == 200}
     began, last = min(seen.at for seen in log), max(seen.at for seen in at.values())
     charged = sum(seen.charged for seen in log)
     end = min(max(at[p.number].at for p in share) for share in shares)
-    served_ = [sum(at[p.number].charged for p in s if at[p.number].at <= end) for s in shares]
+    charged_by_kernel = [
+        sum(at[p.number].charged for p in s if at[p.number].at <= end) for s in shares
+    ]
     refused = sum(seen.status == 429 for seen in log)
     twice = len([seen for seen in log if seen.status == 200]) - len(at)
     print(
         f"equal, {policy}: {len([t for t in took if t])} of {count} answered, {twice} twice; token "
         f"bound over last admission {(charged - LIMIT) / RATE / (last - began):.3f} "
-        f"({last - began:.1f} s), 429s {100 * refused / len(log):.2f}%, Jain {jain(served_):.3f}",
+        f"({last - began:.1f} s), 429s {100 * refused / len(log):.2f}%, "
+        f"Jain {jain(charged_by_kernel):.3f}",
         flush=True,
     )
 
@@ -119,8 +122,8 @@ def light(policy: str, count: int) -> None:
     figures = []
     for heavy in (0, count):
         shares = ([prompts[:heavy]] if heavy else []) + few
-        pauses = ([0.0] if heavy else []) + [PAUSE] * 3
-        with served(policy) as server, begun(server, shares, pauses) as (_, outs):
+        pauses = ([0.0] if heavy else []) + [LIGHT_PAUSE_S] * 3
+        with served(policy) as server, started_kernels(server, shares, pauses) as (_, outs):
             took = [sorted(t or 1e9 for t in out.get()) for out in outs[-3:]]
             refused = sum(seen.status == 429 for seen in asked(server))
         every = sorted(t for each in took for t in each)
@@ -140,22 +143,22 @@ def killed(policy: str, count: int) -> None:
     shares = [prompts[i::4] for i in range(4)]
     with (
         served(policy) as server,
-        Level(server.core) as level,
-        begun(server, shares, [0.0] * 4) as (workers, _),
+        LevelRecorder(server.core) as level,
+        started_kernels(server, shares, [0.0] * 4) as (workers, _),
     ):
         while not asked(server):
             time.sleep(0.1)
-        time.sleep(KILLED_AT)
+        time.sleep(KILLED_AFTER_S)
         os.kill(workers[0].pid, signal.SIGKILL)
         dead_at = server.core.clock.now()
-        time.sleep(BACK_WITHIN + LOOKED_AT + 1)
+        time.sleep(RECOVERY_S + MEASURED_S + 1)
         log = asked(server)
-    steps = [level.used(dead_at + step, dead_at + step + 5) for step in range(-5, 11, 5)]
-    back = level.used(dead_at + BACK_WITHIN, dead_at + BACK_WITHIN + LOOKED_AT)
+    steps = [level.used_share(dead_at + step, dead_at + step + 5) for step in range(-5, 11, 5)]
+    back = level.used_share(dead_at + RECOVERY_S, dead_at + RECOVERY_S + MEASURED_S)
     refused = sum(seen.status == 429 for seen in log)
     print(
         f"killed, {policy}: of the refill are used, from 5 s before the kill on, in steps of 5 s "
-        f"{', '.join(f'{step:.2f}' for step in steps)}; from {BACK_WITHIN:.0f} s after it on "
+        f"{', '.join(f'{step:.2f}' for step in steps)}; from {RECOVERY_S:.0f} s after it on "
         f"{back:.3f}; 429s {100 * refused / len(log):.2f}%",
         flush=True,
     )
@@ -167,7 +170,7 @@ def served(policy: str) -> Any:
 
 
 def asked(server: Simulated) -> list[Any]:
-    """Return what the server has seen of prompts."""
+    """Return the requests in the server's log that carry prompts."""
     return [seen for seen in list(server.core.log) if seen.api]
 
 

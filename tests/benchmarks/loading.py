@@ -1,8 +1,8 @@
-"""What loading costs: ``%load_ext nbcodex``, and the imports that wait until something is asked.
+"""What loading costs: ``%load_ext nbcodex``, and the imports of the first request.
 
-CPU seconds of the process around the magic, in fresh kernels, in turns with jupyter_ai_magics in
-an environment of its own. Then, in fresh kernels too, how much longer a cell that computes for
-50 ms takes while another thread asks for the first time, and so imports the SDK.
+CPU seconds of the process during the magic, in fresh kernels, in turns with jupyter_ai_magics in an
+environment of its own. Then, also in fresh kernels, how much longer a cell that computes for 50 ms
+takes while another thread sends the first request, and so imports the SDK.
 
 Run with ``python -m tests.benchmarks.loading [--kernels N] [--peer PYTHON]``.
 """

@@ -26,14 +26,13 @@ from tests.benchmarks.table import table
 from tests.simulated import KEY
 from tests.simulator_transport import SimulatorTransport
 
-WARM = 100
-"""Rows before the count begins."""
+WARM_UP_ROWS = 100  # they are not measured
 MEGABYTE = 2**20
 
 
 @dataclass
 class Figures:
-    """What one pass over the rows took."""
+    """The figures of one pass over the rows."""
 
     seconds: float
     cpu: float
@@ -54,16 +53,18 @@ def rows(count: int) -> Iterator[str]:
 
 
 def measure(simulator: Simulator, count: int) -> Figures:
-    """Go through the rows once, keeping nothing."""
+    """Run the map over all rows once, without storing its replies."""
     start = most = 0.0
     reused = 0
     began = cpu = 0.0
     for number, reply in enumerate(
-        nbcodex.map("Say what this is about: {} [[tokens=60]]", rows(count + WARM), max_output=100)
+        nbcodex.map(
+            "Say what this is about: {} [[tokens=60]]", rows(count + WARM_UP_ROWS), max_output=100
+        )
     ):
         assert reply
         reused += reply.reused
-        if number == WARM:
+        if number == WARM_UP_ROWS:
             start = most = resident()
             began, cpu = time.perf_counter(), time.process_time()
         if number % 500 == 0:

@@ -1,4 +1,4 @@
-"""The yardstick: first come, first served by one who knows all but the outputs."""
+"""The reference for efficiency: a client that knows everything except the outputs."""
 
 from __future__ import annotations
 
@@ -6,62 +6,62 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from tests.benchmarks.world import Prompt, World
+from tests.benchmarks.world import Prompt, RemoteServer
 
 
 @dataclass(slots=True)
 class Oracle:
-    """First come, first served by one who knows the limits, the policy and the level, not outputs.
+    """A first-come-first-served client that knows the limits, the policy and the level.
 
-    Under *actual* it reserves the mean output for each answer under way, as the level would go into
-    debt otherwise.
+    Under *actual* it reserves the mean output for each answer in flight, because the level would
+    otherwise go into debt.
     """
 
-    world: World
+    server: RemoteServer
     prompts: list[Prompt]
-    under_way: int = 0
-    next: int = 0
-    mean: float = 0.0
+    in_flight: int = 0
+    next_index: int = 0
+    mean_output: float = 0.0
     cpu: float = 0.0
-    due: float = 0.0
+    due_at: float = 0.0
 
     def start(self) -> None:
-        self.mean = statistics.fmean(p.output for p in self.prompts)
-        self.go()
+        self.mean_output = statistics.fmean(p.output for p in self.prompts)
+        self._send_all()
 
-    def go(self) -> None:
-        heap, knobs = self.world.heap, self.world.knobs
+    def _send_all(self) -> None:
+        heap, knobs = self.server.heap, self.server.knobs
         now = heap.now
-        while self.next < len(self.prompts):
-            prompt = self.prompts[self.next]
+        while self.next_index < len(self.prompts):
+            prompt = self.prompts[self.next_index]
             tokens = round(prompt.tokens * knobs.token_bias)
             need = tokens + (0 if knobs.policy == "actual" else prompt.max_output)
-            spare = (self.under_way + 1) * self.mean if knobs.policy == "actual" else 0.0
+            spare = (self.in_flight + 1) * self.mean_output if knobs.policy == "actual" else 0.0
             wait = 0.0
-            for bucket in self.world.account.tokens.values():
+            for bucket in self.server.account.tokens.values():
                 asked = min(need + spare, bucket.limit)
                 rate = bucket.limit / bucket.window * (1 - bucket.used_by_others)
                 wait = max(wait, (asked - bucket.level_at(now)) / rate)
-            for bucket in self.world.account.requests.values():
+            for bucket in self.server.account.requests.values():
                 rate = bucket.limit / bucket.window * (1 - bucket.used_by_others)
                 wait = max(wait, (1 - bucket.level_at(now)) / rate)
             if wait > 1e-7:
-                self.due = now + wait + 1e-7
-                heap.at(self.due, self.look, self.due)
+                self.due_at = now + wait + 1e-7
+                heap.at(self.due_at, self._recheck, self.due_at)
                 return
-            self.next += 1
-            self.under_way += 1
-            self.world._arrive(prompt, self)
+            self.next_index += 1
+            self.in_flight += 1
+            self.server.receive(prompt, self)
 
-    def look(self, due: float) -> None:
-        if due == self.due:
-            self.go()
+    def _recheck(self, due_at: float) -> None:
+        if due_at == self.due_at:
+            self._send_all()
 
-    def first(self, *_: Any) -> None: ...
+    def on_headers(self, *_: Any) -> None: ...
 
-    def refused(self, *_: Any) -> None:
+    def on_refusal(self, *_: Any) -> None:
         raise AssertionError("the oracle knows the level")
 
-    def done(self, *_: Any) -> None:
-        self.under_way -= 1
-        self.go()
+    def on_answer(self, *_: Any) -> None:
+        self.in_flight -= 1
+        self._send_all()

@@ -1,8 +1,8 @@
-"""What a request costs beside the bare SDK: CPU of the whole process, over loopback HTTP.
+"""What a request costs, compared with the bare SDK: CPU of the whole process, over loopback HTTP.
 
-A server in another process answers at once. Each way asks in a process of its own, in turns: short
-answers, 64 under way at once, 200 a second; journal and shared limiter are on. And flat out, with a
-limit that nobody meets: how many requests a core does.
+A server in another process answers at once. Each client runs in a process of its own, in turns:
+short answers, 64 requests in flight, 200 a second; journal and shared limiter are on. Then without
+a fixed rate, and with limits that are never reached: how many requests a core handles.
 
 Run with ``python -m tests.benchmarks.overhead [--requests N] [--rounds N]``.
 """
@@ -33,7 +33,7 @@ from tests.benchmarks.table import spread, table
 MODEL = "gpt-5.6-sol"
 AT_ONCE, RATE, WARM = 64, 200.0, 100
 
-WAYS = {
+CLIENTS = {
     "plain": "`AsyncOpenAI().responses.create()`",
     "streamed": "`AsyncOpenAI().responses.create(stream=True)`, typed events, deltas joined",
     "floor": "floor: the SDK's raw response on a thread of its own, events read, commits",
@@ -102,7 +102,7 @@ def _http(kind: str, body: str) -> bytes:
 
 
 def serve(port: Connection) -> None:
-    """Be the server: as little of one as does."""
+    """Run the server, as small a one as suffices."""
     plain, streamed = bodies()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -126,7 +126,7 @@ def serve(port: Connection) -> None:
 
 
 def plain() -> Callable[[int], Awaitable[int]]:
-    """Return the way of the bare SDK, without streaming."""
+    """Return a function that sends by the bare SDK, without streaming."""
     from openai import AsyncOpenAI
 
     client = AsyncOpenAI(max_retries=0)
@@ -139,7 +139,7 @@ def plain() -> Callable[[int], Awaitable[int]]:
 
 
 def streamed() -> Callable[[int], Awaitable[int]]:
-    """Return the way of the bare SDK, with streaming."""
+    """Return a function that sends by the bare SDK, with streaming."""
     from openai import AsyncOpenAI
 
     client = AsyncOpenAI(max_retries=0)
@@ -153,11 +153,11 @@ def streamed() -> Callable[[int], Awaitable[int]]:
 
 
 def floor() -> Callable[[int], Awaitable[int]]:
-    """Return the least that a journal, a ledger and the SDK take, with nothing around them.
+    """Return a function that does only what cannot be left out: the SDK's call and two commits.
 
-    As an answer must show while a cell blocks the kernel, the SDK is asked on a loop in a thread of
-    its own, and each event is read. Before and after it is a commit to each of two files, which
-    have a thread and a connection each; the journal's wait for the disk.
+    As an answer must show while a cell blocks the kernel, the SDK runs on a loop in a thread of its
+    own, and each event is read. Before and after the call, there is a commit to each of two files,
+    which have a thread and a connection each; commits to the journal wait for the disk.
     """
     from openai import AsyncOpenAI
 
@@ -204,7 +204,7 @@ def floor() -> Callable[[int], Awaitable[int]]:
 
 
 def ours() -> Callable[[int], Awaitable[int]]:
-    """Return our way: each request in the journal, paced by the shared limiter."""
+    """Return a function that sends by nbcodex, with journal and shared limiter."""
     from nbcodex.client import current
     from nbcodex.events import Finished
     from nbcodex.requests.options import build_request
@@ -230,7 +230,7 @@ def prompt_of(number: int) -> str:
 
 
 async def many(ask: Callable[[int], Awaitable[int]], count: int, rate: float | None) -> None:
-    """Ask many, 64 under way at once, at a rate or flat out."""
+    """Send many prompts, 64 in flight, at a rate or as fast as possible."""
     gate = asyncio.Semaphore(AT_ONCE)
     want = len("".join(WORDS))
 
@@ -247,7 +247,7 @@ async def many(ask: Callable[[int], Awaitable[int]], count: int, rate: float | N
 
 
 def run(way: str, count: int, rate: float | None) -> None:
-    """Be the process that asks in one way; print CPU and wall seconds."""
+    """Run one client in this process; print CPU and wall seconds."""
 
     async def main() -> None:
         ask = {"plain": plain, "streamed": streamed, "floor": floor, "ours": ours}[way]()
@@ -269,10 +269,10 @@ def reservations(count: int = 2000) -> list[float]:
 
     clock, took = BootClock(), []
 
-    def reserve(ledger: RateLimiter) -> Permit:
-        leave = ledger.try_acquire(ledger.enqueue("b", Cost(10, 90), lambda: None), clock.now())
-        assert isinstance(leave, Permit)
-        return leave
+    def reserve(core: RateLimiter) -> Permit:
+        permit = core.try_acquire(core.enqueue("b", Cost(10, 90), lambda: None), clock.now())
+        assert isinstance(permit, Permit)
+        return permit
 
     async def main(folder: Path) -> None:
         limiter = SharedLimiter(lambda: open_store(folder), clock=clock, on_problem=print)
@@ -291,7 +291,7 @@ def reservations(count: int = 2000) -> list[float]:
 
 
 def measured(way: str, count: int, rate: float | None, url: str) -> tuple[float, float]:
-    """Return CPU and wall seconds of one way, in a fresh process."""
+    """Return CPU and wall seconds of one client, in a fresh process."""
     with tempfile.TemporaryDirectory() as home:
         environ = {
             **os.environ,
@@ -309,7 +309,7 @@ def measured(way: str, count: int, rate: float | None, url: str) -> tuple[float,
 
 
 def main() -> None:
-    """Measure every way in turns, and print the table."""
+    """Measure all clients in turns, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
@@ -323,16 +323,16 @@ def main() -> None:
         rows = []
         costs: dict[tuple[str, float | None], list[float]] = {}
         for _ in range(options.rounds):
-            for way in WAYS:
+            for way in CLIENTS:
                 for rate in (RATE, None):
                     cpu, _wall = measured(way, options.requests, rate, url)
                     costs.setdefault((way, rate), []).append(cpu / options.requests)
         bare = statistics.median(costs["plain", RATE])
-        for way, told in WAYS.items():
+        for way, description in CLIENTS.items():
             paced, flat = costs[way, RATE], costs[way, None]
             rows.append(
                 [
-                    told,
+                    description,
                     spread(paced, 1000),
                     f"{statistics.median(paced) / bare:.2f}",
                     spread(flat, 1000),

@@ -22,39 +22,47 @@ from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter, Wa
 from nbcodex.simulator.buckets import Refusal as ServerRefusal
 from nbcodex.simulator.knobs import Knobs
 from tests.benchmarks.oracle import Oracle
-from tests.benchmarks.world import START, Heap, Prompt, World, bound, limit_of, workload
+from tests.benchmarks.world import (
+    START,
+    EventHeap,
+    Prompt,
+    RemoteServer,
+    lower_bound_s,
+    stated_limit,
+    workload,
+)
 
 BUCKET = "bucket"
 
 
 class Client:
-    """A crowd of prompts behind one limiter."""
+    """Many prompts that are sent through one limiter."""
 
     def __init__(
-        self, world: World, limiter: RateLimiter, prompts: list[Prompt], seed: int
+        self, server: RemoteServer, limiter: RateLimiter, prompts: list[Prompt], seed: int
     ) -> None:
-        self.world, self.limiter, self.heap = world, limiter, world.heap
-        self.chance = random.Random(seed)
+        self.server, self.limiter, self.heap = server, limiter, server.heap
+        self.rng = random.Random(seed)
         self.done = 0
         self.cpu = 0.0
         self.dead = False
-        self.errands = [Errand(self, p) for p in prompts]
+        self.runs = [PromptRun(self, p) for p in prompts]
 
     def start(self) -> None:
-        for errand in self.errands:
-            errand.enter()
+        for run in self.runs:
+            run.enter()
 
 
-class Errand:
-    """One prompt on its way."""
+class PromptRun:
+    """One prompt, from the queue to its answer."""
 
     def __init__(self, client: Client, prompt: Prompt) -> None:
         self.client, self.prompt = client, prompt
         self.entry: QueueEntry | None = None
-        self.reservation: Permit | None = None
-        self.asking = False
+        self.permit: Permit | None = None
+        self.is_scheduled = False
         self.entered_at = self.finished_at = 0.0
-        self.moment = 0.0
+        self.recheck_at = 0.0
 
     def enter(self) -> None:
         self.entered_at = self.client.heap.now
@@ -63,87 +71,87 @@ class Errand:
         self.wake()
 
     def wake(self) -> None:
-        if not self.asking and not self.client.dead:
-            self.asking = True
-            self.client.heap.at(self.client.heap.now, self.ask)
+        if not self.is_scheduled and not self.client.dead:
+            self.is_scheduled = True
+            self.client.heap.at(self.client.heap.now, self.try_acquire)
 
-    def ask(self) -> None:
-        self.asking = False
+    def try_acquire(self) -> None:
+        self.is_scheduled = False
         heap, entry = self.client.heap, self.entry
         if entry is None or not entry.is_waiting or self.client.dead:
             return
         answer = self.client.limiter.try_acquire(entry, heap.now)
         if isinstance(answer, Wait | Cooldown):
-            self.moment = answer.until
-            heap.at(answer.until + 1e-6, self.due, answer.until)
+            self.recheck_at = answer.until
+            heap.at(answer.until + 1e-6, self.recheck, answer.until)
             return
-        self.reservation = answer
-        self.client.world.send(self.prompt, self)
+        self.permit = answer
+        self.client.server.send(self.prompt, self)
 
-    def due(self, moment: float) -> None:
-        if moment == self.moment:
-            self.ask()
+    def recheck(self, recheck_at: float) -> None:
+        if recheck_at == self.recheck_at:
+            self.try_acquire()
 
-    def again(self) -> None:
+    def requeue(self) -> None:
         assert self.entry
         self.client.limiter.requeue(self.entry)
         self.wake()
 
-    # What the server says.
+    # Called by the server.
 
-    def first(self, snapshot: LimitSnapshot | None) -> None:
+    def on_headers(self, snapshot: LimitSnapshot | None) -> None:
         if self.client.dead:
             return
-        self.client.limiter.observe(self.reservation, self._at(snapshot), self.client.heap.now)
+        self.client.limiter.observe(self.permit, self._arrived(snapshot), self.client.heap.now)
 
-    def refused(self, refusal: ServerRefusal, snapshot: LimitSnapshot | None) -> None:
+    def on_refusal(self, refusal: ServerRefusal, snapshot: LimitSnapshot | None) -> None:
         now = self.client.heap.now
         assert refusal.wait is not None
-        until = now + backoff.stated_wait(refusal.wait, self.client.chance)
+        until = now + backoff.stated_wait(refusal.wait, self.client.rng)
         self.client.limiter.refuse(
-            self.reservation,
+            self.permit,
             Refusal(
                 until,
-                Limit() if self.client.world.mute else limit_of(refusal),
-                snapshot=self._at(snapshot),
+                Limit() if self.client.server.refusals_lack_figures else stated_limit(refusal),
+                snapshot=self._arrived(snapshot),
             ),
             now,
         )
-        self.again()
+        self.requeue()
 
-    def failed(self) -> None:
+    def on_failure(self) -> None:
         if self.client.dead:
             return
         now = self.client.heap.now
-        self.client.limiter.release(self.reservation, now)
-        self.client.heap.at(now + 1 + self.client.chance.random(), self.again)
+        self.client.limiter.release(self.permit, now)
+        self.client.heap.at(now + 1 + self.client.rng.random(), self.requeue)
 
-    broken = failed
+    on_broken_stream = on_failure
 
-    def done(self, tokens: int, output: int) -> None:
+    def on_answer(self, tokens: int, output: int) -> None:
         if self.client.dead:
             return
         now = self.client.heap.now
         usage = Usage(input_tokens=tokens, output_tokens=output)
-        self.client.limiter.settle(self.reservation, usage, now)
+        self.client.limiter.settle(self.permit, usage, now)
         self.finished_at = now
         self.client.done += 1
 
-    def _at(self, snapshot: LimitSnapshot | None) -> LimitSnapshot | None:
+    def _arrived(self, snapshot: LimitSnapshot | None) -> LimitSnapshot | None:
         return snapshot and replace(snapshot, at=self.client.heap.now)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What the server is like, and what is asked of it."""
+    """The properties of the server and of the prompts."""
 
     name: str
     knobs: Knobs
-    giants: float = 0.0
+    giant_share: float = 0.0
     steps: tuple[tuple[float, dict[str, Any]], ...] = ()
-    processing: bool = True
-    late: bool = False
-    mute: bool = False
+    states_processing: bool = True
+    headers_are_late: bool = False
+    refusals_lack_figures: bool = False
 
 
 TOKENS = Knobs(tpm=600_000, rpm=20_000)
@@ -162,67 +170,72 @@ def cases() -> dict[str, Case]:
             Case(f"{policy}/5xx", r(base, failures=0.01)),
             Case(f"{policy}/breaks", r(base, stream_failures=0.01)),
             Case(f"{policy}/halved", base, steps=halved),
-            Case(f"{policy}/giants", base, giants=0.05),
+            Case(f"{policy}/giant_share", base, giant_share=0.05),
             Case(f"{policy}/requests", r(base, rpm=500)),
             Case(f"{policy}/blind", r(base, headers=False)),
-            Case(f"{policy}/mute", r(base, headers=False), mute=True),
+            Case(f"{policy}/mute", r(base, headers=False), refusals_lack_figures=True),
             Case(f"{policy}/stranger", r(base, used_by_others=0.3)),
             Case(f"{policy}/burst1", r(base, hidden_window=1.0)),
             Case(f"{policy}/burst10", r(base, hidden_window=10.0)),
             Case(f"{policy}/slow", r(base, speed=50)),
-            Case(f"{policy}/undated", base, processing=False),
-            Case(f"{policy}/late", base, late=True),
-            Case(f"{policy}/late-undated", base, late=True, processing=False),
+            Case(f"{policy}/undated", base, states_processing=False),
+            Case(f"{policy}/late", base, headers_are_late=True),
+            Case(f"{policy}/late-undated", base, headers_are_late=True, states_processing=False),
         ):
             found[case.name] = case
     return found
 
 
-def run(case: Case, prompts: list[Prompt], seed: int, make: Callable[..., Any]) -> World:
-    """Return the world after everything has been asked."""
-    world = World(
-        Heap(), case.knobs, seed, processing=case.processing, late=case.late, mute=case.mute
+def run(case: Case, prompts: list[Prompt], seed: int, make: Callable[..., Any]) -> RemoteServer:
+    """Return the server after all prompts have been answered."""
+    server = RemoteServer(
+        EventHeap(),
+        case.knobs,
+        seed,
+        states_processing=case.states_processing,
+        headers_are_late=case.headers_are_late,
+        refusals_lack_figures=case.refusals_lack_figures,
     )
     for when, change in case.steps:
-        world.heap.at(START + when, lambda change=change: world.change(**change))
-    client = make(world)
+        server.heap.at(START + when, lambda change=change: server.change(**change))
+    client = make(server)
     began = time.process_time()
     client.start()
-    world.heap.run()
+    server.heap.run()
     client.cpu = time.process_time() - began
-    world.client = client  # type: ignore[attr-defined]
-    return world
+    server.client = client  # type: ignore[attr-defined]
+    return server
 
 
 def measure(case: Case, count: int, seed: int) -> dict[str, float]:
     """Return the figures of one run."""
-    prompts = workload(count, seed, giants=case.giants)
+    prompts = workload(count, seed, giant_share=case.giant_share)
 
-    # The oracle meets no faults: a client that does pays for them.
-    smooth = replace(case, knobs=replace(case.knobs, failures=0.0, stream_failures=0.0))
-    oracle = run(smooth, prompts, seed, lambda w: Oracle(w, prompts))
+    # The oracle meets no faults, so they make a client less efficient.
+    faultless = replace(case, knobs=replace(case.knobs, failures=0.0, stream_failures=0.0))
+    oracle = run(faultless, prompts, seed, lambda w: Oracle(w, prompts))
     ours = run(case, prompts, seed, lambda w: Client(w, RateLimiter(), prompts, seed))
-    tally = ours.tally
-    assert len(tally.finished) == count, f"{count - len(tally.finished)} lost"
-    span = max(tally.finished.values()) - START
-    best = max(oracle.tally.finished.values()) - START
+    counts = ours.counts
+    assert len(counts.finished) == count, f"{count - len(counts.finished)} lost"
+    span = max(counts.finished.values()) - START
+    best = max(oracle.counts.finished.values()) - START
     charged = sum(p.charge(case.knobs.policy, case.knobs.token_bias) for p in prompts)
     rate = case.knobs.tpm / MINUTE
     plain = (charged - case.knobs.tpm) / rate
-    plain += statistics.fmean(p.takes(case.knobs.speed) for p in prompts)
+    plain += statistics.fmean(p.duration(case.knobs.speed) for p in prompts)
     return {
         "oracle": best / span,
         "plain": plain / span,
         "o.plain": plain / best,
-        "strict": bound(prompts, case.knobs) / span,
-        "tokens": (charged - case.knobs.tpm) / rate / (tally.last_admission - START),
-        "429%": 100 * tally.refused / tally.requests,
-        "twice": sum(n > 1 for n in tally.admitted.values())
+        "strict": lower_bound_s(prompts, case.knobs) / span,
+        "tokens": (charged - case.knobs.tpm) / rate / (counts.last_admitted_at - START),
+        "429%": 100 * counts.refused / counts.requests,
+        "twice": sum(n > 1 for n in counts.admitted.values())
         if not case.knobs.stream_failures
         else 0,
-        "failed": count - len(tally.finished),
-        "lowest%": 100 * tally.lowest / case.knobs.tpm,
-        "o.lowest%": 100 * oracle.tally.lowest / case.knobs.tpm,
+        "failed": count - len(counts.finished),
+        "lowest%": 100 * counts.lowest_level / case.knobs.tpm,
+        "o.lowest%": 100 * oracle.counts.lowest_level / case.knobs.tpm,
         "cpu/1000": ours.client.cpu / count * 1000,
     }
 

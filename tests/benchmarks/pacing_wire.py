@@ -1,4 +1,6 @@
-"""The pacing through the real wire and the whole simulator, in virtual time: a check on the table.
+"""The rate limiter with the real API client and the whole simulator, in virtual time.
+
+It checks the figures of `tests.benchmarks.pacing`, which uses neither.
 
 Run with ``python -m tests.benchmarks.pacing_wire [--prompts N] [--seeds N]``. Prompts, limits and
 oracle are those of `tests.benchmarks.pacing`; the input is estimated from the text, requests go
@@ -29,15 +31,15 @@ from nbcodex.simulator.generated_answers import latency
 from nbcodex.simulator.knobs import Knobs
 from nbcodex.simulator.service import Simulator
 from tests.benchmarks.oracle import Oracle
-from tests.benchmarks.prompts import KNOBS, MODEL, text_of, written
-from tests.benchmarks.world import START, Heap, Prompt, World
+from tests.benchmarks.prompts import KNOBS, MODEL, text_of, writable_workload
+from tests.benchmarks.world import START, EventHeap, Prompt, RemoteServer
 from tests.simulated import KEY
 from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual
 
 
 class Crowd:
-    """Prompts that go through one limiter and one wire."""
+    """Prompts that are sent through one limiter and one API client."""
 
     def __init__(
         self,
@@ -54,43 +56,42 @@ class Crowd:
             clock,
             settings,
         )
-        self.chance = random.Random(seed)
+        self.rng = random.Random(seed)
         self.finished: Counter[int] = Counter()
-        self.last = 0.0
+        self.last_answer_at = 0.0
 
     async def ask(self, prompt: Prompt) -> None:
-        """Ask one prompt until it is answered."""
+        """Send one prompt until it is answered."""
         request = Request(prompt=text_of(prompt), model=MODEL, max_output=prompt.max_output)
         event = asyncio.Event()
         cost = Cost(pricing.estimate_request_tokens(request), prompt.max_output)
         entry = self.limiter.enqueue("b", cost, event.set)
-        while not await self._tried(request, entry, event):
+        while not await self._attempt(request, entry, event):
             self.limiter.requeue(entry)
         self.finished[prompt.number] += 1
-        self.last = self.clock.now()
+        self.last_answer_at = self.clock.now()
 
-    async def _tried(self, request: Request, entry: QueueEntry, event: asyncio.Event) -> bool:
-        reservation = await self._leave(entry, event)
+    async def _attempt(self, request: Request, entry: QueueEntry, event: asyncio.Event) -> bool:
+        """Send the prompt once; return whether it was answered."""
+        permit = await self._acquire(entry, event)
         try:
-            async for piece in self.api_client.stream(request, self.settings, model=MODEL):
-                match piece:
+            async for received in self.api_client.stream(request, self.settings, model=MODEL):
+                match received:
                     case ResponseStarted():
-                        self.limiter.observe(reservation, piece.snapshot, self.clock.now())
+                        self.limiter.observe(permit, received.snapshot, self.clock.now())
                     case CompletedAnswer():
-                        self.limiter.settle(reservation, piece.usage, self.clock.now())
+                        self.limiter.settle(permit, received.usage, self.clock.now())
                         return True
         except LimitError as error:
             now = self.clock.now()
-            until = now + backoff.stated_wait(error.wait or 1.0, self.chance)
-            self.limiter.refuse(
-                reservation, Refusal(until, error.limit, snapshot=error.snapshot), now
-            )
+            until = now + backoff.stated_wait(error.wait or 1.0, self.rng)
+            self.limiter.refuse(permit, Refusal(until, error.limit, snapshot=error.snapshot), now)
         except TransientError:
-            self.limiter.release(reservation, self.clock.now())
+            self.limiter.release(permit, self.clock.now())
             await asyncio.sleep(1)
         return False
 
-    async def _leave(self, entry: QueueEntry, event: asyncio.Event) -> Permit:
+    async def _acquire(self, entry: QueueEntry, event: asyncio.Event) -> Permit:
         while True:
             event.clear()
             answer = self.limiter.try_acquire(entry, self.clock.now())
@@ -100,7 +101,7 @@ class Crowd:
 
 
 async def ours(knobs: Knobs, prompts: list[Prompt], seed: int) -> tuple[float, float, int]:
-    """Return the seconds it takes, the share of refusals, and how many were not asked once."""
+    """Return the seconds, the percentage of refusals, and the prompts not answered just once."""
     simulator = Simulator(knobs, clock=LoopClock())
     clock = LoopClock()
     api_client = ApiClient(clock=clock, transport=SimulatorTransport(simulator))
@@ -110,20 +111,20 @@ async def ours(knobs: Knobs, prompts: list[Prompt], seed: int) -> tuple[float, f
     await anext(aiter(crowd.api_client.stream(Request(prompt="hi"), crowd.settings, model=MODEL)))
     simulator.change_knobs(tpm=knobs.tpm, rpm=knobs.rpm)
     simulator.log.clear()
-    began = crowd.clock.now()
+    started_at = crowd.clock.now()
     await asyncio.gather(*(crowd.ask(prompt) for prompt in prompts))
     refused = sum(seen.status == 429 for seen in simulator.log)
     wrong = sum(n != 1 for n in crowd.finished.values()) + len(prompts) - len(crowd.finished)
-    return crowd.last - began, 100 * refused / len(simulator.log), wrong
+    return crowd.last_answer_at - started_at, 100 * refused / len(simulator.log), wrong
 
 
-def best(knobs: Knobs, prompts: list[Prompt], seed: int) -> float:
-    """Return the seconds that the oracle takes with the same latencies."""
+def oracle_seconds(knobs: Knobs, prompts: list[Prompt], seed: int) -> float:
+    """Return the seconds that the oracle needs with the same latencies."""
     known = [replace(p, latency=latency(text_of(p), knobs)) for p in prompts]
-    world = World(Heap(), knobs, seed)
-    Oracle(world, known).start()
-    world.heap.run()
-    return max(world.tally.finished.values()) - START
+    server = RemoteServer(EventHeap(), knobs, seed)
+    Oracle(server, known).start()
+    server.heap.run()
+    return max(server.counts.finished.values()) - START
 
 
 def main() -> None:
@@ -137,9 +138,9 @@ def main() -> None:
         rows = []
         for seed in range(options.seeds):
             knobs = replace(KNOBS, policy=policy, seed=seed)
-            prompts = written(options.prompts, seed)
+            prompts = writable_workload(options.prompts, seed)
             seconds, refused, wrong = run_virtual(ours(knobs, prompts, seed))
-            rows.append((best(knobs, prompts, seed) / seconds, refused, wrong))
+            rows.append((oracle_seconds(knobs, prompts, seed) / seconds, refused, wrong))
         medians = [statistics.median(row[i] for row in rows) for i in range(3)]
         print(f"{policy:10} {medians[0]:7.3f} {medians[1]:6.3f} {medians[2]:6.0f}", flush=True)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks that go through a real wire ask, and of whom. Data, no deeds."""
+"""The prompts and the server of the benchmarks that use the real API client. Data only."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from tests.benchmarks.world import Prompt, workload
 
 MODEL = "gpt-5.6-sol"
 KNOBS = Knobs(tpm=600_000, rpm=20_000, latency_sigma=0.4, chunk=10_000)
-SHORTEST = 8
-"""Tokens of the shortest prompt that can say what it wants."""
+MIN_PROMPT_TOKENS = 8  # of a prompt that states the length of its answer
 
 
 def text_of(prompt: Prompt) -> str:
@@ -19,6 +18,6 @@ def text_of(prompt: Prompt) -> str:
     return head + "x" * max(0, prompt.tokens * 4 - len(head))
 
 
-def written(count: int, seed: int) -> list[Prompt]:
-    """Return the prompts of `workload`, none too short to be written down."""
-    return [replace(p, tokens=max(p.tokens, SHORTEST)) for p in workload(count, seed)]
+def writable_workload(count: int, seed: int) -> list[Prompt]:
+    """Return the prompts of `workload`, each long enough for `text_of`."""
+    return [replace(p, tokens=max(p.tokens, MIN_PROMPT_TOKENS)) for p in workload(count, seed)]

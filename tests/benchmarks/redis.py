@@ -24,26 +24,23 @@ from typing import Any
 from nbcodex.runtime.clock import BootClock
 from nbcodex.simulator import Knobs, Simulator
 from nbcodex.simulator.server import SimulatorServer
+from tests.benchmarks.bucket_level import LevelRecorder
 from tests.benchmarks.kernels import jain
-from tests.benchmarks.level import Level
 from tests.benchmarks.network import Host, Network, network
 from tests.benchmarks.table import table
 from tests.redis_server import RedisServer, redis_server
 
-LIMIT = 600_000
-"""Tokens a minute."""
+LIMIT = 600_000  # tokens per minute
 RATE = LIMIT / 60
 HOSTS = 4
-LONGEST = 500.0
-"""Seconds for all that hosts do in one part."""
+PART_TIMEOUT_S = 500.0
 PASSWORD = "a-password-of-redis"
-TOGETHER = 0.5
-"""Seconds between the moment when the last host is ready and that when all begin."""
+START_DELAY_S = 0.5  # from the instant at which the last host is ready
 
 
 @dataclass
-class Stage:
-    """What hosts find: their network, Redis and a rate-limited server."""
+class Setup:
+    """The network of the hosts, Redis and a rate-limited server."""
 
     network: Network
     redis: RedisServer
@@ -60,31 +57,31 @@ class Stage:
 
 
 @contextmanager
-def stage(**knobs: Any) -> Iterator[Stage]:
-    """Build everything; take it away afterwards."""
+def set_up(**knobs: Any) -> Iterator[Setup]:
+    """Create everything; remove it afterwards."""
     with tempfile.TemporaryDirectory() as folder, network(HOSTS) as net:
         login = ("--requirepass", PASSWORD)
         with redis_server(Path(folder), *login, host=net.address) as redis:
             core = Simulator(Knobs(tpm=LIMIT, rpm=5_000, latency_sigma=0.4, chunk=1000, **knobs))
             with SimulatorServer(core, host=net.address) as url:
-                yield Stage(net, redis, core, url)
+                yield Setup(net, redis, core, url)
 
 
-def begin(processes: list[subprocess.Popen[str]]) -> None:
-    """Let all begin together, when the last one has imported everything."""
+def start_together(processes: list[subprocess.Popen[str]]) -> None:
+    """Let all processes begin at the same instant, when the last one has imported everything."""
     for process in processes:
         assert process.stdout is not None
         process.stdout.readline()
     for process in processes:
         assert process.stdin is not None
-        process.stdin.write(f"{BootClock().now() + TOGETHER}\n")
+        process.stdin.write(f"{BootClock().now() + START_DELAY_S}\n")
         process.stdin.flush()
 
 
-def ends(processes: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
-    """Return what each process reports at its end; end them all in any case."""
+def read_reports(processes: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
+    """Return the report of each process; end all processes in any case."""
     try:
-        reports = [process.communicate(timeout=LONGEST)[0] for process in processes]
+        reports = [process.communicate(timeout=PART_TIMEOUT_S)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -95,12 +92,12 @@ def ends(processes: list[subprocess.Popen[str]]) -> list[dict[str, Any]]:
 def cost() -> list[str]:
     """Measure operations: of one host alone, and of four with 50 requests a second each."""
     rows = []
-    with stage() as here:
+    with set_up() as setup:
         for count in (1, HOSTS):
-            hosts = here.network.hosts[:count]
-            runs = [here.run(h, seconds=10, rate=50) for h in hosts]
-            begin(runs)
-            reports = ends(runs)
+            hosts = setup.network.hosts[:count]
+            runs = [setup.run(h, seconds=10, rate=50) for h in hosts]
+            start_together(runs)
+            reports = read_reports(runs)
             rows.append(
                 (
                     f"{count} x 50 requests/s x 4 operations",
@@ -116,28 +113,28 @@ def cost() -> list[str]:
     return []
 
 
-def admitted(here: Stage) -> dict[int, Any]:
-    """Return what the server let in, by the number of the prompt."""
-    return {int(s.prompt.split()[0]): s for s in here.core.log if s.status == 200 and s.prompt}
+def admitted(setup: Setup) -> dict[int, Any]:
+    """Return the requests that the server admitted, by the number of the prompt."""
+    return {int(s.prompt.split()[0]): s for s in setup.core.log if s.status == 200 and s.prompt}
 
 
-def refusals(here: Stage) -> float:
+def refusals(setup: Setup) -> float:
     """Return the share of requests that the server refused."""
-    asked = [s for s in here.core.log if s.api]
+    asked = [s for s in setup.core.log if s.api]
     return sum(s.status == 429 for s in asked) / len(asked)
 
 
 def active() -> list[str]:
-    """Four hosts that all have much to ask."""
-    with stage(policy="refunded") as here:
+    """Measure four hosts that all have many prompts."""
+    with set_up(policy="refunded") as setup:
         runs = [
-            here.run(host, index=i, prompts=6_000, seconds=400)
-            for i, host in enumerate(here.network.hosts)
+            setup.run(host, index=i, prompts=6_000, seconds=400)
+            for i, host in enumerate(setup.network.hosts)
         ]
-        begin(runs)
-        reports = ends(runs)
-        at = admitted(here)
-        log = here.core.log
+        start_together(runs)
+        reports = read_reports(runs)
+        at = admitted(setup)
+        log = setup.core.log
         began, last = min(s.at for s in log), max(s.at for s in at.values())
         bound = (sum(s.charged for s in log) - LIMIT) / RATE / (last - began)
         ended = [
@@ -151,7 +148,7 @@ def active() -> list[str]:
                 for i in range(HOSTS)
             ]
         )
-        refused = refusals(here)
+        refused = refusals(setup)
     each = {t["index"]: (t["finished"], t["operations"]) for t in reports}
     print(
         f"answered and operations by host {each}; last sent {[round(e - began) for e in ended]} s"
@@ -173,24 +170,24 @@ def _operation(reports: list[dict[str, Any]]) -> str:
 
 
 def heavy() -> list[str]:
-    """One host with much to ask, and three that ask now and then."""
+    """Measure one host with many prompts, and three that send one now and then."""
     waits = {}
     for name, first in (("alone", 1), ("beside a heavy one", 0)):
-        with stage(policy="refunded") as here:
+        with set_up(policy="refunded") as setup:
             runs = [
-                here.run(
+                setup.run(
                     host,
                     index=i,
                     prompts=16_000 if i == 0 else 400,
                     seconds=90,
                     every=0.0 if i == 0 else 3.0,
                 )
-                for i, host in enumerate(here.network.hosts)
+                for i, host in enumerate(setup.network.hosts)
                 if i >= first
             ]
-            begin(runs)
-            light = [t for t in ends(runs) if t["index"]]
-            refused = refusals(here)
+            start_together(runs)
+            light = [t for t in read_reports(runs) if t["index"]]
+            refused = refusals(setup)
         left = [w for t in light for w in t["left"]]
         answered = [w for t in light for w in t["answered"]]
         waits[name] = statistics.quantiles(left, n=100)[98]
@@ -204,20 +201,20 @@ def heavy() -> list[str]:
 
 
 def killed() -> list[str]:
-    """Four busy hosts, one of which is killed."""
-    with stage(policy="refunded") as here, Level(here.core) as level:
+    """Measure four busy hosts, one of which is killed."""
+    with set_up(policy="refunded") as setup, LevelRecorder(setup.core) as level:
         runs = [
-            here.run(host, index=i, prompts=8_000, seconds=105)
-            for i, host in enumerate(here.network.hosts)
+            setup.run(host, index=i, prompts=8_000, seconds=105)
+            for i, host in enumerate(setup.network.hosts)
         ]
-        begin(runs)
+        start_together(runs)
         time.sleep(60)
         runs[0].kill()
-        dead_at = here.core.clock.now()
-        reports = ends(runs)
-        refused = refusals(here)
-    steps = [level.used(dead_at + step, dead_at + step + 5) for step in range(-5, 11, 5)]
-    tail = level.used(dead_at + 10, dead_at + 40)
+        dead_at = setup.core.clock.now()
+        reports = read_reports(runs)
+        refused = refusals(setup)
+    steps = [level.used_share(dead_at + step, dead_at + step + 5) for step in range(-5, 11, 5)]
+    tail = level.used_share(dead_at + 10, dead_at + 40)
     print(
         f"{sum(t['finished'] for t in reports)} answered by the others; of the refill are used, "
         f"from 5 s before the kill on, in steps of 5 s {', '.join(f'{s:.2f}' for s in steps)}; "

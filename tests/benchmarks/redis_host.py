@@ -30,16 +30,16 @@ from tests.simulated import KEY
 T = TypeVar("T")
 
 
-class Timed:
-    """A store that notes how long operations take, and how often they are done."""
+class TimedStore:
+    """A store that records how long operations take, and how often they are run."""
 
     def __init__(self, store: Store) -> None:
         self.salt = store.salt
-        self.store, self.took, self.done = store, list[float](), 0
+        self.store, self.took, self.runs = store, list[float](), 0
 
     def transaction(self, name: str, operation: Callable[[SharedModel], T]) -> T:
         def counted(shared: SharedModel) -> T:
-            self.done += 1
+            self.runs += 1
             return operation(shared)
 
         began = time.perf_counter()
@@ -50,12 +50,12 @@ class Timed:
 
     def figures(self) -> dict[str, float]:
         cuts = statistics.quantiles(self.took, n=100)
-        again = self.done / len(self.took) - 1
+        again = self.runs / len(self.took) - 1
         return {"median": cuts[49], "p99": cuts[98], "again": again, "operations": len(self.took)}
 
 
 class Host(Crowd):
-    """A crowd that notes how long its prompts wait, for leave and for the whole answer."""
+    """A crowd that records how long its prompts wait for permits and for whole answers."""
 
     def __init__(self, *args: object, **more: object) -> None:
         super().__init__(*args, **more)  # type: ignore[arg-type]
@@ -67,15 +67,15 @@ class Host(Crowd):
         await super().ask(prompt)
         self.answered.append(self.clock.now() - began)
 
-    async def _leave(self, entry: QueueEntry, event: asyncio.Event) -> Permit:
+    async def _acquire(self, entry: QueueEntry, event: asyncio.Event) -> Permit:
         began = self.clock.now()
-        reservation = await super()._leave(entry, event)
+        permit = await super()._acquire(entry, event)
         self.left.append(self.clock.now() - began)
-        return reservation
+        return permit
 
 
-async def live(host: Host, prompts: list[Prompt], *, seconds: float, every: float) -> None:
-    """Ask the prompts, all at once or one after the other, until they or the time are used up."""
+async def run_host(host: Host, prompts: list[Prompt], *, seconds: float, every: float) -> None:
+    """Send the prompts, at once or one after another, until all are answered or time is up."""
     asking = asyncio.ensure_future(_ask(host, prompts, every))
     end = host.clock.now() + seconds
     while not asking.done() and host.clock.now() < end:
@@ -90,11 +90,11 @@ async def _ask(host: Host, prompts: list[Prompt], every: float) -> None:
         for prompt in prompts:
             group.create_task(host.ask(prompt))
             if every:
-                await asyncio.sleep(host.chance.expovariate(1 / every))
+                await asyncio.sleep(host.rng.expovariate(1 / every))
 
 
-def spin(store: Timed, *, seconds: float, rate: float) -> None:
-    """Do operations at a steady rate, and nothing else."""
+def run_operations(store: TimedStore, *, seconds: float, rate: float) -> None:
+    """Run operations at a constant rate, and nothing else."""
     clock, cost = BootClock(), Cost(250, 1000)
     limiter = RateLimiter(store, holder=str(time.perf_counter_ns()))
     end = clock.now() + seconds
@@ -110,13 +110,13 @@ def spin(store: Timed, *, seconds: float, rate: float) -> None:
 
 
 def wait_for_all(clock: BootClock) -> None:
-    """Say that everything is imported, and wait for the moment at which all begin."""
+    """Report that everything is imported, and wait for the instant at which all hosts begin."""
     print("ready", flush=True)
     time.sleep(max(0.0, float(sys.stdin.readline()) - clock.now()))
 
 
 def main() -> None:
-    """Be one host."""
+    """Run one host."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--redis", required=True)
     parser.add_argument("--api", default="")
@@ -127,24 +127,25 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=0.0)
     parser.add_argument("--rate", type=float, default=0.0)
     options = parser.parse_args()
-    say = lambda text: print(text, file=sys.stderr)  # noqa: E731
-    store = Timed(FallbackStore(RedisStore(Secret(options.redis)), MemoryStore(), notify=say))
+    report = lambda text: print(text, file=sys.stderr)  # noqa: E731
+    store = TimedStore(
+        FallbackStore(RedisStore(Secret(options.redis)), MemoryStore(), notify=report)
+    )
     store.transaction("b", lambda _: None)
     clock = BootClock()
     if options.rate:
         wait_for_all(clock)
-        spin(store, seconds=options.seconds, rate=options.rate)
+        run_operations(store, seconds=options.seconds, rate=options.rate)
         print(json.dumps(store.figures()))
         return
-    place = urlsplit(options.api).netloc
-    keys = {place: Secret(KEY)}
+    keys = {urlsplit(options.api).netloc: Secret(KEY)}
     settings = Settings(api_key=Secret(KEY), base_url=f"{options.api}/v1", keys=keys)
     limiter = RateLimiter(store, holder=str(options.index))
     host = Host(ApiClient(clock=clock), limiter, clock, settings, seed=options.index)
     prompts = workload(options.prompts, 0)[options.index :: options.hosts]
 
     wait_for_all(clock)
-    asyncio.run(live(host, prompts, seconds=options.seconds, every=options.every))
+    asyncio.run(run_host(host, prompts, seconds=options.seconds, every=options.every))
     twice = sum(n != 1 for n in host.finished.values())
     done = {"index": options.index, "finished": len(host.finished), "twice": twice}
     print(json.dumps(done | {"left": host.left, "answered": host.answered} | store.figures()))

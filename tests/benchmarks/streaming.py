@@ -1,8 +1,8 @@
-"""What a streamed answer costs: our whole path against the bare synchronous SDK.
+"""What a streamed answer costs, compared with the bare synchronous SDK.
 
 A server in another process sends 4,000 deltas at 2,000 a second, each in a packet of its own. One
-kernel reads them in every way, in turns, everything imported and connected: CPU seconds of the
-whole process, and the time from the call to the first delta that a reader can see.
+kernel reads them by each client in turn, with everything imported and connected. Measured are the
+CPU seconds of the whole process, and the time from the call to the first delta that is shown.
 
 Run with ``python -m tests.benchmarks.streaming [--rounds N] [--firsts N]``.
 """
@@ -25,17 +25,17 @@ from tests.benchmarks.table import spread, table
 from tests.kernel_client import Kernel, kernel
 
 EVENTS, RATE = 4_000, 2_000
+# Deltas of an answer of which only the first one is timed. It lasts longer than the interval
+# between two updates of the display, so the first delta is not shown only because the answer ended.
 SHORT = 300
-"""Deltas of the answers of which only the first one is timed: they go on for longer than any pause
-between two paintings, so that the end brings nothing out that should have been seen before."""
 
-WAYS = {
+# By name: the function in the kernel, `Codex.display`, and a description for the table.
+CLIENTS = {
     "sdk": ("sdk", "auto", "`OpenAI().responses.create(stream=True)`, typed events, deltas joined"),
     "widget": ("cell", "auto", "`%%codex`, widget"),
     "text": ("cell", "text", "`%%codex`, text output"),
     "ask": ("ask", "auto", "`nbcodex.ask`"),
 }
-"""The function in the kernel, `Codex.display`, and what this is."""
 
 IN_THE_KERNEL = """
 import os, time
@@ -93,7 +93,7 @@ def measure(way, display, prompt):
 
 
 class Source:
-    """A server that answers a number with as many deltas, as evenly as it can."""
+    """A server whose answer to a number has that many deltas, at a constant rate."""
 
     def __init__(self, port: Connection) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -126,7 +126,7 @@ class Source:
 
 
 def _number(asked: str | list[dict[str, object]]) -> int:
-    """Return what was asked, in whichever form."""
+    """Return the number in an input, which is text or a list of messages."""
     if isinstance(asked, str):
         return int(asked)
     content = asked[-1]["content"]
@@ -139,7 +139,7 @@ def _chunk(event: dict[str, object]) -> bytes:
 
 
 def _events(deltas: int) -> Iterator[dict[str, object]]:
-    """Yield the events of one answer, as the Responses API words them."""
+    """Yield the events of one answer of the Responses API."""
     words = [f" word{number}" for number in range(deltas)]
     answer = "".join(words)
     part: dict[str, object] = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
@@ -165,7 +165,7 @@ def _events(deltas: int) -> Iterator[dict[str, object]]:
         "total_tokens": deltas + 8,
     }
     place: dict[str, object] = {"item_id": "msg_0", "output_index": 0, "content_index": 0}
-    told: list[tuple[str, dict[str, object]]] = [
+    events: list[tuple[str, dict[str, object]]] = [
         ("created", {"response": response}),
         ("in_progress", {"response": response}),
         ("output_item.added", {"output_index": 0, "item": item | {"content": []}}),
@@ -179,7 +179,7 @@ def _events(deltas: int) -> Iterator[dict[str, object]]:
             {"response": response | {"status": "completed", "output": [done], "usage": usage}},
         ),
     ]
-    for number, (kind, details) in enumerate(told):
+    for number, (kind, details) in enumerate(events):
         yield {"type": f"response.{kind}", "sequence_number": number} | details
 
 
@@ -200,7 +200,7 @@ def source() -> Iterator[str]:
 
 def timed(session: Kernel, way: str, deltas: int) -> list[float]:
     """Return CPU seconds, seconds to the first delta, and seconds to the end, of one answer."""
-    function, display, _ = WAYS[way]
+    function, display, _ = CLIENTS[way]
     ran = session.run(f"measure({function}, {display!r}, '{deltas}')")
     if ran.error:
         raise AssertionError("\n".join(ran.shown_error))
@@ -208,14 +208,14 @@ def timed(session: Kernel, way: str, deltas: int) -> list[float]:
 
 
 def main() -> None:
-    """Measure every way in turns, and print the table."""
+    """Measure all clients in turns, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--firsts", type=int, default=40)
     chosen = parser.parse_args()
-    cpu: dict[str, list[float]] = {way: [] for way in WAYS}
-    elapsed: dict[str, list[float]] = {way: [] for way in WAYS}
-    first: dict[str, list[float]] = {way: [] for way in WAYS}
+    cpu: dict[str, list[float]] = {way: [] for way in CLIENTS}
+    elapsed: dict[str, list[float]] = {way: [] for way in CLIENTS}
+    first: dict[str, list[float]] = {way: [] for way in CLIENTS}
     with source() as url, tempfile.TemporaryDirectory() as home:
         environ = {
             "NBCODEX_HOME": home,
@@ -227,27 +227,27 @@ def main() -> None:
         with kernel(**environ) as session:
             ran = session.run(IN_THE_KERNEL)
             assert not ran.error, ran.shown_error
-            for way in WAYS:
+            for way in CLIENTS:
                 timed(session, way, SHORT)
             for _ in range(chosen.rounds):
-                for way in WAYS:
+                for way in CLIENTS:
                     spent, _, whole = timed(session, way, EVENTS)
                     cpu[way].append(spent)
                     elapsed[way].append(whole)
             for _ in range(chosen.firsts):
-                for way in WAYS:
+                for way in CLIENTS:
                     first[way].append(timed(session, way, SHORT)[1])
     bare = {name: statistics.median(of["sdk"]) for name, of in (("cpu", cpu), ("first", first))}
     rows = [
         [
-            told,
+            description,
             spread(cpu[way]),
             f"{statistics.median(cpu[way]) / bare['cpu']:.2f}",
             spread(first[way], 1000),
             f"{(statistics.median(first[way]) - bare['first']) * 1000:+.1f}",
             f"{statistics.median(elapsed[way]):.2f}",
         ]
-        for way, (_, _, told) in WAYS.items()
+        for way, (_, _, description) in CLIENTS.items()
     ]
     print(f"{EVENTS:,} deltas at {RATE:,} a second; {chosen.rounds} rounds, 2 cores.\n")
     heads = [

@@ -1,4 +1,4 @@
-"""How the benchmarks put their figures: medians with their range, in Markdown tables."""
+"""The form of the benchmarks' figures: medians with their range, in Markdown tables."""
 
 from __future__ import annotations
 

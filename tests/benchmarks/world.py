@@ -1,6 +1,7 @@
-"""A rate-limited server, a network and many prompts, as events on a heap: no sockets, no loop.
+"""A rate-limited server behind a network, and many prompts, as events on a heap, in virtual time.
 
-The limits are the simulator's own (`nbcodex.simulator.buckets`); time is a number.
+Neither sockets nor an event loop are used. The limits are the simulator's own
+(`nbcodex.simulator.buckets`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ START = 5_000.0
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt: what it costs, how long its answer is, and how long that takes."""
+    """One prompt: its tokens, and the length and latency of its answer."""
 
     number: int
     tokens: int
@@ -31,31 +32,31 @@ class Prompt:
     latency: float
 
     def charge(self, policy: str, bias: float = 1.0) -> float:
-        """Return what the server has charged in the end."""
-        whole = self.max_output if policy == "kept" else self.output
-        return round(self.tokens * bias) + whole
+        """Return what the server has charged when the answer has ended."""
+        output = self.max_output if policy == "kept" else self.output
+        return round(self.tokens * bias) + output
 
-    def takes(self, speed: float) -> float:
-        """Return the seconds from admission to the last word."""
+    def duration(self, speed: float) -> float:
+        """Return the seconds from admission to the end of the answer."""
         return self.latency + max(0, self.output - 1) / speed
 
 
-def workload(count: int, seed: int, *, giants: float = 0.0) -> list[Prompt]:
-    """Return prompts as in pacing.md: lognormal inputs, outputs and latencies."""
-    chance = random.Random(f"workload:{seed}")
+def workload(count: int, seed: int, *, giant_share: float = 0.0) -> list[Prompt]:
+    """Return prompts with lognormal inputs, outputs and latencies; some are 60 times as large."""
+    rng = random.Random(f"workload:{seed}")
     prompts = []
     for number in range(count):
-        tokens = max(1, round(chance.lognormvariate(math.log(250), 0.8)))
-        output = min(1000, max(1, round(chance.lognormvariate(math.log(200), 0.7))))
-        latency = chance.lognormvariate(math.log(0.5), 0.4)
-        if chance.random() < giants:
+        tokens = max(1, round(rng.lognormvariate(math.log(250), 0.8)))
+        output = min(1000, max(1, round(rng.lognormvariate(math.log(200), 0.7))))
+        latency = rng.lognormvariate(math.log(0.5), 0.4)
+        if rng.random() < giant_share:
             tokens *= 60
         prompts.append(Prompt(number, tokens, output, 1000, latency))
     return prompts
 
 
-class Heap:
-    """Events in the order of their moments."""
+class EventHeap:
+    """Events in the order of their instants."""
 
     def __init__(self) -> None:
         self.now = START
@@ -63,119 +64,117 @@ class Heap:
         self._numbers = itertools.count()
 
     def at(self, when: float, action: Callable[..., None], *args: Any) -> None:
-        """Do something at an instant."""
+        """Call `action` at an instant."""
         event = (max(when, self.now), next(self._numbers), action, args)
         heapq.heappush(self._events, event)
 
     def run(self) -> None:
-        """Let everything happen."""
+        """Run all events."""
         while self._events:
             self.now, _, action, args = heapq.heappop(self._events)
             action(*args)
 
 
 @dataclass(slots=True)
-class Tally:
-    """What the server saw."""
+class ServerCounts:
+    """What the server has counted."""
 
     requests: int = 0
     refused: int = 0
-    admitted: dict[int, int] = field(default_factory=dict)
-    finished: dict[int, float] = field(default_factory=dict)
-    admitted_at: dict[int, float] = field(default_factory=dict)
-    last_admission: float = 0.0
-    lowest: float = math.inf
-    refusals: list[float] = field(default_factory=list)
-    full: float = 0.0
+    admitted: dict[int, int] = field(default_factory=dict)  # how often, by the prompt's number
+    finished: dict[int, float] = field(default_factory=dict)  # instants, by the prompt's number
+    admitted_at: dict[int, float] = field(default_factory=dict)  # likewise
+    last_admitted_at: float = 0.0
+    lowest_level: float = math.inf  # of the bucket of tokens
 
 
 @dataclass(slots=True)
-class World:
-    """The server at the end of a network."""
+class RemoteServer:
+    """A rate-limited server at the end of a network."""
 
-    heap: Heap
+    heap: EventHeap
     knobs: Knobs
     seed: int
     account: Account = field(default_factory=Account)
-    tally: Tally = field(default_factory=Tally)
-    way: float = 0.015
-    jitter: float = 0.005
-    processing: bool = True
-    late: bool = False
-    mute: bool = False
+    counts: ServerCounts = field(default_factory=ServerCounts)
+    one_way_s: float = 0.015  # the shortest time from the client to the server
+    jitter_s: float = 0.005  # its mean excess
+    states_processing: bool = True  # headers state the processing time
+    headers_are_late: bool = False  # they arrive when the answer is complete
+    refusals_lack_figures: bool = False
     client: Any = None
-    _chance: random.Random = field(default_factory=random.Random)
+    _rng: random.Random = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
         self.account.set_limits(self.knobs, self.heap.now)
-        self._chance = random.Random(f"net:{self.seed}")
+        self._rng = random.Random(f"net:{self.seed}")
 
     def change(self, **knobs: Any) -> None:
-        """Turn knobs, from now on."""
+        """Change knobs."""
         self.knobs = replace(self.knobs, **knobs)
         self.account.set_limits(self.knobs, self.heap.now)
 
     def delay(self) -> float:
         """Return the seconds of one way through the network."""
-        return self.way + self._chance.expovariate(1 / self.jitter)
+        return self.one_way_s + self._rng.expovariate(1 / self.jitter_s)
 
     def send(self, prompt: Prompt, client: Any) -> None:
-        """Bring a request to the server; `client` hears what comes of it."""
-        self.heap.at(self.heap.now + self.delay(), self._arrive, prompt, client)
+        """Send a request to the server, which calls methods of `client` with its responses."""
+        self.heap.at(self.heap.now + self.delay(), self.receive, prompt, client)
 
-    def _arrive(self, prompt: Prompt, client: Any) -> None:
-        now, tally = self.heap.now, self.tally
-        tally.requests += 1
+    def receive(self, prompt: Prompt, client: Any) -> None:
+        """Answer or refuse a request that has arrived."""
+        now, counts = self.heap.now, self.counts
+        counts.requests += 1
         tokens = round(prompt.tokens * self.knobs.token_bias)
         charge = admission_charge(tokens, prompt.max_output, self.knobs)
-        if self._chance.random() < self.knobs.failures:
+        if self._rng.random() < self.knobs.failures:
             self.account.charge_request(now)
-            self.heap.at(now + self.delay(), client.failed)
+            self.heap.at(now + self.delay(), client.on_failure)
             return
         refusal = self.account.charge_or_refuse(charge.tokens, now)
-        self._note()
+        self._record_level()
         snapshot = self._snapshot()
         if refusal is not None:
-            tally.refused += 1
-            tally.refusals.append(now - START)
-            self.heap.at(now + self.delay(), client.refused, refusal, snapshot(0.0))
+            counts.refused += 1
+            self.heap.at(now + self.delay(), client.on_refusal, refusal, snapshot(0.0))
             return
-        tally.admitted[prompt.number] = tally.admitted.get(prompt.number, 0) + 1
-        tally.admitted_at[prompt.number] = tally.last_admission = now
+        counts.admitted[prompt.number] = counts.admitted.get(prompt.number, 0) + 1
+        counts.admitted_at[prompt.number] = counts.last_admitted_at = now
         first = now + prompt.latency
-        end = now + prompt.takes(self.knobs.speed)
-        worked = prompt.takes(self.knobs.speed) if self.late else prompt.latency
-        self.heap.at(now + worked + self.delay(), client.first, snapshot(worked))
-        if self._chance.random() < self.knobs.stream_failures:
+        end = now + prompt.duration(self.knobs.speed)
+        processing = prompt.duration(self.knobs.speed) if self.headers_are_late else prompt.latency
+        self.heap.at(now + processing + self.delay(), client.on_headers, snapshot(processing))
+        if self._rng.random() < self.knobs.stream_failures:
             self.heap.at(first, self._settle, charge, prompt.output // 2)
-            self.heap.at(first + self.delay(), client.broken)
+            self.heap.at(first + self.delay(), client.on_broken_stream)
             return
         self.heap.at(end, self._settle, charge, prompt.output)
-        self.heap.at(max(end, first) + self.delay(), client.done, tokens, prompt.output)
-        tally.finished[prompt.number] = max(end, tally.finished.get(prompt.number, 0.0))
+        self.heap.at(max(end, first) + self.delay(), client.on_answer, tokens, prompt.output)
+        counts.finished[prompt.number] = max(end, counts.finished.get(prompt.number, 0.0))
 
     def _settle(self, charge: Charge, output: int) -> None:
         self.account.settle_output(charge, output, self.knobs, self.heap.now)
-        self._note()
+        self._record_level()
 
-    def _note(self) -> None:
+    def _record_level(self) -> None:
         bucket = self.account.tokens.get(MINUTE)
         if bucket is not None:
-            self.tally.lowest = min(self.tally.lowest, bucket.level)
+            self.counts.lowest_level = min(self.counts.lowest_level, bucket.level)
 
     def _snapshot(self) -> Callable[[float], LimitSnapshot | None]:
-        """Return what the headers state at this instant, for when they are sent."""
+        """Return a function of the processing time that returns the headers of this instant."""
         if not self.knobs.headers:
             return lambda _: None
-        gauges = [self._gauge(b) for b in (self.account.tokens, self.account.requests)]
+        tokens, requests = self._reading(self.account.tokens), self._reading(self.account.requests)
 
-        def stated(worked: float) -> LimitSnapshot:
-            worked = round(worked, 3) if self.processing else None
-            return LimitSnapshot(at=0.0, processing=worked, tokens=gauges[0], requests=gauges[1])
+        def snapshot(seconds: float) -> LimitSnapshot:
+            processing = round(seconds, 3) if self.states_processing else None
+            return LimitSnapshot(at=0.0, processing=processing, tokens=tokens, requests=requests)
 
-        return stated
+        return snapshot
 
-    def _gauge(self, buckets: dict[float, Any]) -> LimitReading | None:
+    def _reading(self, buckets: dict[float, Any]) -> LimitReading | None:
         bucket = buckets.get(MINUTE)
         if bucket is None:
             return None
@@ -185,8 +184,8 @@ class World:
         return LimitReading(limit=bucket.limit, remaining=level, full_in=full)
 
 
-def limit_of(refusal: Refusal) -> Limit:
-    """Return the words of a refusal."""
+def stated_limit(refusal: Refusal) -> Limit:
+    """Return the limit that a refusal states."""
     return Limit(
         resource=refusal.resource,
         window=refusal.window,
@@ -196,25 +195,25 @@ def limit_of(refusal: Refusal) -> Limit:
     )
 
 
-def bound(prompts: Iterable[Prompt], knobs: Knobs) -> float:
-    """Return the seconds that no client can beat, with any knowledge and in any order.
+def lower_bound_s(prompts: Iterable[Prompt], knobs: Knobs) -> float:
+    """Return the shortest time in which any client can get all answers, in any order.
 
-    Requests that take `d` seconds or longer must be let in `d` seconds before the end, and fit into
-    the bucket and what flows into it until then.
+    Requests that take `d` seconds or longer must be admitted `d` seconds before the end, and fit
+    into the bucket and its refill until then.
     """
-    prompts = sorted(prompts, key=lambda p: -p.takes(knobs.speed))
+    prompts = sorted(prompts, key=lambda p: -p.duration(knobs.speed))
     assert knobs.tpm
-    rate, best = knobs.tpm / MINUTE, 0.0
+    rate, longest = knobs.tpm / MINUTE, 0.0
     taken = count = 0.0
     total = sum(p.charge(knobs.policy, knobs.token_bias) for p in prompts)
     for prompt in prompts:
-        takes = prompt.takes(knobs.speed)
+        duration = prompt.duration(knobs.speed)
         early = round(prompt.tokens * knobs.token_bias)
         taken += (
             early if knobs.policy == "actual" else prompt.charge(knobs.policy, knobs.token_bias)
         )
         count += 1
-        best = max(best, takes, takes + (taken - knobs.tpm) / rate)
+        longest = max(longest, duration, duration + (taken - knobs.tpm) / rate)
         if knobs.rpm:
-            best = max(best, takes + (count - knobs.rpm) / (knobs.rpm / MINUTE))
-    return max(best, (total - knobs.tpm) / rate)
+            longest = max(longest, duration + (count - knobs.rpm) / (knobs.rpm / MINUTE))
+    return max(longest, (total - knobs.tpm) / rate)

@@ -1,4 +1,4 @@
-"""A Redis for those tests that ask for one: started once, empty for each."""
+"""A Redis for the tests that use its fixture: started once, emptied for each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.servers.processes import free_port
 
 @pytest.fixture(scope="session")
 def started_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A redis-server that tests leave running; a cluster of one, so that it minds its slots."""
+    """A redis-server that tests leave running; a cluster of one node, so that slots are checked."""
     folder = tmp_path_factory.mktemp("redis")
     options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
     with redis_server(folder, *options) as server:

@@ -1,4 +1,4 @@
-"""What becomes of permits whose model, store or holder was lost meanwhile."""
+"""How permits end whose model, store or holder was lost meanwhile."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SNAPSHOT = LimitSnapshot(at=1.5, tokens=LimitReading(limit=600.0, remaining=500.
 USAGE = Usage(input_tokens=10, output_tokens=40)
 
 
-class Twice(MemoryStore):
-    """A store that does each operation twice, as when another host was faster."""
+class RepeatingStore(MemoryStore):
+    """A store that runs each operation twice, as if another host had committed before it."""
 
     def transaction(self, name: str, operation: Callable[[SharedModel], Any]) -> Any:
         import copy
@@ -39,17 +39,17 @@ def counts(store: MemoryStore) -> tuple[int, int, float]:
     return bucket.unanswered, bucket.output.in_flight, bucket.output.start_sum
 
 
-def test_refusal_of_a_permit_from_a_lost_model_teaches_nothing() -> None:
+def test_refusal_of_a_permit_from_a_lost_model_is_ignored() -> None:
     """Its number and marks mean nothing in the new model, which learns from its own."""
     limiter = RateLimiter(MemoryStore(), holder="me")
     for second in range(50):
         given = taken(limiter, float(second))
         limiter.observe(given, SNAPSHOT, float(second))
         limiter.settle(given, USAGE, float(second))
-    astray, store = taken(limiter, 60.0), MemoryStore()
+    orphaned, store = taken(limiter, 60.0), MemoryStore()
     limiter.store = store
     limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
-    limiter.refuse(astray, Refusal(61.0, limit), 60.5)
+    limiter.refuse(orphaned, Refusal(61.0, limit), 60.5)
     fresh = taken(limiter, 62.0)
     limiter.observe(
         fresh, LimitSnapshot(at=62.0, tokens=LimitReading(limit=60.0, remaining=50.0)), 62.0
@@ -86,9 +86,9 @@ def test_answer_to_a_permit_from_a_lost_model_changes_no_level() -> None:
 
 
 def test_operation_that_a_store_repeats_counts_once() -> None:
-    """A store that does each operation twice ends with the same numbers."""
+    """A store that runs each operation twice ends with the same numbers."""
     ends = []
-    for store in (MemoryStore(), Twice()):
+    for store in (MemoryStore(), RepeatingStore()):
         limiter = RateLimiter(store, holder="me")
         given = taken(limiter, 1.0)
         limiter.observe(given, SNAPSHOT, 2.0)

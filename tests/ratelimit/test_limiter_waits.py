@@ -1,4 +1,4 @@
-"""How the limiter waits between its questions to the core."""
+"""How the limiter waits between its calls of the core."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ ResultT = TypeVar("ResultT")
 
 
 class StrictClock(LoopClock):
-    """A clock that no wait may ask for an instant which has passed."""
+    """A clock that fails if a wait is for an instant that has passed."""
 
     async def wait(self, until: float, *, unless: asyncio.Event | None = None) -> bool:
-        assert until > self.now(), "it asks again and again without giving the loop to others"
+        assert until > self.now(), "it would spin without yielding to other tasks"
         return await super().wait(until, unless=unless)
 
 
 class PostponingCore:
-    """A rate limiter that puts a request off, by less than is worth reporting, and once more."""
+    """A rate limiter that postpones a request several times, each by less than is reported."""
 
     def __init__(self, *turns: float) -> None:
         self._turns = list(turns)

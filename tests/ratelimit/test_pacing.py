@@ -19,10 +19,10 @@ from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.stores import MemoryStore
 from nbcodex.ratelimit.token_bucket import FOREIGN_TRUST_S
 from nbcodex.simulator.knobs import Knobs
-from tests.benchmarks.kernels import beat, fairness
+from tests.benchmarks.kernels import fairness, keep_alive
 from tests.benchmarks.kernels import run as run_kernels
-from tests.benchmarks.pacing import BUCKET, TOKENS, Case, Client, Errand, measure
-from tests.benchmarks.world import START, Heap, Prompt, World, workload
+from tests.benchmarks.pacing import BUCKET, TOKENS, Case, Client, PromptRun, measure
+from tests.benchmarks.world import START, EventHeap, Prompt, RemoteServer, workload
 
 pytestmark = pytest.mark.slow
 
@@ -32,29 +32,29 @@ POLICIES = ("kept", "refunded", "actual")
 class InspectedStore(MemoryStore):
     """A store whose model a test can read."""
 
-    def bucket(self) -> Any:
+    def model(self) -> Any:
         return self.transaction(BUCKET, lambda shared: shared.model)
 
 
-def crowd(
+def simulated_client(
     knobs: Knobs, prompts: list[Prompt], seed: int = 0
-) -> tuple[World, Client, InspectedStore]:
-    world, store = World(Heap(), knobs, seed), InspectedStore()
-    client = Client(world, RateLimiter(store), prompts, seed)
-    return world, client, store
+) -> tuple[RemoteServer, Client, InspectedStore]:
+    server, store = RemoteServer(EventHeap(), knobs, seed), InspectedStore()
+    client = Client(server, RateLimiter(store), prompts, seed)
+    return server, client, store
 
 
-def finish(world: World, client: Client) -> None:
+def finish(server: RemoteServer, client: Client) -> None:
     client.start()
-    world.heap.run()
+    server.heap.run()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_charge_policy_is_inferred_within_20_s(policy: Any) -> None:
-    world, client, store = crowd(replace(TOKENS, policy=policy), workload(1500, 3))
+    server, client, store = simulated_client(replace(TOKENS, policy=policy), workload(1500, 3))
     found: list[str] = []
-    world.heap.at(START + 20, lambda: found.append(store.bucket().tokens.policy))
-    finish(world, client)
+    server.heap.at(START + 20, lambda: found.append(store.model().tokens.policy))
+    finish(server, client)
     assert found == [policy]
 
 
@@ -75,7 +75,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_limit_is_used_within_3_percent_of_an_oracle(policy: Any, change: dict[str, Any]) -> None:
-    """The oracle knows all but the outputs. Refusals are rare."""
+    """The oracle knows everything except the outputs. Refusals are rare."""
     rare = {"headers", "used_by_others"} & change.keys()
     figures = measure(Case("", replace(TOKENS, policy=policy, **change)), 2000, 0)
     assert figures["oracle"] >= (0.9 if rare else 0.97)
@@ -93,51 +93,51 @@ def test_limit_that_is_halved_and_restored_is_followed(policy: Any) -> None:
 
 
 def test_end_of_a_long_job_goes_by_size() -> None:
-    """Only the last four limits' worth: before that, no prompt is passed."""
-    world, client, _ = crowd(replace(TOKENS, policy="refunded"), workload(5000, 1))
-    finish(world, client)
-    order = sorted(world.tally.admitted_at, key=world.tally.admitted_at.__getitem__)
-    sizes = [client.errands[number].prompt.tokens for number in order]
+    """Only the last requests, of four limits: before that, no prompt is overtaken."""
+    server, client, _ = simulated_client(replace(TOKENS, policy="refunded"), workload(5000, 1))
+    finish(server, client)
+    order = sorted(server.counts.admitted_at, key=server.counts.admitted_at.__getitem__)
+    sizes = [client.runs[number].prompt.tokens for number in order]
     assert all(abs(place - number) <= 50 for place, number in enumerate(order[:3100]))
     assert statistics.median(sizes[-50:]) > 3 * statistics.median(sizes[3300:3350])
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_large_prompt_among_small_ones_does_not_starve(policy: Any) -> None:
-    """One of 30% of the limit among 3,000 is let in within its fair time."""
+    """One of 30% of the limit among 3,000 is admitted within its fair time."""
     prompts = workload(3001, 1)
     large = replace(prompts[1500], tokens=180_000)
     prompts[1500] = large
-    world, client, _ = crowd(replace(TOKENS, policy=policy), prompts)
-    finish(world, client)
-    at = world.tally.admitted_at
+    server, client, _ = simulated_client(replace(TOKENS, policy=policy), prompts)
+    finish(server, client)
+    at = server.counts.admitted_at
     waited = at[1500] - START
     before = sum(p.charge(policy) for p in prompts[:1501])
     assert waited <= 2 * (before - 600_000) / 10_000 + 20
     assert sorted(at, key=at.__getitem__)[1400:1600].count(1500) == 1
 
 
-def test_prompts_go_in_the_order_in_which_they_came() -> None:
+def test_prompts_are_sent_in_the_order_in_which_they_came() -> None:
     """Except for the random delays of the network."""
-    world, client, _ = crowd(TOKENS, workload(800, 2))
-    finish(world, client)
-    order = sorted(world.tally.admitted_at, key=world.tally.admitted_at.__getitem__)
+    server, client, _ = simulated_client(TOKENS, workload(800, 2))
+    finish(server, client)
+    order = sorted(server.counts.admitted_at, key=server.counts.admitted_at.__getitem__)
     assert max(abs(place - number) for place, number in enumerate(order)) <= 15
 
 
-def test_first_request_goes_alone_until_its_headers_are_read() -> None:
+def test_first_request_is_sent_alone_until_its_headers_are_read() -> None:
     limiter = RateLimiter()
     first, second = (limiter.enqueue("b", Cost(10, 90), lambda: None) for _ in range(2))
     sent = limiter.try_acquire(first, 100.0)
     assert isinstance(sent, Permit)
     assert isinstance(limiter.try_acquire(second, 100.5), Wait | Cooldown)
-    gauge = LimitReading(limit=1000, remaining=900, full_in=6.0)
-    limiter.observe(sent, LimitSnapshot(at=101.0, tokens=gauge), 101.0)
+    reading = LimitReading(limit=1000, remaining=900, full_in=6.0)
+    limiter.observe(sent, LimitSnapshot(at=101.0, tokens=reading), 101.0)
     assert isinstance(limiter.try_acquire(second, 101.0), Permit)
 
 
 def test_refused_request_keeps_its_place() -> None:
-    """It is the first to go after the cooldown, and none goes sooner."""
+    """It is the first to be sent after the cooldown, and none is sent sooner."""
     limiter = RateLimiter()
     entries = [limiter.enqueue("b", Cost(10, 90), lambda: None) for _ in range(3)]
     sent = limiter.try_acquire(entries[0], 100.0)
@@ -162,47 +162,47 @@ def test_refused_probe_leaves_the_cooldown_unchanged() -> None:
     assert limiter.refuse(probe, Refusal(140.0, limit), 102.1).until == 110.0
 
 
-def test_daily_limit_teaches_nothing_about_the_minute() -> None:
+def test_refusal_by_a_daily_limit_leaves_the_minute_unknown() -> None:
     store = InspectedStore()
     limiter = RateLimiter(store)
     sent = limiter.try_acquire(limiter.enqueue(BUCKET, Cost(10, 90), lambda: None), 100.0)
     assert isinstance(sent, Permit)
     limit = Limit(resource="requests", window=86_400.0, limit=200, used=200, requested=1)
     limiter.refuse(sent, Refusal(500.0, limit), 100.1)
-    assert store.bucket().closed_until == 500.0
-    assert not store.bucket().tokens.bucket.is_known
-    assert not store.bucket().requests.is_known
+    assert store.model().closed_until == 500.0
+    assert not store.model().tokens.bucket.is_known
+    assert not store.model().requests.is_known
 
 
 def test_refused_request_is_not_charged() -> None:
-    """One that another limit refused gives back what it took from the minute's."""
+    """If another limit refused it, the limit of the minute is not charged."""
     store = InspectedStore()
     limiter = RateLimiter(store)
     first, second = (limiter.enqueue(BUCKET, Cost(10, 90), lambda: None) for _ in range(2))
     sent = limiter.try_acquire(first, 100.0)
     assert isinstance(sent, Permit)
-    gauge = LimitReading(limit=6000, remaining=3000, full_in=30.0)
-    limiter.observe(sent, LimitSnapshot(at=101.0, tokens=gauge), 101.0)
-    before = store.bucket().tokens.bucket.level_at(102.0)
+    reading = LimitReading(limit=6000, remaining=3000, full_in=30.0)
+    limiter.observe(sent, LimitSnapshot(at=101.0, tokens=reading), 101.0)
+    before = store.model().tokens.bucket.level_at(102.0)
     sent = limiter.try_acquire(second, 102.0)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=86_400.0, limit=200, used=200, requested=100)
     limiter.refuse(sent, Refusal(500.0, limit), 102.0)
-    assert store.bucket().tokens.bucket.level_at(102.0) == pytest.approx(before)
+    assert store.model().tokens.bucket.level_at(102.0) == pytest.approx(before)
 
 
 def test_bucket_is_not_left_in_debt_where_output_is_charged_at_the_end() -> None:
-    world, client, _ = crowd(replace(TOKENS, policy="actual"), workload(3000, 8))
-    finish(world, client)
-    assert world.tally.lowest > -0.005 * 600_000
+    server, client, _ = simulated_client(replace(TOKENS, policy="actual"), workload(3000, 8))
+    finish(server, client)
+    assert server.counts.lowest_level > -0.005 * 600_000
 
 
 def test_prompt_larger_than_the_limit_fails_unsent() -> None:
     limiter = RateLimiter()
     sent = limiter.try_acquire(limiter.enqueue("b", Cost(10, 90), lambda: None), 100.0)
     assert isinstance(sent, Permit)
-    gauge = LimitReading(limit=1000, remaining=900, full_in=6.0)
-    limiter.observe(sent, LimitSnapshot(at=101.0, tokens=gauge), 101.0)
+    reading = LimitReading(limit=1000, remaining=900, full_in=6.0)
+    limiter.observe(sent, LimitSnapshot(at=101.0, tokens=reading), 101.0)
     with pytest.raises(TooLargeError, match="about 5,000 tokens, 4,000 more than the 1,000"):
         limiter.try_acquire(limiter.enqueue("b", Cost(5000, 90), lambda: None), 101.0)
 
@@ -222,28 +222,28 @@ def test_limit_stated_long_ago_refuses_nothing_locally() -> None:
 
 def test_input_ratio_of_short_prompts_refuses_no_long_one() -> None:
     """A fixed charge on each prompt makes short ones count fourfold."""
-    limiter, gauge = RateLimiter(), LimitReading(limit=30_000, remaining=29_000, full_in=2.0)
+    limiter, reading = RateLimiter(), LimitReading(limit=30_000, remaining=29_000, full_in=2.0)
     for second in range(100, 200):
         sent = limiter.try_acquire(limiter.enqueue("b", Cost(12, 50), lambda: None), second)
         assert isinstance(sent, Permit)
-        limiter.observe(sent, LimitSnapshot(at=second, tokens=gauge), second)
+        limiter.observe(sent, LimitSnapshot(at=second, tokens=reading), second)
         limiter.settle(sent, Usage(input_tokens=52, output_tokens=5), second)
     limiter.try_acquire(limiter.enqueue("b", Cost(12_000, 50), lambda: None), 201.0)
 
 
-def test_size_that_was_let_in_once_is_not_refused_locally() -> None:
-    """A server may state a limit smaller than what it lets in."""
+def test_size_that_was_admitted_once_is_not_refused_locally() -> None:
+    """A server may state a limit smaller than what it admits."""
     limiter = RateLimiter()
     for at in (100.0, 900.0):
         entry = limiter.enqueue("b", Cost(5000, 90), lambda: None)
         sent = limiter.try_acquire(entry, at)
         assert isinstance(sent, Permit)
-        gauge = LimitReading(limit=1000, remaining=900, full_in=6.0)
-        limiter.observe(sent, LimitSnapshot(at=at + 1, tokens=gauge), at + 1)
+        reading = LimitReading(limit=1000, remaining=900, full_in=6.0)
+        limiter.observe(sent, LimitSnapshot(at=at + 1, tokens=reading), at + 1)
 
 
 numbers = st.floats(0, 1e15)
-gauges = st.none() | st.builds(
+readings = st.none() | st.builds(
     LimitReading,
     limit=st.floats(1e-3, 1e15),
     remaining=numbers,
@@ -253,8 +253,8 @@ snapshots = st.none() | st.builds(
     LimitSnapshot,
     at=st.floats(0, 1e6),
     processing=st.none() | st.floats(0, 86_400),
-    tokens=gauges,
-    requests=gauges,
+    tokens=readings,
+    requests=readings,
 )
 limits = st.none() | st.builds(
     Limit,
@@ -299,7 +299,7 @@ def test_any_server_statement_leaves_a_finite_wait(events: list[tuple[str, Any, 
     assert isinstance(answer, Permit) or now < answer.until < math.inf
 
 
-of_a_minute = st.lists(
+histories_of_a_minute = st.lists(
     st.tuples(
         st.sampled_from(["admit", "refuse", "settle", "cancel"]),
         snapshots,
@@ -309,7 +309,7 @@ of_a_minute = st.lists(
 )
 
 
-@given(of_a_minute, st.floats(0, 1), st.floats(0, 1))
+@given(histories_of_a_minute, st.floats(0, 1), st.floats(0, 1))
 def test_true_headers_outweigh_any_earlier_statement(
     events: list[tuple[str, Any, Any]], left: float, asked: float
 ) -> None:
@@ -324,14 +324,14 @@ def test_true_headers_outweigh_any_earlier_statement(
     assert isinstance(answer, Permit) or answer.until <= now + 60 + FOREIGN_TRUST_S
 
 
-def test_first_request_goes_when_the_cooldown_ends() -> None:
-    """Whatever is projected; the others when there is room."""
+def test_first_request_is_sent_when_the_cooldown_ends() -> None:
+    """Even if the projection is later; the others wait for capacity."""
     limiter = RateLimiter()
     entries = [limiter.enqueue("b", Cost(10, 5_000), lambda: None) for _ in range(3)]
     sent = limiter.try_acquire(entries[0], 100.0)
     assert isinstance(sent, Permit)
-    gauge = LimitReading(limit=6_000, remaining=6_000)
-    limiter.observe(sent, LimitSnapshot(at=100.2, tokens=gauge), 100.2)
+    reading = LimitReading(limit=6_000, remaining=6_000)
+    limiter.observe(sent, LimitSnapshot(at=100.2, tokens=reading), 100.2)
     sent = limiter.try_acquire(entries[1], 100.3)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=6_000, used=6_000, requested=5_010)
@@ -345,7 +345,7 @@ def test_first_request_goes_when_the_cooldown_ends() -> None:
 
 
 def test_end_of_a_cooldown_belongs_to_the_refused_kernel() -> None:
-    """Others wait until there is room for both."""
+    """Others wait until there is capacity for both."""
     store = InspectedStore()
     first, other = (RateLimiter(store, holder=name) for name in ("first", "other"))
     entry = first.enqueue(BUCKET, Cost(10, 5_000), lambda: None)
@@ -370,54 +370,56 @@ def refused_without_figures(limiter: RateLimiter, at: float, count: int) -> None
         limiter.refuse(each, Refusal(at + 10), at)
 
 
-def let_in(limiter: RateLimiter, at: float, snapshot: LimitSnapshot | None = None) -> None:
+def answered_request(
+    limiter: RateLimiter, at: float, snapshot: LimitSnapshot | None = None
+) -> None:
     """Send a request that is admitted, and answered at once."""
     sent = limiter.probe(limiter.enqueue(BUCKET, Cost(500, 500), lambda: None), at)
     limiter.observe(sent, snapshot, at)
     limiter.settle(sent, Usage(input_tokens=500, output_tokens=500), at)
 
 
-def test_pace_without_headers_grows_only_while_it_is_used() -> None:
+def test_rate_without_headers_grows_only_while_it_is_used() -> None:
     limiter = RateLimiter(store := InspectedStore())
     for second in range(100, 110):
-        let_in(limiter, float(second))
+        answered_request(limiter, float(second))
     refused_without_figures(limiter, 110.0, 5)
-    before = store.bucket().tokens.bucket.rate
+    before = store.model().tokens.bucket.rate
     for number in range(100):
-        let_in(limiter, 130.0 + 20 * number)
-    assert store.bucket().tokens.bucket.rate == before
+        answered_request(limiter, 130.0 + 20 * number)
+    assert store.model().tokens.bucket.rate == before
 
 
-def test_guessed_pace_is_dropped_after_a_long_rest() -> None:
+def test_guessed_rate_is_dropped_after_a_long_rest() -> None:
     limiter = RateLimiter(store := InspectedStore())
-    let_in(limiter, 100.0)
+    answered_request(limiter, 100.0)
     refused_without_figures(limiter, 110.0, 5)
-    assert store.bucket().tokens.bucket.is_known
-    let_in(limiter, 90_000.0)
-    assert not store.bucket().tokens.bucket.is_known
+    assert store.model().tokens.bucket.is_known
+    answered_request(limiter, 90_000.0)
+    assert not store.model().tokens.bucket.is_known
 
 
-def test_guessed_pace_is_measured_over_the_last_minutes() -> None:
+def test_guessed_rate_is_measured_over_the_last_minutes() -> None:
     """Hours of light use do not make it small."""
     limiter = RateLimiter(store := InspectedStore())
     for number in range(500):
-        let_in(limiter, 100.0 + 50 * number)
+        answered_request(limiter, 100.0 + 50 * number)
     at = 100.0 + 50 * 500
     for number in range(100):
-        let_in(limiter, at + number / 10)
+        answered_request(limiter, at + number / 10)
     refused_without_figures(limiter, at + 10, 5)
-    assert store.bucket().tokens.bucket.rate > 500
+    assert store.model().tokens.bucket.rate > 500
 
 
 def test_hidden_window_of_a_single_refusal_is_forgotten() -> None:
     limiter = RateLimiter()
     full = LimitReading(limit=60_000, remaining=59_000, full_in=1.0)
-    let_in(limiter, 100.0, LimitSnapshot(at=100.0, tokens=full))
+    answered_request(limiter, 100.0, LimitSnapshot(at=100.0, tokens=full))
     odd = limiter.probe(limiter.enqueue(BUCKET, Cost(500, 500), lambda: None), 110.0)
     odd.is_probe = False
     limit = Limit(resource="tokens", window=60.0, limit=60_000, used=0, requested=1_000)
     limiter.refuse(odd, Refusal(130.0, limit), 110.0)
-    let_in(limiter, 5_000.0, LimitSnapshot(at=5_000.0, tokens=full))
+    answered_request(limiter, 5_000.0, LimitSnapshot(at=5_000.0, tokens=full))
     for number in range(40):
         entry = limiter.enqueue(BUCKET, Cost(500, 500), lambda: None)
         assert isinstance(limiter.try_acquire(entry, 5_001.0 + number / 100), Permit)
@@ -426,19 +428,19 @@ def test_hidden_window_of_a_single_refusal_is_forgotten() -> None:
 def test_request_limit_that_headers_cease_to_state_is_forgotten() -> None:
     limiter = RateLimiter()
     tokens = LimitReading(limit=60_000, remaining=59_000, full_in=1.0)
-    let_in(
+    answered_request(
         limiter,
         100.0,
         LimitSnapshot(at=100.0, tokens=tokens, requests=LimitReading(limit=3, remaining=2)),
     )
-    let_in(limiter, 5_000.0, LimitSnapshot(at=5_000.0, tokens=tokens))
+    answered_request(limiter, 5_000.0, LimitSnapshot(at=5_000.0, tokens=tokens))
     for number in range(20):
         entry = limiter.enqueue(BUCKET, Cost(10, 10), lambda: None)
         assert isinstance(limiter.try_acquire(entry, 5_001.0 + number / 100), Permit)
 
 
-def test_single_refusal_without_figures_only_closes() -> None:
-    """It sets a cooldown, and no pace."""
+def test_single_refusal_without_figures_only_closes_the_model() -> None:
+    """It begins a cooldown, and sets no rate."""
     store = InspectedStore()
     limiter = RateLimiter(store)
     entry = limiter.enqueue(BUCKET, Cost(10, 1000), lambda: None)
@@ -447,7 +449,7 @@ def test_single_refusal_without_figures_only_closes() -> None:
     limiter.refuse(sent, Refusal(101.0, Limit()), 100.1)
     limiter.requeue(entry)
     assert isinstance(limiter.try_acquire(entry, 101.0), Permit)
-    assert not store.bucket().tokens.bucket.is_known
+    assert not store.model().tokens.bucket.is_known
 
 
 def test_silent_server_is_asked_again_after_ten_seconds() -> None:
@@ -476,8 +478,8 @@ def test_settling_a_permit_twice_counts_once() -> None:
     limiter.settle(sent, Usage(input_tokens=10, output_tokens=5), 103.0)
     limiter.release(sent, 104.0)
     limiter.settle(sent, Usage(input_tokens=10, output_tokens=5), 105.0)
-    output = store.bucket().output
-    assert (output.ended, output.in_flight, store.bucket().unanswered) == (1, 0, 0)
+    output = store.model().output
+    assert (output.ended, output.in_flight, store.model().unanswered) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -485,22 +487,24 @@ def test_four_kernels_get_equal_shares(policy: str) -> None:
     """Refusals are rare."""
     prompts = workload(2000, 4)
     shares = [prompts[i::4] for i in range(4)]
-    world, _ = run_kernels(policy, shares, 4)
-    assert fairness(world, shares, policy) >= 0.98
-    assert world.tally.refused <= 0.005 * world.tally.requests
+    server, _ = run_kernels(policy, shares, 4)
+    assert fairness(server, shares, policy) >= 0.98
+    assert server.counts.refused <= 0.005 * server.counts.requests
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_limit_of_a_dead_kernel_is_used_by_the_others_within_10_s(policy: Any) -> None:
     prompts, store = workload(4000, 5), InspectedStore()
-    world = World(Heap(), replace(TOKENS, policy=policy), 5)
-    clients = [Client(world, RateLimiter(store, holder=str(i)), prompts[i::4], i) for i in range(4)]
+    server = RemoteServer(EventHeap(), replace(TOKENS, policy=policy), 5)
+    clients = [
+        Client(server, RateLimiter(store, holder=str(i)), prompts[i::4], i) for i in range(4)
+    ]
     for client in clients:
         client.start()
-        beat(client, world)
-    world.heap.at(START + 60, setattr, clients[0], "dead", True)
-    world.heap.run()
-    at = world.tally.admitted_at
+        keep_alive(client, server)
+    server.heap.at(START + 60, setattr, clients[0], "dead", True)
+    server.heap.run()
+    at = server.counts.admitted_at
     begin, end = START + 70, START + 110
     taken = sum(p.charge(policy) for p in prompts if begin <= at.get(p.number, 0) < end)
     assert taken >= 0.97 * 10_000 * (end - begin)
@@ -508,39 +512,39 @@ def test_limit_of_a_dead_kernel_is_used_by_the_others_within_10_s(policy: Any) -
 
 def test_light_kernel_hardly_waits_beside_a_heavy_one() -> None:
     prompts, store = workload(2050, 6), InspectedStore()
-    world = World(Heap(), replace(TOKENS, policy="refunded"), 6)
-    heavy, light = (Client(world, RateLimiter(store, holder=n), [], 0) for n in ("heavy", "light"))
-    heavy.errands = [Errand(heavy, p) for p in prompts[:2000]]
-    light.errands = [Errand(light, p) for p in prompts[2000:]]
+    server = RemoteServer(EventHeap(), replace(TOKENS, policy="refunded"), 6)
+    heavy, light = (Client(server, RateLimiter(store, holder=n), [], 0) for n in ("heavy", "light"))
+    heavy.runs = [PromptRun(heavy, p) for p in prompts[:2000]]
+    light.runs = [PromptRun(light, p) for p in prompts[2000:]]
     heavy.start()
     for client in (heavy, light):
-        beat(client, world)
-    for number, errand in enumerate(light.errands):
-        world.heap.at(START + 40 + number, errand.enter)
-    world.heap.run()
-    at = world.tally.admitted_at
-    waits = [at[e.prompt.number] - e.entered_at for e in light.errands]
+        keep_alive(client, server)
+    for number, run in enumerate(light.runs):
+        server.heap.at(START + 40 + number, run.enter)
+    server.heap.run()
+    at = server.counts.admitted_at
+    waits = [at[e.prompt.number] - e.entered_at for e in light.runs]
     # Its first one makes it known; after 17 s, the end of the heavy job spends what was kept free.
     assert max(waits[1:17]) < 0.06
 
 
 def test_share_of_output_that_answers_use_is_learned() -> None:
-    world, client, store = crowd(
+    server, client, store = simulated_client(
         replace(TOKENS, policy="actual", token_bias=1.15), workload(1500, 7)
     )
     assert client.limiter.limit_states(START, BUCKET)[BUCKET].output_share is None
-    finish(world, client)
-    state = client.limiter.limit_states(world.heap.now)[BUCKET]
+    finish(server, client)
+    state = client.limiter.limit_states(server.heap.now)[BUCKET]
     assert state.tokens
     assert (state.tokens.limit, state.policy) == (600_000, "actual")
-    prompts = [errand.prompt for errand in client.errands]
+    prompts = [run.prompt for run in client.runs]
     used = sum(p.output for p in prompts) / sum(p.max_output for p in prompts)
     assert state.output_share == pytest.approx(used, rel=0.25)
-    assert store.bucket().input_ratio == pytest.approx(1.15, rel=0.05)
+    assert store.model().input_ratio == pytest.approx(1.15, rel=0.05)
 
 
 def test_cooldown_that_another_kernel_ended_is_over_here() -> None:
-    """Its probe was let in: the requests that wait here ask again at once."""
+    """Its probe was admitted: the requests that wait here try again at once."""
     store, woken = MemoryStore(), []
     first, second = (RateLimiter(store, holder=name) for name in ("a", "b"))
     entry = first.enqueue("b", Cost(10, 90), lambda: None)
@@ -593,8 +597,8 @@ def test_interrupted_request_keeps_no_other_kernel_waiting() -> None:
     for at, limiter, left in ((100.0, first, 59_000), (100.1, second, 58_000), (100.2, second, 99)):
         sent = limiter.try_acquire(limiter.enqueue("b", Cost(10, 990), lambda: None), at)
         assert isinstance(sent, Permit)
-        gauge = LimitReading(limit=60_000, remaining=left, full_in=(60_000 - left) / 1_000)
-        limiter.observe(sent, LimitSnapshot(at=at, tokens=gauge), at)
+        reading = LimitReading(limit=60_000, remaining=left, full_in=(60_000 - left) / 1_000)
+        limiter.observe(sent, LimitSnapshot(at=at, tokens=reading), at)
     given_up = first.enqueue("b", Cost(50_000, 1_000), lambda: None)
     first.try_acquire(given_up, 101.0)
     first.dequeue(given_up)
@@ -623,6 +627,6 @@ def test_kernel_without_heartbeats_is_counted_out_after_its_lease() -> None:
     assert isinstance(sent, Permit)
     alive.enqueue(BUCKET, Cost(10, 90), lambda: None)
     alive.heartbeat(104.0)
-    assert store.bucket().output.in_flight == 1
+    assert store.model().output.in_flight == 1
     alive.heartbeat(106.0)
-    assert (store.bucket().output.in_flight, store.bucket().unanswered) == (0, 0)
+    assert (store.model().output.in_flight, store.model().unanswered) == (0, 0)

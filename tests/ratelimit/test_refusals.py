@@ -15,12 +15,12 @@ COST = Cost(50, 150)
 
 def daily_headers(at: float, *, left: int = 14_000, limit: int = 14_400) -> LimitSnapshot:
     """Return headers that state requests a day."""
-    gauge = LimitReading(limit=limit, remaining=left, full_in=(limit - left) * DAY / limit)
-    return LimitSnapshot(at=at, requests=gauge)
+    reading = LimitReading(limit=limit, remaining=left, full_in=(limit - left) * DAY / limit)
+    return LimitSnapshot(at=at, requests=reading)
 
 
 def ask(limiter: RateLimiter, at: float) -> Permit | Wait | Cooldown:
-    """Ask for a permit, and give the place up where there is none."""
+    """Ask for a permit, and leave the queue if there is none."""
     entry = limiter.enqueue("b", COST, lambda: None)
     answer = limiter.try_acquire(entry, at)
     if isinstance(answer, Wait | Cooldown):
@@ -28,8 +28,8 @@ def ask(limiter: RateLimiter, at: float) -> Permit | Wait | Cooldown:
     return answer
 
 
-def let_in(limiter: RateLimiter, at: float, snapshot: LimitSnapshot) -> None:
-    """Send a request that is let in, and answered at once."""
+def answered_request(limiter: RateLimiter, at: float, snapshot: LimitSnapshot) -> None:
+    """Send a request that is admitted, and answered at once."""
     answer = ask(limiter, at)
     assert isinstance(answer, Permit), answer
     limiter.observe(answer, snapshot, at)
@@ -37,7 +37,7 @@ def let_in(limiter: RateLimiter, at: float, snapshot: LimitSnapshot) -> None:
 
 
 def refused(limiter: RateLimiter, at: float, *, seconds: float, limit: int, wait: float) -> None:
-    """Send a request that a limit refuses which is all used up."""
+    """Send a request that is refused by a limit without any capacity."""
     answer = ask(limiter, at)
     assert isinstance(answer, Permit), answer
     figures = Limit(resource="requests", window=seconds, limit=limit, used=limit, requested=1)
@@ -48,38 +48,38 @@ def refused(limiter: RateLimiter, at: float, *, seconds: float, limit: int, wait
 def limiter_with_undeclared_limit() -> RateLimiter:
     """Return a limiter whose headers state a day; at 110, a limit of 30 a minute has refused it."""
     limiter = RateLimiter()
-    let_in(limiter, 100.0, daily_headers(100.0))
+    answered_request(limiter, 100.0, daily_headers(100.0))
     refused(limiter, 110.0, seconds=60.0, limit=30, wait=2.0)
     return limiter
 
 
 def test_limit_stated_only_by_a_refusal_is_kept() -> None:
-    """One request every two seconds may go, although the headers speak of the day."""
+    """One request every two seconds is sent, although the headers state a day."""
     limiter = limiter_with_undeclared_limit()
     for number in range(20):
         due = 112.0 + 2 * number
         early = ask(limiter, due - 0.1)
         assert isinstance(early, Wait | Cooldown)
-        let_in(limiter, due + 0.01, daily_headers(due))
+        answered_request(limiter, due + 0.01, daily_headers(due))
 
 
 def test_headers_override_limits_learned_from_refusals() -> None:
     """Once headers state the same limit, it is projected by them."""
     limiter = limiter_with_undeclared_limit()
-    let_in(
+    answered_request(
         limiter,
         113.0,
         LimitSnapshot(at=113.0, requests=LimitReading(limit=30, remaining=20, full_in=20.0)),
     )
     for number in range(10):
-        let_in(limiter, 113.1 + number / 10, daily_headers(113.0, limit=30, left=20))
+        answered_request(limiter, 113.1 + number / 10, daily_headers(113.0, limit=30, left=20))
 
 
 def test_full_undeclared_limit_is_forgotten_after_ten_minutes() -> None:
     """It has refused nothing for long: the account may have a larger one."""
     limiter = limiter_with_undeclared_limit()
     for number in range(40):
-        let_in(limiter, 1000.0 + number / 100, daily_headers(1000.0))
+        answered_request(limiter, 1000.0 + number / 100, daily_headers(1000.0))
 
 
 @pytest.mark.parametrize("in_headers", [True, False])
@@ -87,13 +87,13 @@ def test_exhausted_daily_limit_parks_instead_of_queueing(*, in_headers: bool) ->
     """It closes the model under the limit's name, as a refusal would."""
     limiter = RateLimiter()
     if in_headers:
-        let_in(limiter, 100.0, daily_headers(100.0, limit=200, left=0))
+        answered_request(limiter, 100.0, daily_headers(100.0, limit=200, left=0))
     else:
-        let_in(
+        answered_request(
             limiter, 100.0, LimitSnapshot(at=100.0, requests=LimitReading(limit=500, remaining=400))
         )
         refused(limiter, 110.0, seconds=DAY, limit=200, wait=1.0)
-        let_in(
+        answered_request(
             limiter, 112.0, LimitSnapshot(at=112.0, requests=LimitReading(limit=500, remaining=500))
         )
     cooldown = ask(limiter, 120.0)
@@ -106,8 +106,8 @@ def test_exhausted_daily_limit_parks_instead_of_queueing(*, in_headers: bool) ->
 def test_daily_token_limit_gets_unused_output_back() -> None:
     """Where the server refunds, the limit over a day is refunded, too."""
     limiter = RateLimiter()
-    gauge = LimitReading(limit=60_000, remaining=59_000, full_in=1.0)
-    let_in(limiter, 100.0, LimitSnapshot(at=100.0, tokens=gauge))
+    reading = LimitReading(limit=60_000, remaining=59_000, full_in=1.0)
+    answered_request(limiter, 100.0, LimitSnapshot(at=100.0, tokens=reading))
     bucket = limiter.store.transaction("b", lambda shared: shared.model)
     bucket.tokens.chosen = 1
     answer = ask(limiter, 110.0)
@@ -125,14 +125,18 @@ def test_daily_token_limit_gets_unused_output_back() -> None:
 def limiter_with_exhausted_day(*, store: MemoryStore | None = None) -> RateLimiter:
     """Return a limiter that a limit of 200 requests a day has refused at 110."""
     limiter = RateLimiter(store, holder="a")
-    let_in(limiter, 100.0, LimitSnapshot(at=100.0, requests=LimitReading(limit=500, remaining=400)))
+    answered_request(
+        limiter, 100.0, LimitSnapshot(at=100.0, requests=LimitReading(limit=500, remaining=400))
+    )
     refused(limiter, 110.0, seconds=DAY, limit=200, wait=1.0)
-    let_in(limiter, 112.0, LimitSnapshot(at=112.0, requests=LimitReading(limit=500, remaining=500)))
+    answered_request(
+        limiter, 112.0, LimitSnapshot(at=112.0, requests=LimitReading(limit=500, remaining=500))
+    )
     return limiter
 
 
 def test_exhausted_daily_limit_is_announced_to_the_whole_queue() -> None:
-    """No request queues for hours, wherever it stands."""
+    """No request queues for hours, at any place in the queue."""
     limiter = limiter_with_exhausted_day()
     for _ in range(3):
         cooldown = limiter.try_acquire(limiter.enqueue("b", COST, lambda: None), 120.0)
@@ -147,8 +151,8 @@ def test_daily_limit_that_another_kernel_finds_larger_wakes_the_first() -> None:
     entry = limiter.enqueue("b", COST, lambda: woken.append(True))
     assert isinstance(limiter.try_acquire(entry, 120.0), Wait | Cooldown)
     probe = other.probe(other.enqueue("b", COST, lambda: None), 121.0)
-    gauge = LimitReading(limit=200, remaining=150, full_in=50 * DAY / 200)
-    other.observe(probe, LimitSnapshot(at=121.0, requests=gauge), 121.0)
+    reading = LimitReading(limit=200, remaining=150, full_in=50 * DAY / 200)
+    other.observe(probe, LimitSnapshot(at=121.0, requests=reading), 121.0)
     limiter.heartbeat(122.0)
     assert woken
     assert isinstance(limiter.try_acquire(entry, 122.0), Permit)

@@ -1,4 +1,4 @@
-"""A bucket: a server's bucket, reckoned from outside."""
+"""The projection of a server's token bucket."""
 
 from __future__ import annotations
 

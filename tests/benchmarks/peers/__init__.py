@@ -1,5 +1,5 @@
-"""How well others use a limit: libraries from PyPI, each as its own documentation has it.
+"""How well other libraries from PyPI use a limit, each as its own documentation shows.
 
-Each peer lives in a virtual environment of its own and meets the simulator there (`stage`), in
-virtual time; `roster` says who they are, and the other modules how each is used.
+Each library is installed into a virtual environment of its own and run against the simulator there
+(`trial`), in virtual time. `definitions` lists them, and the other modules show how each is used.
 """

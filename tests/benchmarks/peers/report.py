@@ -1,4 +1,4 @@
-"""The table and the plot of what came of the runs."""
+"""The table and the plot of the outcomes."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import get_args
 
 from nbcodex.simulator.knobs import Policy
-from tests.benchmarks.peers.roster import ALL, Peer
-from tests.benchmarks.peers.stage import Outcome
+from tests.benchmarks.peers.definitions import ALL, Peer
+from tests.benchmarks.peers.trial import Outcome
 from tests.benchmarks.table import table
 
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 TABLE = Path(__file__).parents[1] / "peers.md"
 PLOT = Path(__file__).parents[3] / "notebooks" / "images" / "peers.png"
 OURS = ALL[0].name
-Size = tuple[int, int]
-"""How many prompts, at how many tokens a minute."""
-FEW = 10.0
-"""Percent of prompts given up beyond which a time says nothing."""
+Size = tuple[int, int]  # the number of prompts, and the tokens per minute
+MAX_FAILED_PERCENT = 10.0  # if a run gave up more of its prompts, its time means nothing
 INTRODUCTION = """\
-# Measured: pacing, beside what others do
+# Measured: the rate limiter, compared with other libraries
 
 ```console
 python -m tests.benchmarks peers
@@ -31,25 +29,26 @@ python -m tests.benchmarks peers
 Efficiency: the time that a first-come-first-served oracle takes (it knows limits, policy and level,
 not the outputs) over the time taken, with the same prompts and latencies, from a full bucket on.
 The server keeps the charge for `max_output`, or refunds what was not used, or charges what was
-used. Medians, lowest and highest. Virtual time; libraries as PyPI has them. A time in brackets is
-that of a run that gave some prompts up; one that gave up more than 10 % has none. nbcodex is told
-nothing; who is told means has them from the prompts themselves, which nobody has beforehand. 429s
-for each policy in turn. CPU includes the simulated server's. "Not run" is for want of time. With
-fewer prompts and a limit as much smaller, a job has as many buckets.
+used. Medians, lowest and highest. Virtual time; libraries as they are on PyPI. A time in brackets
+is that of a run that gave some prompts up; a run that gave up more than 10 % has none. nbcodex is
+configured with nothing; libraries that are configured with means are given those of the prompts,
+which no user knows beforehand. 429s for each policy in turn. CPU includes the simulated server's.
+"Not run" is for lack of time. With fewer prompts and a proportionally smaller limit, a job has the
+same number of buckets.
 
-More than 1 is possible, by another order than that given: aiolimiter and token-throttle let whoever
-fits go first, so the large prompts wait until the end of the job, however early they came. An
-oracle that asks by size is faster than this one by 2 to 4 points where the server refunds (2,000
-prompts, four seeds), as fewer answers are under way at the end. We keep the order, but for the last
-four buckets' worth of a long job, and let nobody's wait be more than doubled.
+More than 1 is possible, by another order than that given: aiolimiter and token-throttle send any
+request that fits, so the large prompts wait until the end of the job, even if they came first. An
+oracle that sends by size is faster than this one by 2 to 4 points where the server refunds (2,000
+prompts, four seeds), as fewer answers are in flight at the end. nbcodex keeps the order, except for
+the last four buckets of a long job, and no request waits more than twice as long.
 
 ![efficiency of each](../../notebooks/images/peers.png)"""
 REAL = """\
 ## In real time
 
-Some of it again, with real clocks and sockets and the limits scaled, so that it takes two minutes
-at most: `python -m tests.benchmarks.peers --real --tpm 300000 --prompts 1200`. Beside it, the same
-in virtual time.
+Some of the runs again, with real clocks and sockets and the limits scaled, so that each takes two
+minutes at most: `python -m tests.benchmarks.peers --real --tpm 300000 --prompts 1200`. Beside each,
+the same run in virtual time.
 
 """
 
@@ -63,7 +62,7 @@ class Run:
 
     @property
     def efficiency(self) -> float:
-        """The oracle's time over the peer's; it says nothing where prompts were given up."""
+        """The oracle's time over the peer's; meaningless if many prompts were given up."""
         return self.oracle / self.outcome.seconds
 
     @property
@@ -78,7 +77,7 @@ class Run:
 
     @property
     def cpu(self) -> float:
-        """Seconds of CPU for 1,000 prompts, the simulated server's included."""
+        """Seconds of CPU for 1,000 prompts, including the simulated server."""
         return 1000 * self.outcome.cpu / self.outcome.count
 
 
@@ -91,35 +90,41 @@ def _cell(runs: Sequence[Run]) -> str:
     if len(values) > 1:
         figure += f" ({min(values):.3f} to {max(values):.3f})"
     if failed := max(run.failed for run in runs):
-        return f"gave up {failed:.2g} %" if failed > FEW else f"[{figure}], gave up {failed:.2g} %"
+        return (
+            f"gave up {failed:.2g} %"
+            if failed > MAX_FAILED_PERCENT
+            else f"[{figure}], gave up {failed:.2g} %"
+        )
     return figure
 
 
-def _mean(runs: Iterable[Run], of: str) -> float:
-    return statistics.fmean(getattr(run, of) for run in runs)
+def _mean(runs: Iterable[Run], figure: str) -> float:
+    return statistics.fmean(getattr(run, figure) for run in runs)
 
 
 def _row(peer: Peer, runs: Sequence[Run], missing: Mapping[str, str]) -> list[str]:
-    by = {policy: [r for r in runs if r.outcome.policy == policy] for policy in POLICIES}
-    seeds = "/".join(str(len(by[policy])) for policy in POLICIES)
+    by_policy = {policy: [r for r in runs if r.outcome.policy == policy] for policy in POLICIES}
+    seeds = "/".join(str(len(by_policy[policy])) for policy in POLICIES)
     if not runs:
-        return [peer.name, peer.told, missing.get(peer.name, "not run"), *[""] * 6]
-    refused = " / ".join(f"{_mean(by[p], 'refused'):.2g}" if by[p] else "-" for p in POLICIES)
+        return [peer.name, peer.configured_with, missing.get(peer.name, "not run"), *[""] * 6]
+    refused = " / ".join(
+        f"{_mean(by_policy[p], 'refused'):.2g}" if by_policy[p] else "-" for p in POLICIES
+    )
     twice = max(run.outcome.twice for run in runs)
     cpu = _mean(runs, "cpu")
-    cells = [_cell(by[policy]) for policy in POLICIES]
-    return [peer.name, peer.told, *cells, refused, str(twice), f"{cpu:.2g}", seeds]
+    cells = [_cell(by_policy[policy]) for policy in POLICIES]
+    return [peer.name, peer.configured_with, *cells, refused, str(twice), f"{cpu:.2g}", seeds]
 
 
-def worst(runs: Sequence[Run]) -> float | None:
-    """Return the least of the medians under the policies; None unless all answered everything."""
-    by = [[r for r in runs if r.outcome.policy == policy] for policy in POLICIES]
-    if not all(by) or any(run.failed for run in runs):
+def lowest_median(runs: Sequence[Run]) -> float | None:
+    """Return the lowest median of the policies; None if any prompt was given up."""
+    by_policy = [[r for r in runs if r.outcome.policy == policy] for policy in POLICIES]
+    if not all(by_policy) or any(run.failed for run in runs):
         return None
-    return min(statistics.median(r.efficiency for r in rows) for rows in by)
+    return min(statistics.median(r.efficiency for r in rows) for rows in by_policy)
 
 
-def of(runs: Iterable[Run], peer: str, size: Size) -> list[Run]:
+def runs_of(runs: Iterable[Run], peer: str, size: Size) -> list[Run]:
     """Return a peer's runs in virtual time of one size."""
     return [
         run
@@ -131,7 +136,7 @@ def of(runs: Iterable[Run], peer: str, size: Size) -> list[Run]:
 
 
 def sizes(runs: Iterable[Run]) -> list[Size]:
-    """Return the sizes of the comparisons, those with most peers first; a pair is none."""
+    """Return the sizes that more than three peers were run with, those with most peers first."""
     peers: dict[Size, set[str]] = {}
     for run in runs:
         if not run.outcome.real:
@@ -145,55 +150,58 @@ def write(runs: Sequence[Run], missing: Mapping[str, str]) -> None:
     """Write the tables."""
     parts = [INTRODUCTION]
     for size in sizes(runs):
-        heads = ["peer", "told", *POLICIES, "429s, %", "twice", "CPU, s/1,000", "seeds"]
+        heads = ["peer", "configured with", *POLICIES, "429s, %", "twice", "CPU, s/1,000", "seeds"]
         rows = [
             _row(peer, found, missing)
             for peer in ALL
-            if (found := of(runs, peer.name, size)) or size == sizes(runs)[0]
+            if (found := runs_of(runs, peer.name, size)) or size == sizes(runs)[0]
         ]
         parts.append(f"## {size[0]:,} prompts at {size[1]:,} tokens a minute")
-        parts += [table(heads, rows), _verdict(runs, size)]
-    ways = [[peer.name, peer.how] for peer in ALL]
-    parts += [_checks(runs), "## How each is used", table(["peer", "use"], ways)]
+        parts += [table(heads, rows), _comparison_lines(runs, size)]
+    descriptions = [[peer.name, peer.description] for peer in ALL]
+    parts += [_real_time_section(runs), "## How each is used", table(["peer", "use"], descriptions)]
     TABLE.write_text("\n\n".join(parts) + "\n")
 
 
-def _verdict(runs: Sequence[Run], size: Size) -> str:
-    """Say who wins where, and what the bounds come to."""
+def _comparison_lines(runs: Sequence[Run], size: Size) -> str:
+    """Return sentences that compare nbcodex with the best peers."""
     lines = []
-    least = {p.name: w for p in ALL if (w := worst(of(runs, p.name, size))) is not None}
-    if ours := least.pop(OURS, None):
-        name = max(least, key=least.__getitem__, default="")
+    lowest = {
+        p.name: w for p in ALL if (w := lowest_median(runs_of(runs, p.name, size))) is not None
+    }
+    if ours := lowest.pop(OURS, None):
+        name = max(lowest, key=lowest.__getitem__, default="")
         if name:
             lines.append(
                 f"In the worst policy, among those that answer everything: {OURS} {ours:.3f}; "
-                f"{name} {least[name]:.3f}: {100 * (ours - least[name]):+.1f} points."
+                f"{name} {lowest[name]:.3f}: {100 * (ours - lowest[name]):+.1f} points."
             )
     for policy in POLICIES:
         medians = {
             peer.name: statistics.median(r.efficiency for r in found)
             for peer in ALL
-            if (found := [r for r in of(runs, peer.name, size) if r.outcome.policy == policy])
+            if (found := [r for r in runs_of(runs, peer.name, size) if r.outcome.policy == policy])
             and not any(r.failed for r in found)
         }
-        mine = medians.pop(OURS, None)
-        fair = [peer.name for peer in ALL if peer.name in medians and "mean" not in peer.told]
-        if mine is not None and fair:
-            name = max(fair, key=medians.__getitem__)
+        own = medians.pop(OURS, None)
+        # No user knows the means beforehand.
+        realistic = [p.name for p in ALL if p.name in medians and "mean" not in p.configured_with]
+        if own is not None and realistic:
+            name = max(realistic, key=medians.__getitem__)
             line = (
-                f"Under *{policy}* the best peer that is told the limits is {name} with "
-                f"{medians[name]:.3f}, {OURS} has {mine:.3f}: "
-                f"{100 * (mine - medians[name]):+.1f} points."
+                f"Under *{policy}* the best peer that is configured with the limits is {name} with "
+                f"{medians[name]:.3f}, {OURS} has {own:.3f}: "
+                f"{100 * (own - medians[name]):+.1f} points."
             )
             first = max(medians, key=medians.__getitem__)
             if medians[first] > medians[name]:
-                line += f" Told means, too, {first} has {medians[first]:.3f}."
+                line += f" Configured with means as well, {first} has {medians[first]:.3f}."
             lines.append(line)
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _checks(runs: Sequence[Run]) -> str:
-    """Set each run in real time beside the same one in virtual time."""
+def _real_time_section(runs: Sequence[Run]) -> str:
+    """Return a table of the runs in real time, each beside the same one in virtual time."""
     rows = []
     for run in runs:
         o = run.outcome
@@ -206,11 +214,11 @@ def _checks(runs: Sequence[Run]) -> str:
             and (v.outcome.peer, v.outcome.policy, v.outcome.seed) == (o.peer, o.policy, o.seed)
             and (v.outcome.count, v.outcome.tpm) == (o.count, o.tpm)
         ]
-        there = virtual[0] if virtual else None
-        beside = [f"{there.efficiency:.3f}", f"{there.refused:.2g}"] if there else ["-", "-"]
+        twin = virtual[0] if virtual else None
+        cells = [f"{twin.efficiency:.3f}", f"{twin.refused:.2g}"] if twin else ["-", "-"]
         size = f"{o.count:,} at {o.tpm:,}"
         real = [f"{run.efficiency:.3f}", f"{run.refused:.2g}", str(o.failed)]
-        rows.append([o.peer, o.policy, size, *real, *beside])
+        rows.append([o.peer, o.policy, size, *real, *cells])
     heads = ["peer", "policy", "prompts, TPM", "real", "429s, %", "given up", "virtual", "429s, %"]
     return REAL + table(heads, rows)
 
@@ -225,12 +233,12 @@ def plot(runs: Sequence[Run]) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    shown = [peer for peer in ALL if of(runs, peer.name, size)]
+    shown = [peer for peer in ALL if runs_of(runs, peer.name, size)]
     figure, axes = plt.subplots(figsize=(7.5, 0.32 * len(shown) + 1.1), layout="constrained")
     for policy, shape, colour in zip(POLICIES, "os^", ("C0", "C1", "C2"), strict=True):
         for place, peer in enumerate(shown):
-            found = [r for r in of(runs, peer.name, size) if r.outcome.policy == policy]
-            if not found or max(r.failed for r in found) > FEW:
+            found = [r for r in runs_of(runs, peer.name, size) if r.outcome.policy == policy]
+            if not found or max(r.failed for r in found) > MAX_FAILED_PERCENT:
                 continue
             value = statistics.median(r.efficiency for r in found)
             face = "none" if any(r.failed for r in found) else colour

@@ -1,7 +1,7 @@
 """bespokelabs-curator: `curator.LLM` with the OpenAI backend, its defaults, and the limits.
 
 https://docs.bespokelabs.ai: `backend_params`. It runs its loop within ours (nest_asyncio), and
-reads the time from the process. tiktoken's tables are fetched, so it is given the true count.
+reads the time from the process. tiktoken would download tables, so it is given the true count.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import tempfile
 from typing import Any
 
-from tests.benchmarks.peers.stage import KEY, Stage
+from tests.benchmarks.peers.trial import KEY, Trial
 from tests.benchmarks.prompts import text_of
 
 
@@ -21,8 +21,8 @@ class Characters:
         return range(round(len(text) / 4))
 
 
-async def run(stage: Stage) -> None:
-    """Ask by an `LLM` with the limits; the watch runs while it sends requests."""
+async def run(trial: Trial) -> None:
+    """Send by an `LLM` with the limits; only the time while it sends requests is measured."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(
             TELEMETRY_ENABLED="false",
@@ -36,26 +36,26 @@ async def run(stage: Stage) -> None:
 
         processor = openai_online_request_processor.OpenAIOnlineRequestProcessor
         processor.get_token_encoding = lambda self: Characters()
-        # It asks for them by a request that would block the loop; it is told the limits anyway.
+        # It would request the limits in a way that blocks the loop; they are configured anyway.
         processor.get_header_based_rate_limits = lambda self: (0, 0)
         send = processor.process_requests_from_file
 
         async def timed(self: Any, *args: Any, **options: Any) -> None:
-            stage.begin()
+            trial.start_clock()
             await send(self, *args, **options)
-            stage.end()
+            trial.stop_clock()
 
         processor.process_requests_from_file = timed
         llm = curator.LLM(
             model_name="gpt-4o-mini",
             backend="openai",
-            generation_params={"max_tokens": stage.prompts[0].max_output},
+            generation_params={"max_tokens": trial.prompts[0].max_output},
             backend_params={
-                "base_url": stage.base_url,
+                "base_url": trial.base_url,
                 "api_key": KEY,
-                "max_requests_per_minute": stage.knobs.rpm,
-                "max_tokens_per_minute": stage.knobs.tpm,
+                "max_requests_per_minute": trial.knobs.rpm,
+                "max_tokens_per_minute": trial.knobs.tpm,
                 "require_all_responses": False,
             },
         )
-        llm([text_of(prompt) for prompt in stage.prompts])
+        llm([text_of(prompt) for prompt in trial.prompts])

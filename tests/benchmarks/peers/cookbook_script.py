@@ -1,7 +1,7 @@
 """OpenAI's cookbook script ``api_request_parallel_processor.py``, in the packaged form of parareq.
 
-The package imports a private module of its author's and tiktoken, whose tables are fetched: both
-are stood in for, tokens by the true count.
+The package imports a private module of its author and tiktoken, which would download tables. Both
+are replaced, the count of tokens by the true one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import tempfile
 import types
 from pathlib import Path
 
-from tests.benchmarks.peers.stage import KEY, MODEL, Stage
+from tests.benchmarks.peers.trial import KEY, MODEL, Trial
 from tests.benchmarks.prompts import text_of
 
 
-async def run(stage: Stage, *, share: float) -> None:
+async def run(trial: Trial, *, share: float) -> None:
     """Process a file of requests, at a share of the limits."""
     sys.modules["synthgpt"] = types.ModuleType("synthgpt")
     secret = types.ModuleType("synthgpt.secret")
@@ -26,46 +26,46 @@ async def run(stage: Stage, *, share: float) -> None:
     sys.modules["tiktoken"] = types.ModuleType("tiktoken")
     from parareq import parareq
 
-    # Its own way to find the endpoint knows https alone.
+    # Its own function finds the endpoint in https addresses only.
     parareq.api_endpoint_from_url = lambda url: url.partition("/v1/")[2]
     parareq.num_tokens_consumed_from_request = _cost
     with tempfile.TemporaryDirectory() as folder:
-        asked = _named(folder)
-        lines = [f"{json.dumps(line)}\n" for line in _lines(stage)]
+        requests_file = _empty_file(folder)
+        lines = [f"{json.dumps(line)}\n" for line in _lines(trial)]
         processor = parareq.APIRequestProcessor(
-            requests_filepath=str(asked),
+            requests_filepath=str(requests_file),
             save_filepath=str(Path(folder, "answers.jsonl")),
-            request_url=f"{stage.base_url}/chat/completions",
+            request_url=f"{trial.base_url}/chat/completions",
             api_key=KEY,
-            max_requests_per_minute=share * stage.knobs.rpm,
-            max_tokens_per_minute=share * stage.knobs.tpm,
+            max_requests_per_minute=share * trial.knobs.rpm,
+            max_tokens_per_minute=share * trial.knobs.tpm,
             max_attempts=5,
         )
-        stage.begin()
+        trial.start_clock()
         await processor._process_api_requests_from_file(
             iter(lines),
             asyncio.Queue(),
             parareq.task_id_generator_function(),
             parareq.StatusTracker(),
         )
-        stage.end()
+        trial.stop_clock()
 
 
-def _named(folder: str) -> Path:
-    """Return the file that the script wants to exist, though its lines come from memory."""
-    path = Path(folder, "asked.jsonl")
+def _empty_file(folder: str) -> Path:
+    """Return a file, which the script requires to exist although its lines come from memory."""
+    path = Path(folder, "requests.jsonl")
     path.touch()
     return path
 
 
-def _lines(stage: Stage) -> list[dict[str, object]]:
+def _lines(trial: Trial) -> list[dict[str, object]]:
     return [
         {
             "model": MODEL,
             "max_tokens": prompt.max_output,
             "messages": [{"role": "user", "content": text_of(prompt)}],
         }
-        for prompt in stage.prompts
+        for prompt in trial.prompts
     ]
 
 

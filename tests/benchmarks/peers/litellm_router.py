@@ -9,19 +9,19 @@ import datetime
 import os
 import time
 
-from tests.benchmarks.peers.limiters import FEW, RETRIES
-from tests.benchmarks.peers.stage import KEY, Stage
+from tests.benchmarks.peers.limiters import MAX_CONCURRENT, RETRIES
+from tests.benchmarks.peers.trial import KEY, Trial
 from tests.benchmarks.prompts import text_of
 from tests.benchmarks.world import Prompt
 
 
-async def run(stage: Stage) -> None:
-    """Ask by a router."""
+async def run(trial: Trial) -> None:
+    """Send by a router."""
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     from litellm import Router
     from litellm.router_strategy import lowest_tpm_rpm_v2
 
-    # It counts by the minutes of the wall clock, which it reads where no clock can be put.
+    # It counts by the minutes of the wall clock, which it reads by a function of its own.
     lowest_tpm_rpm_v2.get_utc_datetime = lambda: datetime.datetime.fromtimestamp(
         time.time(), datetime.UTC
     )
@@ -32,9 +32,9 @@ async def run(stage: Stage) -> None:
                 "litellm_params": {
                     "model": "openai/gpt-4o-mini",
                     "api_key": KEY,
-                    "api_base": stage.base_url,
-                    "tpm": stage.knobs.tpm,
-                    "rpm": stage.knobs.rpm,
+                    "api_base": trial.base_url,
+                    "tpm": trial.knobs.tpm,
+                    "rpm": trial.knobs.rpm,
                 },
             }
         ],
@@ -49,6 +49,6 @@ async def run(stage: Stage) -> None:
             max_tokens=prompt.max_output,
         )
 
-    stage.open_doors()
+    trial.lift_limits()
     await router.acompletion(model="model", messages=[{"role": "user", "content": "hi"}])
-    await stage.each(ask, at_once=FEW)
+    await trial.ask_all(ask, at_once=MAX_CONCURRENT)
