@@ -54,7 +54,9 @@ Api = Literal["auto", "responses", "chat"]
 Status = Literal[
     "pending", "running", "waiting", "done", "parked", "interrupted", "cancelled", "failed"
 ]
-Resource = Literal["tokens", "requests"]
+# What a limit of the server counts: tokens or requests in a window of time, requests in progress at
+# once, or the growth of the traffic.
+Resource = Literal["tokens", "requests", "parallel requests", "traffic growth"]
 MapOutcome = Literal["", "done", "stopped", "cancelled", "parked", "failed"]
 
 MINUTE, DAY = 60.0, 86_400.0

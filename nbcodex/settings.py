@@ -1,7 +1,7 @@
 """What the user and the environment have configured, read afresh for each request.
 
 Owns the order of precedence: options of the request, `%config Codex`, the environment, the default.
-Must not know traitlets or the SDK.
+It imports neither traitlets nor the SDK, which take long to load.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ENVIRONMENT = {
 _SECRETS = {"api_key", "azure_key", "azure_ad_token", "redis_url"}
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", re.IGNORECASE)
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", re.IGNORECASE)  # "1.5h", "250 ms"
 
 
 class Secret:
@@ -76,8 +76,8 @@ class Secret:
 def parse_duration(text: str | float) -> float:
     """Return seconds for ``90s``, ``10m``, ``1h30m``, ``250ms`` or a plain number of seconds."""
     plain = str(text).strip()
-    parts = _PART.findall(plain)
-    if parts and not _PART.sub("", plain).strip():
+    parts = _DURATION_PART.findall(plain)
+    if parts and not _DURATION_PART.sub("", plain).strip():
         seconds = sum(float(number) * _UNITS[unit.lower()] for number, unit in parts)
     else:
         try:
@@ -168,9 +168,9 @@ def _as_field(name: str, value: Any) -> Any:
         keys = {}
         for host, key in value.items():
             # Hosts are compared in lower case and without the path of a URL.
-            scheme, separator, rest = host.strip().lower().rpartition("://")
-            place = f"{scheme}{separator}{rest.partition('/')[0]}"
-            keys[place] = key if isinstance(key, Secret) else Secret(key)
+            scheme, separator, address = host.strip().lower().rpartition("://")
+            origin = f"{scheme}{separator}{address.partition('/')[0]}"
+            keys[origin] = key if isinstance(key, Secret) else Secret(key)
         return keys
     if name in {"patience", "idle_timeout"}:
         seconds = parse_duration(value)

@@ -28,7 +28,7 @@ from nbcodex.errors import (
     TransportError,
     shorten,
 )
-from nbcodex.models import DAY, Limit
+from nbcodex.models import DAY, Limit, Resource
 from nbcodex.openai_api import dialects, rate_limits
 from nbcodex.openai_api.rate_limits import MAX_MESSAGE_CHARS, Headers
 
@@ -37,7 +37,7 @@ CleanText = Callable[[str], str]  # removes secrets
 MAX_ERROR_BODY_CHARS = 1_000_000
 _MAX_CAUSES = 16  # exceptions can be chained in a circle
 _ADVICE: dict[type[NbcodexError], str] = {
-    LimitError: "It is retried automatically; a lower --max-output needs less of the limit.",
+    LimitError: "It is retried automatically.",
     OverloadedError: "It is retried automatically; another model may be less busy.",
     ServerError: "It is retried automatically; if it persists, see the provider's status page.",
     TransportError: "It is retried automatically; check the network, the VPN or the proxy.",
@@ -47,6 +47,13 @@ _ADVICE: dict[type[NbcodexError], str] = {
     ModelError: "`%codex models` lists what the key can use; check the base URL, too.",
     RequestError: "Change the prompt or the options; as it is, it can never succeed.",
 }
+_LIMIT_ADVICE: dict[Resource | None, str] = {
+    "tokens": "It is retried automatically; a lower --max-output needs less of the limit.",
+    "requests": "It is retried automatically; the limit counts requests, whatever their size.",
+    "parallel requests": "It is retried automatically, with fewer requests at once.",
+    "traffic growth": "It is retried automatically, and requests are sent more slowly.",
+}
+MAX_SLOT_WAIT_S = 10.0  # a longer wait is not about a limit on parallel requests
 # OpenAI's and FastAPI's names first; MiniMax sends `status_msg`.
 _MESSAGE_MEMBERS = ("message", "detail", "msg", "error_msg", "error_message", "status_msg", "text")
 _ADDRESS_ADVICE = "Check the base URL (--api-base, OPENAI_BASE_URL): most end in /v1."
@@ -361,6 +368,8 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
         )
     if codes & dialects.MODEL_CODES or any(p in lower for p in dialects.MODEL_PHRASES):
         return _error(ModelError, info, "The server does not have this model")
+    if dialects.GROWTH_CODE in codes:
+        return _limit_error(info, Limit(resource="traffic growth"), wait, headers, wall)
     # Before limits: overload also arrives as 429, and closes no limit of this account.
     is_overload = is_refusal and any(p in lower for p in dialects.OVERLOADED_PHRASES)
     if codes & dialects.OVERLOADED_CODES or status in {498, 503, 529} or is_overload:
@@ -413,7 +422,10 @@ def _limit_error(
     info: ErrorInfo, limit: Limit, wait: float | None, headers: Headers, wall: float
 ) -> LimitError:
     """Return the error of a rate limit, with figures from the headers that the body lacks."""
-    limits = rate_limits.header_limits(headers, wall=wall)
+    if dialects.PARALLEL_CODE in info.codes and limit.resource is None:
+        limit = replace(limit, resource="parallel requests")
+    by_time = limit.resource in (None, "tokens", "requests")
+    limits = rate_limits.header_limits(headers, wall=wall) if by_time else []
     exhausted = max(
         (each for each in limits if each.is_exhausted),
         key=lambda each: each.reset_in or 0.0,
@@ -433,11 +445,18 @@ def _limit_error(
         wait = rate_limits.clamp_wait(exhausted.reset_in)
     if info.is_google and limit.window == DAY:
         wait = max(wait or 0.0, rate_limits.seconds_to_pacific_midnight(wall))
+    if limit.resource == "parallel requests" and (wait or 0.0) > MAX_SLOT_WAIT_S:
+        # LiteLLM states when the minute of its other limits ends; a slot is free when one of the
+        # requests in progress ends.
+        wait = None
     message = info.sentence("The server's rate limit is reached")
+    if limit.resource == "traffic growth":
+        message = info.sentence("Traffic to the server has grown too fast")
     if limit.limit is not None:
         model = f" for {limit.model}" if limit.model else ""
         message = f"{limit.name[0].upper()}{limit.name[1:]} reached{model}: {limit.figures}."
-    return LimitError(message, limit=limit, advice=_ADVICE[LimitError], wait=wait)
+    advice = _LIMIT_ADVICE.get(limit.resource, _ADVICE[LimitError])
+    return LimitError(message, limit=limit, advice=advice, wait=wait)
 
 
 def _quota_error(info: ErrorInfo, wall: float) -> NbcodexError:

@@ -64,9 +64,12 @@ MODEL_CODES = {
     "unknown_model",
 }
 MODEL_PHRASES = ("no available channel", "无可用渠道")  # relays (one-api #2340, new-api #6310)
+# OpenAI, with HTTP 429 or 503: the traffic of this account grows too fast.
+GROWTH_CODE = "slow_down"
+# GLM: too many requests at once.
+PARALLEL_CODE = "1302"
 OVERLOADED_CODES = {
     "server_is_overloaded",
-    "slow_down",
     "overloaded",
     "overloaded_error",  # Anthropic, with HTTP 529
     "engine_overloaded",
@@ -87,8 +90,8 @@ LIMIT_CODES = {
     "too_many_requests",
     "toomanyrequests",
     "1002",  # MiniMax
-    "1302",  # this and the next two are GLM's: too many requests at once, per minute, or in all
-    "1303",
+    PARALLEL_CODE,
+    "1303",  # GLM: too many requests per minute; 1305: in all
     "1305",
     "336501",  # Baidu: requests per minute; 336502: tokens per minute
     "336502",

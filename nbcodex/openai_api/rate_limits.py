@@ -75,6 +75,17 @@ _RESOURCES = {"t": "tokens", **dict.fromkeys("rcqm", "requests")}
 _CURRENT = re.compile(r"\bcurrent ([rt])p([smhd]): (\d{1,15})", re.IGNORECASE)
 _CURRENT_LIMIT = re.compile(r"\b([rt])p([smhd]) limit: (\d{1,15})", re.IGNORECASE)
 _LIMIT_TYPE = re.compile(r"\blimit type: (tokens|requests)\b", re.IGNORECASE)
+# LiteLLM: "Limit type: max_parallel_requests. Current limit: 1, Remaining: 0", Moonshot: "request
+# reached organization max concurrency: 1", others: "Too many concurrent requests (limit 2)".
+_PARALLEL = re.compile(
+    r"\b(?:limit type: max_parallel_requests|max parallel request|max concurrency|"
+    r"too many (?:parallel|concurrent)|(?:parallel|concurrent) requests? limit|concurrency limit|"
+    r"(?:limit of|maximum(?: number)? of) (?:\d{1,6} )?(?:parallel|concurrent))\b",
+    re.IGNORECASE,
+)
+_PARALLEL_COUNT = re.compile(
+    r"\b(?:limit|concurrency|maximum)(?: of|:)? (\d{1,6})\b", re.IGNORECASE
+)
 _RESETS_AT = re.compile(r"\bresets at:? ([\dT:. +Z-]{10,40})", re.IGNORECASE)
 # Google: "Quota exceeded for metric: x/free_tier_requests, limit: 0, model: m", and the id
 # "GenerateRequestsPerDayPerProjectPerModel-FreeTier".
@@ -296,7 +307,7 @@ def limit_in_message(message: str, *, kind: str | None = None) -> Limit:
 
 
 def _crossed_limit(text: str) -> tuple[Resource, float | None, dict[str, float | None]] | None:
-    """Return the limit that LiteLLM, GitHub Models or Moonshot state in words of their own."""
+    """Return the limit that LiteLLM, GitHub Models, Moonshot or others state in other words."""
     if found := _LIMIT_OF.search(text):
         return _resource(found[3] or "requests"), float(found[2]), {"limit": float(found[1])}
     if found := _MAX_LIMIT.search(text):
@@ -311,6 +322,9 @@ def _crossed_limit(text: str) -> tuple[Resource, float | None, dict[str, float |
         if limit is not None and float(used) >= limit:
             figures: dict[str, float | None] = {"limit": limit, "used": float(used)}
             return _resource(resource), WINDOWS_S[window.lower()], figures
+    if _PARALLEL.search(text):
+        count = _PARALLEL_COUNT.search(text)
+        return "parallel requests", None, {"limit": float(count[1]) if count else None}
     return None
 
 

@@ -266,7 +266,9 @@ class AnswerStream:
         if isinstance(error, AnswerFailedError):
             raise error
         if not self._reader.is_complete:
-            raise broken_connection("The stream ended before the answer was complete.")
+            failure = broken_connection("The stream ended before the answer was complete.")
+            failure.ended_early = True
+            raise failure
 
     def _deadline(self) -> float:
         """Return the loop's time until which the server may stay silent."""

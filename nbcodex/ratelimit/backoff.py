@@ -1,4 +1,4 @@
-"""Computes the wait after a refused or failed attempt. Never waits itself."""
+"""Computes the wait after a refused or failed attempt. It does not wait itself."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Cost:
 class Permit:
     """Permission to send one attempt, and what the limits record of it: a reservation's data."""
 
-    name: str  # of the limits that it was taken from
+    name: str  # the hashed name of the limits that it was taken from
     cost: Cost
     issued_at: float
     number: int  # in the order of sending
@@ -96,6 +96,11 @@ class ChargePolicyEstimator:
     chosen: int = 0  # the assumed policy's index; at first *kept*, which is safe with any server
     typical_request: float = 0.0  # tokens with the whole `max_output`, a moving average
 
+    def __post_init__(self) -> None:
+        lengths = {len(self.buckets), len(self.scores), len(self.window_errors)}
+        if lengths != {len(CHARGE_POLICIES)} or not 0 <= self.chosen < len(CHARGE_POLICIES):
+            raise ValueError("one figure for each charge policy is needed")  # damaged in a store
+
     @property
     def policy(self) -> ChargePolicy:
         """The policy that is assumed."""
@@ -108,11 +113,9 @@ class ChargePolicyEstimator:
 
     @property
     def may_charge_later(self) -> bool:
-        """Whether output may yet be charged when answers end, as far as the evidence goes.
-
-        Snapshots correct what a wrong policy has projected, but do not show charges that are still
-        to come: without this, 300 requests on a tenth of a minute's tokens had two refusals.
-        """
+        """Whether output may yet be charged when answers end: the scores do not rule it out."""
+        # Snapshots correct what a wrong policy has projected, but show no later charges: without
+        # this, 300 requests on a tenth of a minute's tokens had two refusals.
         return self.scores[ACTUAL_INDEX] - self.scores[self.chosen] < DISMISSED_LEAD
 
     def charge(self, input_tokens: float, max_output: float, now: float) -> tuple[LevelMark, ...]:
@@ -149,7 +152,7 @@ class ChargePolicyEstimator:
             bucket.correct(error, now, taken_at=taken_at, learns_foreign=learns_foreign)
 
     def score_window(self, at: float) -> None:
-        """Score the window that ends with a snapshot taken at `at`, if it holds evidence."""
+        """Score the window that ends with a snapshot taken at `at`, if it tells policies apart."""
         if self.window_start_at is None:
             self.window_start_at = at
             self.window_errors = _zeros()
@@ -169,8 +172,7 @@ class ChargePolicyEstimator:
 
     def choose_optimistic(self, now: float) -> None:
         """Assume the policy that allows most, of those that the evidence does not rule out."""
-        # Without headers only a refusal shows anything, so a policy that is never tried is never
-        # learned.
+        # Without headers only refusals are evidence, so a policy has to be tried to be learned.
         best = min(self.scores)
         likely = [i for i, score in enumerate(self.scores) if score - best < SWITCH_LEAD]
         self.chosen = max(likely, key=lambda i: self.buckets[i].level_at(now))
@@ -180,7 +182,7 @@ class ChargePolicyEstimator:
 class OutputEstimator:
     """The mean share of its `max_output` that an answer uses. Stores keep the fields in this order.
 
-    Short answers end first, and would make the mean too small. So the answers in flight count too,
+    Short answers end first, and would make the mean too small. So answers in flight count as well,
     as if they had produced output at the mean speed since they started.
     """
 

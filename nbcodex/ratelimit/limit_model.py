@@ -1,12 +1,11 @@
 """What is known of one model's limits, learned from headers, refusals and ended answers.
 
-Numbers only, so that processes can share it, and pure. Must not know who waits, nor how.
+Numbers only, so that processes can share them, and pure: every function is given the time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nbcodex.models import DAY, MINUTE, Limit, LimitReading, LimitSnapshot, Resource, Usage
@@ -17,28 +16,31 @@ from nbcodex.ratelimit.charge_policy import (
     OutputEstimator,
     Permit,
 )
-from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, TokenBucket
+from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, MIN_LIMIT, TokenBucket
+from nbcodex.ratelimit.undeclared_limits import ParallelLimit, UndeclaredLimits
 
 # The margin is the share of a limit that is never used. An unexplained refusal multiplies it by
 # MARGIN_GROWTH, and each second by MARGIN_DECAY.
 MIN_MARGIN, MAX_MARGIN, MARGIN_GROWTH, MARGIN_DECAY = 0.005, 0.1, 1.5, 0.99
-# Without headers nothing shows unused capacity, so the assumed rate grows by this share per second;
-# faster where it is only a guess. MAX_GROWTH bounds one step.
+# Without headers nothing shows unused capacity, so the assumed rate grows by HEADERLESS_GROWTH per
+# second, and by GUESSED_GROWTH where it is only a guess. MAX_GROWTH bounds one step.
 HEADERLESS_GROWTH, GUESSED_GROWTH, MAX_GROWTH = 0.004, 0.02, 0.1
-# It grows only while it is what delays requests: while fewer typical requests than this have been
-# refilled since the last one was sent.
+# It grows only while the limit delays requests: if more than this many typical requests were
+# refilled since the last one was sent, too few requests were waiting.
 MAX_IDLE_REQUESTS = 4.0
-# After a refusal without figures, this share of the rate at which requests were sent is assumed.
+# After a refusal without figures, this share of the measured rate of sending is taken as the limit.
 # Fewer requests in flight than MIN_PACE_REQUESTS are too few to measure a rate.
 REFUSED_PACE_SHARE, MIN_PACE_REQUESTS = 0.85, 3
-# What the server counts for each estimated input token: a moving average, within these bounds.
+# After the server has asked for slower growth, this share of the measured rate is sent. It may then
+# grow by GROWTH_FACTOR in GROWTH_PERIOD_S (OpenAI's guide "Rate limits", on `slow_down`).
+SLOWED_SHARE, GROWTH_FACTOR, GROWTH_PERIOD_S = 0.5, 1.5, 15 * MINUTE
+# Input tokens as the server counts them, over our estimate: a moving average, within these bounds.
 INPUT_RATIO_LEARNING_RATE, MIN_INPUT_RATIO, MAX_INPUT_RATIO = 0.02, 0.25, 4.0
 # The minimal round trip may grow by this factor with each snapshot, as routes change.
 ROUND_TRIP_GROWTH = 1.01
 # Remaining and reset are rounded: they show a rate only if this share of the limit is used.
 MIN_USED_SHARE = 0.01
-# Smaller limits are nonsense, and so are deeper debts (in limits).
-MIN_LIMIT, MAX_DEBT_LIMITS = 1.0, 1.0
+MAX_DEBT_LIMITS = 1.0  # stated debts of more limits than this are nonsense
 # A refusal although this many times the requested amount is left comes from a hidden window.
 HIDDEN_WINDOW_FACTOR = 1.1
 
@@ -54,17 +56,17 @@ class Refusal:
     snapshot: LimitSnapshot | None = None
 
 
-def figures_from_reading(reading: LimitReading) -> tuple[float, float, float]:
-    """Return limit, refill per second and level that the headers' reading implies."""
+def stated_bucket(reading: LimitReading) -> TokenBucket:
+    """Return the bucket that the headers' reading implies."""
     limit, remaining = max(MIN_LIMIT, reading.limit), reading.remaining
     full_in, rate = reading.full_in, limit / MINUTE
     # Headers state no negative level: an empty bucket that takes longer than its window to fill
     # is in debt.
     if remaining <= 0 and full_in and MINUTE < full_in < (1 + MAX_DEBT_LIMITS) * MINUTE:
-        return limit, rate, limit - full_in * rate
-    if full_in and limit - remaining > MIN_USED_SHARE * limit:
+        remaining = limit - full_in * rate
+    elif full_in and limit - remaining > MIN_USED_SHARE * limit:
         rate = min(limit, max(limit / DAY, (limit - remaining) / full_in))
-    return limit, rate, remaining
+    return TokenBucket(limit, rate, remaining)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class RefusalFigures:
     resource: Resource
     reading: LimitReading
     requested: float  # what the server wanted to take
-    is_hidden: bool  # there was enough: another window refused, which the figures do not show
+    is_hidden: bool  # enough remained: a shorter window refused, which the figures do not show
 
 
 def read_refusal(limit: Limit | None, snapshot: LimitSnapshot | None) -> RefusalFigures | None:
@@ -108,77 +110,6 @@ def describe_limit(
 
 
 @dataclass(slots=True)
-class UndeclaredLimit:
-    """A limit that only refusals state, such as requests a day. Stores keep the fields' order."""
-
-    resource: Resource
-    seconds: float  # its window
-    bucket: TokenBucket = field(default_factory=TokenBucket)
-    refused_at: float = -math.inf
-    newest: int = -1  # number of the last sent permit that it refused
-
-    def amount_of(self, requests: int, tokens: float) -> float:
-        """Return how much of this limit requests with so many tokens use."""
-        return float(requests) if self.resource == "requests" else tokens
-
-
-@dataclass(slots=True)
-class UndeclaredLimits:
-    """The undeclared limits of one model, by resource and window."""
-
-    by_name: dict[str, UndeclaredLimit] = field(default_factory=dict)
-
-    def __iter__(self) -> Iterator[UndeclaredLimit]:
-        return iter(self.by_name.values())
-
-    def charge(self, tokens: float, now: float) -> None:
-        """Charge one request."""
-        for name, each in list(self.by_name.items()):
-            is_full = each.bucket.level_at(now) >= each.bucket.limit
-            if is_full and now - each.refused_at > LIMIT_TRUST_S:
-                del self.by_name[name]  # it may have been lifted
-            each.bucket.take(each.amount_of(1, tokens), now)
-
-    def refund(self, requests: int, tokens: float, now: float) -> None:
-        """Add back what was charged but not used."""
-        for each in self:
-            each.bucket.take(-each.amount_of(requests, tokens), now)
-
-    def learn(self, limit: Limit, number: int, *, until: float, now: float) -> None:
-        """Learn from a refusal, valid `until` an instant, of the permit with that number."""
-        new = UndeclaredLimit(limit.resource or "tokens", limit.window or MINUTE)
-        found = self.by_name.setdefault(f"{new.resource} {new.seconds:g}", new)
-        size, requested = limit.limit or 0.0, limit.requested or 1.0
-        found.bucket.set_limit(size, size / found.seconds, now=now, since=now)
-        found.refused_at = max(found.refused_at, now)
-        if number > found.newest:  # of several refusals at once, the last sent one shows most
-            found.newest = number
-            # Figures are rounded, but the requested amount is certainly not there before `until`.
-            at_most = requested - max(0.0, until - now) * found.bucket.rate
-            left = min(size - (limit.used or 0.0), at_most)
-            found.bucket.level, found.bucket.updated_at = max(0.0, left), now
-
-    def drop_declared(self, resource: Resource, limit: float) -> None:
-        """Drop a limit that headers state as well."""
-        for name, each in list(self.by_name.items()):
-            if each.resource == resource and each.bucket.has_limit(limit):
-                del self.by_name[name]
-
-    def disprove(self, tokens: float, now: float) -> None:
-        """Correct every limit that would have refused a request that the server has admitted."""
-        for name, each in list(self.by_name.items()):
-            if each.amount_of(1, tokens) > each.bucket.limit:
-                del self.by_name[name]
-            elif (level := each.bucket.level_at(now)) < 0:
-                each.bucket.undo(-level, now)
-
-    def available_at(self, requests: int, tokens: float, now: float) -> float:
-        """Return the earliest instant at which all of them admit so much."""
-        instants = (e.bucket.available_at(e.amount_of(requests, tokens), now) for e in self)
-        return max(instants, default=now)
-
-
-@dataclass(slots=True)
 class LimitModel:
     """The limits of one model and account. Stores keep the fields in this order."""
 
@@ -186,26 +117,32 @@ class LimitModel:
     requests: TokenBucket = field(default_factory=TokenBucket)
     undeclared: UndeclaredLimits = field(default_factory=UndeclaredLimits)
     output: OutputEstimator = field(default_factory=OutputEstimator)
-    input_ratio: float = 1.0  # what the server counts for each estimated input token
-    closed_until: float = -math.inf  # the end of the cooldown,
-    closing_limit: Limit | None = None  # and the limit that caused it
-    margin: float = MIN_MARGIN
+    input_ratio: float = 1.0  # input tokens as the server counts them, over our estimate
+    closed_until: float = -math.inf  # the end of the last cooldown
+    closing_limit: Limit | None = None  # the limit that caused it
+    margin: float = MIN_MARGIN  # share of the limit that is never used
     max_unanswered: int | None = 1  # while limits are unknown; None once they are known
-    unanswered: int = 0
-    is_headerless: bool = False  # answers state no limits
-    is_guessed: bool = False  # nor do refusals, or the limit was stated long ago
+    unanswered: int = 0  # requests that were sent and neither admitted nor refused so far
+    is_headerless: bool = False  # the headers of answers state no limits
+    is_guessed: bool = False  # refusals state none either, or the limit was stated long ago
     last_sent_at: float = -math.inf
-    # The rate of sending is measured over a stretch that began one to two minutes ago, or after a
-    # rest. The middle of it is where the next stretch begins.
+    # The rate of sending is measured over a period that began one to two minutes ago, or after a
+    # minute without requests. The next period begins at the middle of this one.
     pace_start_at: float = -math.inf
-    pace_start_level: float = 0.0
+    pace_start_tokens: float = 0.0  # `sent_tokens` at that instant
     pace_middle_at: float = -math.inf
-    pace_middle_level: float = 0.0
-    sent: int = 0
+    pace_middle_tokens: float = 0.0
+    sent: int = 0  # the number of the last permit
     newest_observed: int = -1  # number of the last sent permit whose snapshot was used
     round_trip: float = math.inf  # the least seconds to the server and back
     largest_admitted: float = 0.0  # input tokens
-    limit_before_reboot: float = math.inf  # on tokens
+    limit_before_reboot: float = math.inf  # tokens per minute
+    parallel: ParallelLimit = field(default_factory=ParallelLimit)
+    # Tokens per second at an instant after which the rate may grow: infinite unless the server has
+    # asked for slower growth (OpenAI's `slow_down`).
+    growth_rate: float = math.inf
+    growth_learned_at: float = -math.inf
+    sent_tokens: float = 0.0  # the sum of all charges at admission, without refused requests
 
     def issue_permit(self, name: str, cost: Cost, now: float, *, is_probe: bool = False) -> Permit:
         """Charge a request that is about to be sent."""
@@ -214,12 +151,12 @@ class LimitModel:
         self.sent += 1
         self.unanswered += 1
         if now > self.pace_middle_at + MINUTE:
-            level = self.tokens.bucket.level_at(now)
             has_rested = now > self.last_sent_at + MINUTE
             self.pace_start_at = now if has_rested else self.pace_middle_at
-            self.pace_start_level = level if has_rested else self.pace_middle_level
-            self.pace_middle_at, self.pace_middle_level = now, level
+            self.pace_start_tokens = self.sent_tokens if has_rested else self.pace_middle_tokens
+            self.pace_middle_at, self.pace_middle_tokens = now, self.sent_tokens
         self.last_sent_at = max(self.last_sent_at, now)
+        self.sent_tokens += input_tokens + cost.max_output
         self.output.count_started(cost.max_output, now)
         self.undeclared.charge(self.admission_charge(cost), now)
         marks = self.tokens.charge(input_tokens, cost.max_output, now)
@@ -238,6 +175,15 @@ class LimitModel:
             growth = GUESSED_GROWTH if self.is_guessed else HEADERLESS_GROWTH
             for bucket in (*self.tokens.buckets, self.requests):
                 bucket.rate *= 1 + min(MAX_GROWTH, growth * passed)
+
+    def has_slot(self, now: float, *, before: int = 0) -> bool:
+        """Return whether one more request may be in flight, after `before` others."""
+        return self.output.in_flight + before < self.parallel.allowed_at(now)
+
+    def growth_rate_at(self, now: float) -> float:
+        """Return the tokens per second that may be sent after a request for slower growth."""
+        periods = max(0.0, now - self.growth_learned_at) / GROWTH_PERIOD_S
+        return self.growth_rate * math.pow(GROWTH_FACTOR, min(30.0, periods))
 
     def admission_charge(self, cost: Cost) -> float:
         """Return the tokens that the server takes at admission."""
@@ -296,6 +242,7 @@ class LimitModel:
             return NO_REFUND
         used = min(float(usage.output_tokens), cost.max_output)
         self.output.record(cost.max_output, used, now - permit.issued_at)
+        self.parallel.record_end(self.output.in_flight, now, is_early=False)
         if permit.is_orphaned:
             return NO_REFUND  # it was not taken from these projections
         if usage.input_tokens and cost.input_tokens and not usage.estimated:
@@ -306,8 +253,11 @@ class LimitModel:
         self.undeclared.refund(0, refunds[self.tokens.chosen], now)
         return refunds
 
-    def release(self, permit: Permit, now: float) -> None:
-        """Apply the end of a request of unknown usage; later snapshots show what it was charged."""
+    def release(self, permit: Permit, now: float, *, ended_early: bool = False) -> None:
+        """Apply the end of a request of unknown usage; later snapshots show what it was charged.
+
+        With `ended_early`, the server has ended its stream before the answer was complete.
+        """
         # No snapshot shows undeclared limits, so these are assumed not to have counted it.
         if not (permit.is_answered or permit.is_orphaned):
             self.undeclared.refund(1, self.admission_charge(permit.cost), now)
@@ -315,6 +265,8 @@ class LimitModel:
         if not permit.is_closed:
             permit.is_closed = True
             self.output.drop(permit.cost.max_output, permit.issued_at)
+            if ended_early:
+                self.parallel.record_end(self.output.in_flight, now, is_early=True)
 
     def refuse(self, permit: Permit, refusal: Refusal, now: float) -> None:
         """Begin a cooldown because a limit has refused a request, and learn from the refusal."""
@@ -323,12 +275,21 @@ class LimitModel:
         self.release(permit, now)
         if not permit.is_probe and until > self.closed_until:
             self.closed_until, self.closing_limit = until, limit
-        # An answer that was admitted and broken off later teaches nothing.
+        self.sent_tokens -= permit.input_tokens + permit.cost.max_output
+        # The refusal of an admitted request, in mid-stream, shows nothing about the limits.
         if was_admitted or permit.is_orphaned:
             return
-        # Otherwise the snapshot of a later request already shows that this one was not charged.
+        # The snapshot of a later request would already show that this one was not charged.
         if permit.number > self.newest_observed:
             self.tokens.undo_charge(permit.input_tokens, permit.cost.max_output, now)
+        if limit and limit.resource == "parallel requests":
+            self.parallel.learn(self.output.in_flight, now, stated=limit.limit)
+            return
+        if limit and limit.resource == "traffic growth":
+            if is_first and self.output.in_flight >= MIN_PACE_REQUESTS:
+                measured = min(self._measured_rate(now), self.growth_rate_at(now))
+                self.growth_rate, self.growth_learned_at = SLOWED_SHARE * measured, now
+            return
         if permit.is_probe or self._learn_undeclared(limit, permit, until, now):
             return
         figures = read_refusal(limit, refusal.snapshot)
@@ -347,7 +308,8 @@ class LimitModel:
         self, permit: Permit, resource: Resource, reading: LimitReading, elapsed: float, now: float
     ) -> None:
         """Correct the buckets by what the server stated `elapsed` seconds after the permit."""
-        limit, rate, remaining = figures_from_reading(reading)
+        stated = stated_bucket(reading)
+        limit, rate, remaining = stated.limit, stated.rate, stated.level
         self.undeclared.drop_declared(resource, limit)
         taken_at = permit.issued_at + elapsed
         bucket = self.requests if resource == "requests" else self.tokens.bucket
@@ -403,8 +365,8 @@ class LimitModel:
                 self.requests.undo(1, now)  # the server does not count a refused request
             self._observe_reading(permit, figures.resource, figures.reading, elapsed, now)
         if figures.is_hidden:
-            # At `until` the hidden window has room for the request; at present it holds less by the
-            # refill until then. What the stated level exceeds that by is the floor.
+            # At `until` the hidden window will hold the requested amount; at present it holds less
+            # by the refill until then. The stated level minus that is the floor.
             hidden_level = max(0.0, figures.requested - max(0.0, until - now) * bucket.rate)
             for each in (self.requests,) if of_requests else self.tokens.buckets:
                 each.set_hidden_floor(figures.reading.remaining - hidden_level, now)
@@ -432,11 +394,15 @@ class LimitModel:
         if self.output.in_flight < MIN_PACE_REQUESTS:
             self.max_unanswered = self.max_unanswered if bucket.is_known else 1
             return
-        taken = self.pace_start_level - bucket.level_at(now)
-        measured = max(1.0, taken / max(1.0, now - self.pace_start_at))
-        rate = REFUSED_PACE_SHARE * (bucket.rate if bucket.is_known else measured)
+        rate = bucket.rate if bucket.is_known else self._measured_rate(now)
+        rate *= REFUSED_PACE_SHARE
         self.max_unanswered = None
         self._set_token_limit(rate * MINUTE, rate, now=now, since=now)
         self.is_guessed = self.is_headerless = True
         for each in self.tokens.buckets:
             each.level, each.updated_at = 0.0, now
+
+    def _measured_rate(self, now: float) -> float:
+        """Return the tokens per second that were sent in the last one or two minutes."""
+        seconds = max(1.0, now - self.pace_start_at)
+        return max(1.0, (self.sent_tokens - self.pace_start_tokens) / seconds)

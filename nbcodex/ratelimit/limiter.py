@@ -1,7 +1,7 @@
-"""The async side of the rate limiter: waits for permits, and reports what became of them.
+"""The async side of the rate limiter: waits for permits, and reports how each attempt ended.
 
 `RateLimiter` decides, and is asked again here when its answer may have changed. Waits go through
-the clock, and are reported through a callback. Must not know requests, events or the journal.
+the clock, and are reported through a callback.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Waiter:
         self.permit: Permit | None = None
         self._entry: QueueEntry | None = None
         self._may_probe, self._probes_next = may_probe, False
-        # What was last reported: queueing, when it was due to end, and the end of a cooldown.
+        # What was last reported: that it queues, when that was due to end, a cooldown's end.
         self._reported_queueing = False
         self._reported_due_at: float | None = None
         self._reported_cooldown_until = 0.0
@@ -87,10 +87,10 @@ class Waiter:
         finally:
             self.patience.waited += (self.clock.now() - started_at) * uses_patience
 
-    # Used by `Limiter.acquire`.
+    # The methods below are used by `Limiter.acquire` alone.
 
     def reset(self) -> None:
-        """Forget what was reported of the last wait, and report nothing in the next second."""
+        """Forget the reports of the last wait, and report nothing in the next second."""
         self._reported_queueing, self._reported_due_at = False, None
         self._quiet_until = self.clock.now() + MIN_REPORTED_WAIT_S
 
@@ -124,10 +124,10 @@ class Waiter:
     async def wait_for_capacity(self, wait: Wait, on_wait: OnWait) -> None:
         """Queue, which uses no patience, until it is time to ask again."""
         now = self.clock.now()
-        known = now if self._reported_due_at is None else self._reported_due_at
-        has_moved = wait.due_at is not None and abs(wait.due_at - known) > MIN_REPORTED_WAIT_S
-        # A wait that has lasted a second is reported, however near its end is. Otherwise the time
-        # to wait below would have passed already, and this would spin without yielding.
+        reported = now if self._reported_due_at is None else self._reported_due_at
+        has_moved = wait.due_at is not None and abs(wait.due_at - reported) > MIN_REPORTED_WAIT_S
+        # A wait that has lasted a second is reported, even if it is about to end. Otherwise `until`
+        # below would have passed already, and this would spin without yielding.
         if has_moved or not (self._reported_queueing or now < self._quiet_until):
             self._reported_queueing, self._reported_due_at = True, wait.due_at
             await on_wait(wait)
@@ -173,10 +173,10 @@ class Reservation:
         now = self._clock.now()
         self._limiter.post(lambda core: core.settle(self._permit, usage, now))
 
-    def release(self) -> None:
-        """End an attempt of unknown usage; later snapshots show what it was charged."""
+    def release(self, *, ended_early: bool = False) -> None:
+        """End an attempt of unknown usage; early: the server ended its stream incomplete."""
         now = self._clock.now()
-        self._limiter.post(lambda core: core.release(self._permit, now))
+        self._limiter.post(lambda core: core.release(self._permit, now, ended_early=ended_early))
 
     async def refuse(
         self, limit: Limit | None, snapshot: LimitSnapshot | None, *, until: float
@@ -198,7 +198,7 @@ class Limiter:
         self.sharing_problem: str | None = None  # why limits are not shared although they should be
 
     async def salt(self) -> bytes:
-        """Return what the names of limits are hashed with, the same for all who share them."""
+        """Return the salt of the hashed names of limits, the same in all sharing processes."""
         return self._core.store.salt
 
     async def run_operation(self, operation: Operation[ResultT]) -> ResultT:
@@ -220,8 +220,8 @@ class Limiter:
 
         `name` is a hash that names the limits, `label` their name for users. A retry keeps the cost
         of its waiter's first attempt. `on_wait` is awaited before a wait of a second or more, and
-        when its end has moved. Raises `CooldownTooLongError` if a cooldown outlasts the patience,
-        and `TooLargeError` if the limit can never admit the request.
+        again when its end has moved. Raises `CooldownTooLongError` if a cooldown outlasts the
+        patience, and `TooLargeError` if the limit can never admit the request.
         """
         clock, wake = waiter.clock, self.waker(waiter.wake)
         self.labels[name] = label
@@ -246,9 +246,9 @@ class Limiter:
         assert waiter.permit is not None  # noqa: S101 - nothing was left to wait for
         return Reservation(self, waiter.permit, clock)
 
-    async def limit_states(self, now: float, *more: str) -> dict[str, LimitState]:
-        """Return what is known of the limits that were used here, and of `more`, by label."""
-        states = await self.run_operation(lambda core: core.limit_states(now, *more))
+    async def limit_states(self, now: float, *names: str) -> dict[str, LimitState]:
+        """Return what is known of the limits that were used here, and of `names`, by label."""
+        states = await self.run_operation(lambda core: core.limit_states(now, *names))
         return {self.labels.get(name, name): state for name, state in states.items()}
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """The decision core: which request may be sent, and when, first come, first served.
 
-It decides and never waits. Only the first request in a model's queue gets an instant to ask again;
-the others are woken in turn, so that they do not all wake at once. Must not know threads or loops.
+It decides and never waits; it uses neither threads nor an event loop. Only the first request in a
+model's queue gets an instant to ask again; the others are woken in turn, not all at once.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from nbcodex.ratelimit.stores import MemoryStore, Store
 
 ResultT = TypeVar("ResultT")
 
-# A request behind others asks again after so long, though it is woken before; the first one asks
-# sooner while other processes share the limits, because they may have changed them.
+# A request behind others is woken when it is first; it asks again after FALLBACK_RECHECK_S in any
+# case. The first one asks sooner while other processes share the limits, which may have changed.
 FALLBACK_RECHECK_S, SHARED_RECHECK_S = 60.0, 0.25
-# A shorter cooldown is not announced to those far back in the queue.
+# For a shorter cooldown, the requests behind the first one are not woken.
 MIN_ANNOUNCED_COOLDOWN_S = 1.0
-# In limits: how long a queue must have been, and how short it must have become, to be reordered.
+# Tokens that wait, as multiples of the limit: a queue that was longer than the first is reordered
+# when it is shorter than the second.
 LONG_QUEUE_LIMITS, QUEUE_END_LIMITS = 8.0, 4.0
 # This many of the last permits may still be on their way to the server when an answer ends.
 RECENT_PERMITS = 32
@@ -37,7 +38,7 @@ RECENT_PERMITS = 32
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """No permit yet, because the limit is fully used and others come first."""
+    """No permit yet, because the limit is fully used or other requests come first."""
 
     until: float  # when to ask again
     due_at: float | None = None  # when there will be capacity, as projected; None if unknown
@@ -50,7 +51,7 @@ class Cooldown:
     until: float
     limit: Limit | None = None
     inherited: bool = False  # caused by another process, or by an earlier one
-    inferred: bool = False  # not from a refusal: a limit over hours is exhausted by projection
+    inferred: bool = False  # no refusal: by the projection, a limit over hours is exhausted
 
 
 @dataclass(slots=True)
@@ -72,7 +73,7 @@ class WaitQueue:
     heap: list[tuple[float, int, QueueEntry]] = field(default_factory=list)
     waiting_tokens: float = 0.0
     peak_tokens: float = 0.0  # the most that `waiting_tokens` has been
-    newcomer_priority: float = 0.0
+    newcomer_priority: float = 0.0  # `QueueEntry.priority` of new entries
     cooldown: Cooldown | None = None
     own_cooldown_until: float = -math.inf  # end of the cooldowns that this process caused itself
     # After a cooldown the first request goes when the server said so, not as projected.
@@ -107,13 +108,11 @@ class WaitQueue:
             self.waiting_tokens -= entry.cost.total
 
     def reorder_end(self, limit: float) -> None:
-        """Send the last requests of a long job by size, the smallest first.
-
-        Where the server refunds unused output, fewer answers are then in flight at the very end,
-        when no request is left to use their refunds: 6,000 prompts take 0.6 to 2.9 % less time
-        (eight seeds). A request is overtaken by at most QUEUE_END_LIMITS after having waited for as
-        much, so its wait at most doubles; new requests come last.
-        """
+        """Send the last requests of a long job by size, the smallest first."""
+        # Where the server refunds unused output, fewer answers are then in flight at the very end,
+        # when no request is left to use their refunds: 6,000 prompts take 0.6 to 2.9 % less time
+        # (eight seeds). Requests of QUEUE_END_LIMITS at most overtake another one, which has waited
+        # for more than that, so its wait at most doubles. New requests come last.
         is_end = self.waiting_tokens < QUEUE_END_LIMITS * limit
         if self.peak_tokens <= LONG_QUEUE_LIMITS * limit or not is_end:
             return
@@ -129,28 +128,29 @@ class WaitQueue:
 
     def set_cooldown(self, cooldown: Cooldown | None, now: float) -> None:
         """Begin or end a cooldown; wake all requests if it changes how they wait."""
-        known, self.cooldown = self.cooldown, cooldown
+        previous, self.cooldown = self.cooldown, cooldown
         if cooldown is None:
-            must_wake = known is not None
+            must_wake = previous is not None
         else:
-            longer_than = max(now + MIN_ANNOUNCED_COOLDOWN_S, known.until if known else now)
-            must_wake = cooldown.until > longer_than or (known is not None and known.inherited)
+            longer_than = max(now + MIN_ANNOUNCED_COOLDOWN_S, previous.until if previous else now)
+            was_inherited = previous is not None and previous.inherited
+            must_wake = cooldown.until > longer_than or was_inherited
         for entry in [*self.entries()] if must_wake else ():
             entry.wake()
 
 
 class RateLimiter:
-    """Decides for all models: one queue in this process, and one limit model in the store, each."""
+    """Decides for all models. Each has a queue in this process, and a limit model in the store."""
 
     def __init__(self, store: Store | None = None, *, holder: str = "") -> None:
-        # It may be replaced: requests in flight are counted in the new one when they end.
+        # Another store may be assigned; it counts the requests in flight when they end.
         self.store = store or MemoryStore()
         self._holder = holder  # the id of this process among those that share the store
         self._queues: defaultdict[str, WaitQueue] = defaultdict(WaitQueue)
         self._arrivals = itertools.count()
 
     def enqueue(self, name: str, cost: Cost, wake: Callable[[], None]) -> QueueEntry:
-        """Add a request to the queue; `wake` is called when it should try to acquire again."""
+        """Add a request to the queue `name`; `wake` is called when it should try to acquire."""
         queue = self._queues[name]
         if queue.head() is None:
             queue.newcomer_priority = queue.peak_tokens = 0.0
@@ -207,14 +207,14 @@ class RateLimiter:
                 return Wait(now + FALLBACK_RECHECK_S)
         waiting_tokens = queue.waiting_tokens
         start_at = shared.schedule_next(self._holder, cost, now, waiting_tokens=waiting_tokens)
-        if queue.trusts_cooldown_end:
+        if queue.trusts_cooldown_end and model.parallel.limit is None:
             start_at = min(start_at, after_gap(model, now))
         if queue.cooldown is not None and queue.cooldown.inferred:
             queue.cooldown = None
         if start_at <= now:
             return shared.issue_permit(entry.name, self._holder, cost, now)
         if model.closed_until > now:
-            # What follows is projected when the cooldown ends: its first request may show more.
+            # When requests are due after the cooldown, its first request may show more exactly.
             inherited = model.closed_until > queue.own_cooldown_until
             queue.cooldown = Cooldown(model.closed_until, model.closing_limit, inherited)
             return queue.cooldown
@@ -222,7 +222,9 @@ class RateLimiter:
             queue.cooldown = Cooldown(*exhausted, inherited=True, inferred=True)
             return queue.cooldown
         recheck_at = now + SHARED_RECHECK_S if len(shared.holders) > 1 else start_at
-        return Wait(min(start_at, recheck_at), due_at=start_at)
+        # A slot is free when an answer ends, at an unknown instant: its end wakes the queue.
+        due_at = start_at if model.has_slot(now) else None
+        return Wait(min(start_at, recheck_at), due_at)
 
     def probe(self, entry: QueueEntry, now: float) -> Permit:
         """Return a permit to send during any cooldown; a refusal will not prolong that."""
@@ -277,14 +279,18 @@ class RateLimiter:
             if other.sent_at > since and not other.is_answered:
                 other.shift_marks(refunds)
 
-    def release(self, permit: Permit, now: float) -> None:
-        """Report the end of a request of unknown usage."""
-        self._update(permit, lambda shared: shared.model.release(permit, now), now)
+    def release(self, permit: Permit, now: float, *, ended_early: bool = False) -> None:
+        """Report the end of a request of unknown usage; early: of an incomplete stream."""
 
-    def limit_states(self, now: float, *more: str) -> dict[str, LimitState]:
-        """Return the state of the limits that were used here, and of `more`, for display."""
+        def operation(shared: SharedModel) -> None:
+            shared.model.release(permit, now, ended_early=ended_early)
+
+        self._update(permit, operation, now)
+
+    def limit_states(self, now: float, *names: str) -> dict[str, LimitState]:
+        """Return the state of the limits that were used here, and of `names`, for display."""
         states = {}
-        for name in {**self._queues, **dict.fromkeys(more)}:
+        for name in {**self._queues, **dict.fromkeys(names)}:
             queue = self._queues.get(name, WaitQueue())
             state = self.store.transaction(
                 name, lambda shared: limit_state(shared, self._holder, now)
@@ -295,7 +301,7 @@ class RateLimiter:
 
     def heartbeat(self, now: float) -> bool:
         """Renew the leases, due every second or two; return whether any request is active."""
-        active = [each for each in self._queues.items() if each[1].in_flight or each[1].head()]
+        active = [(n, q) for n, q in self._queues.items() if q.in_flight or q.head()]
         for name, queue in active:
             is_waiting = queue.head() is not None
             renew = partial(
@@ -305,7 +311,7 @@ class RateLimiter:
             if queue.cooldown is None or not until <= now < queue.cooldown.until:
                 continue
             if queue.cooldown.inferred:
-                queue.wake_first()  # it finds out whether the limit is still exhausted
+                queue.wake_first()  # the first request tries whether the limit is still exhausted
             else:  # another process has ended it
                 queue.set_cooldown(None, now)
         return bool(active)

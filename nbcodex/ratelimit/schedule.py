@@ -1,4 +1,4 @@
-"""When a request may go, by what is known of a model. Pure; must not know who waits, nor how."""
+"""When a request may be sent, by what is known of a model's limits. Pure."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ HEADERLESS_RATE_FACTOR = 3.0
 INPUT_ESTIMATE_ERROR = 1.2
 # Waiting for a limit with a longer window is a cooldown, which users decide on, and not queueing.
 LONG_WINDOW_S = 2 * MINUTE
-# The output that answers in flight may still be charged reserves at most this share of a bucket, as
-# long as more is refilled before they end: the rest is for new requests.
+# For output that answers in flight may still be charged, at most this share of a bucket is reserved
+# if the refill until they end covers the rest: new requests use the other share.
 MAX_OWED_SHARE = 0.5
 
 
@@ -41,13 +41,17 @@ def earliest_start(
     before: Sequence[Cost] = (),
     spare_requests: int = 0,
 ) -> float:
-    """Return the earliest instant at which a request may go, after those `before` it.
+    """Return the earliest instant at which a request may be sent, after those `before` it.
 
-    `waiting_tokens` is what all waiting requests ask for together; room for `spare_requests`
-    typical requests is left to others. Strictly first come, first served: in a token bucket, each
-    request that overtakes the first one delays it, so small ones could starve a large one.
+    `waiting_tokens` is what all waiting requests ask for together; capacity for `spare_requests`
+    typical requests is left to other holders. Strictly first come, first served: in a token bucket,
+    each request that overtakes the first one delays it, so small ones could starve a large one.
     """
     start_at, tokens, requests = after_gap(model, now), model.tokens.bucket, model.requests
+    growth_gap = model.admission_charge(cost) / model.growth_rate_at(now)
+    start_at = max(start_at, model.last_sent_at + growth_gap)
+    if not model.has_slot(now, before=len(before)):
+        start_at = max(start_at, model.parallel.next_trial_at(now))
     if model.is_headerless and tokens.is_known:
         model.tokens.choose_optimistic(now)
         tokens = model.tokens.bucket
@@ -70,7 +74,7 @@ def earliest_start(
 
 
 def after_gap(model: LimitModel, now: float) -> float:
-    """Return when any cooldown has ended, and the gap after the last request as well."""
+    """Return the first instant after any cooldown and after the gap behind the last request."""
     tokens, typical = model.tokens.bucket, model.tokens.typical_request
     # The requests per second that the limits admit; a rate of 0 is unknown.
     rates = [model.requests.rate, tokens.rate / typical if typical else 0.0]

@@ -2,7 +2,7 @@
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1996): each holder's next request is scheduled after
 those of the holders that have been served fewer tokens, so no holder has to poll. A holder has a
-lease, which its operations and heartbeats renew. Pure; must not know where the numbers are stored.
+lease, which its operations and heartbeats renew. Pure; `stores` keeps the numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import secrets
 from dataclasses import dataclass, field
 
-from nbcodex.models import Limit, LimitReading
+from nbcodex.models import DAY, Limit, LimitReading
 from nbcodex.ratelimit.charge_policy import ChargePolicy, Cost, Permit
 from nbcodex.ratelimit.limit_model import LimitModel, describe_limit
 from nbcodex.ratelimit.schedule import earliest_start
@@ -28,11 +28,11 @@ LEASE_S = 5.0
 # Typical requests for which a long job leaves room while other holders are idle. This delays the
 # long job once, and lets the first request of a short job go 0.1 to 0.4 s sooner.
 IDLE_RESERVE_REQUESTS = 4
-# No instant lies further ahead, unless it was stored before the machine was rebooted.
-MAX_AHEAD_S = 60.0
+MAX_AHEAD_S = 60.0  # no instant but the end of a cooldown lies further in the future
+MAX_COOLDOWN_S = 2 * DAY  # waits that servers state are cut to about one day
 # The share of output that answers use is shown after so many of them.
 MIN_ANSWERS_SHOWN = 50
-NEVER_DUE = -1e18
+NEVER_DUE = -1e18  # `HolderShare.due_at` of a holder without waiting requests
 
 
 def _new_id() -> int:
@@ -45,17 +45,16 @@ class HolderShare:
 
     renewed_at: float = 0.0  # the last renewal of its lease
     served: float = 0.0  # its virtual time: tokens granted so far, comparable between holders
-    due_at: float = NEVER_DUE  # the turn of its next request, with what that asks for:
-    input_tokens: float = 0.0
+    due_at: float = NEVER_DUE  # the turn of its next request
+    input_tokens: float = 0.0  # of that request, like `max_output`
     max_output: float = 0.0
     waiting_tokens: float = 0.0  # what all its waiting requests ask for
     in_flight: int = 0
     unanswered: int = 0
     requested_in_flight: float = 0.0
     start_sum: float = 0.0
-    share_id: int = field(
-        default_factory=_new_id
-    )  # differs from the holder's share of an old lease
+    # Differs from that of the share which the holder had under an expired lease.
+    share_id: int = field(default_factory=_new_id)
 
     def count_in_flight(self, permit: Permit, *, sign: int = 1) -> None:
         """Add a permit to those in flight; with `sign=-1`, remove it."""
@@ -76,13 +75,29 @@ class SharedModel:
 
     def renew_lease(self, holder: str, now: float) -> HolderShare:
         """Renew a holder's lease and return its share; remove holders whose lease has expired."""
-        if self.model.last_sent_at > now + MAX_AHEAD_S:
+        if not self.is_plausible(now):
             self.model, self.holders, self.model_id = model_after_reboot(self.model), {}, _new_id()
         for name in [n for n, share in self.holders.items() if share.renewed_at + LEASE_S < now]:
             self.remove_holder(name)
         share = self.holders.setdefault(holder, HolderShare())
         share.renewed_at = now
         return share
+
+    def is_plausible(self, now: float) -> bool:
+        """Return whether the numbers can be ours; another program may have written them."""
+        # A cooldown of months, for example, would be kept up by each process that waits for its
+        # end. An instant in the future was stored before the machine was rebooted.
+        model, shares = self.model, self.holders.values()
+        buckets = (*model.tokens.buckets, model.requests, *(e.bucket for e in model.undeclared))
+        latest = max(model.last_sent_at, *(each.updated_at for each in buckets))
+        latest = max(latest, *(share.renewed_at for share in shares), model.parallel.learned_at)
+        return (
+            latest <= now + MAX_AHEAD_S
+            and model.closed_until <= now + MAX_COOLDOWN_S
+            and all(each.is_plausible for each in buckets)
+            and model.output.in_flight <= sum(share.in_flight for share in shares)
+            and model.parallel.trial_interval > 0 < model.growth_rate
+        )
 
     def heartbeat(self, holder: str, now: float, *, is_waiting: bool) -> float:
         """Renew a holder's lease; return the end of the model's cooldown."""
@@ -92,7 +107,7 @@ class SharedModel:
         return self.model.closed_until
 
     def schedule_next(self, holder: str, cost: Cost, now: float, *, waiting_tokens: float) -> float:
-        """Return when the holder's next request may go; others are scheduled around it."""
+        """Return when the holder's next request may be sent, and reserve that turn for it."""
         share = self.renew_lease(holder, now)
         others = [s for n, s in self.holders.items() if n != holder]
         waiting = [s for s in others if s.due_at + TURN_GRACE_S >= now]
@@ -128,7 +143,7 @@ class SharedModel:
         return permit
 
     def reattach(self, holder: str, permit: Permit, now: float) -> None:
-        """Count a permit again if the lease under which it was issued has expired or was lost."""
+        """Count a permit in the holder's present share if the one that counted it has expired."""
         share = self.renew_lease(holder, now)
         if permit.share_id == share.share_id or permit.is_closed:
             return
@@ -172,6 +187,8 @@ class SharedModel:
         model.pace_start_at += seconds
         model.pace_middle_at += seconds
         model.output.start_sum += seconds * model.output.in_flight
+        model.parallel.learned_at += seconds
+        model.growth_learned_at += seconds
         for share in self.holders.values():
             share.renewed_at += seconds
             share.due_at += seconds
@@ -198,18 +215,20 @@ class LimitState:
     burst_tokens: float | None  # most that a hidden window admits at once; None without one
     foreign_rate: float  # tokens per second that others on the same key take
     margin: float  # share of the limit that is never used
+    max_parallel: float  # requests in flight; infinite while no limit on them is known
+    growth_rate: float  # tokens per second after `slow_down`; infinite while there was none
     other_processes: int  # with a lease
     was_used: bool  # a request was sent
     closed_until: float | None
     limit: Limit | None  # the cause of the last cooldown
-    limit_before_reboot: float | None = None  # on tokens, until a new one is stated
+    limit_before_reboot: float | None = None  # tokens per minute, until a new limit is stated
     waiting: int = 0  # requests of this process, and the tokens that they ask for
     waiting_tokens: float = 0.0
 
 
 def limit_state(shared: SharedModel, holder: str, now: float) -> LimitState:
     """Return what is known of a model's limits, without what waits in this process."""
-    model = shared.model
+    model = (shared if shared.is_plausible(now) else SharedModel()).model
     tokens, before = model.tokens.bucket, model.limit_before_reboot
     alive = {name for name, share in shared.holders.items() if share.renewed_at + LEASE_S >= now}
     has_answers = model.output.ended >= MIN_ANSWERS_SHOWN
@@ -223,6 +242,8 @@ def limit_state(shared: SharedModel, holder: str, now: float) -> LimitState:
         burst_tokens=tokens.burst_capacity if tokens.hidden_floor else None,
         foreign_rate=tokens.foreign_rate,
         margin=model.margin,
+        max_parallel=model.parallel.allowed_at(now),
+        growth_rate=model.growth_rate_at(now),
         other_processes=len(alive - {holder}),
         was_used=model.sent > 0,
         closed_until=model.closed_until if model.closed_until > now else None,

@@ -1,12 +1,14 @@
 """A server's token bucket as seen from outside: projected forward, and corrected by snapshots.
 
-Pure arithmetic: every function is given the time. Must not know what is counted, nor who waits.
+Pure arithmetic: every function is given the time.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+from nbcodex.models import DAY
 
 # Shares of the limit: a bucket this close to its limit is full, two limits this close are equal.
 FULL_TOLERANCE, SAME_LIMIT_TOLERANCE = 1e-6, 1e-3
@@ -15,10 +17,14 @@ FULL_TOLERANCE, SAME_LIMIT_TOLERANCE = 1e-6, 1e-3
 # larger limit, and some refusals state nonsense.
 LIMIT_TRUST_S = 600.0
 
-# The use of the same limit by others is a moving average that adopts this share of each second's
-# error, so it adapts within about 10 s. Since one surprise must not slow the bucket for long, the
-# average is only assumed to continue for FOREIGN_TRUST_S. Beside another client that takes 30 % of
-# the limit, this avoids 1 point of 429s.
+# No limit is counted over a longer window than this.
+MAX_WINDOW_S = 31 * DAY
+MIN_LIMIT = 1.0  # smaller ones are nonsense
+
+# The use of the same limit by other clients is a moving average with this learning rate per second,
+# so it adapts within about 10 s. Since one large error must not slow the bucket for long, that use
+# is only assumed to continue for FOREIGN_TRUST_S. Beside a client that takes 30 % of the limit,
+# this reduces the share of 429s by 1 percentage point.
 FOREIGN_LEARNING_RATE, FOREIGN_TRUST_S = 0.1, 10.0
 
 
@@ -53,6 +59,14 @@ class TokenBucket:
     def is_known(self) -> bool:
         """Whether the limit is known."""
         return self.limit < math.inf
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether it fills within any server's window, and its debt is at most that of a day."""
+        if not self.is_known:
+            return True
+        min_level = -max(self.limit, DAY * self.rate)
+        return 0 < self.limit < 1.01 * MAX_WINDOW_S * self.rate and self.level >= min_level
 
     @property
     def burst_capacity(self) -> float:
@@ -112,8 +126,8 @@ class TokenBucket:
     def correct(self, error: float, now: float, *, taken_at: float, learns_foreign: bool) -> None:
         """Correct the level by the `error` of a snapshot that the server took at `taken_at`.
 
-        With `learns_foreign`, the error is attributed to others. That is wrong where only refusals
-        bring snapshots, and where the limit itself has changed.
+        With `learns_foreign`, the error is attributed to other clients with the same key. That is
+        wrong where only refusals bring snapshots, and where the limit itself has changed.
         """
         if self.is_known and learns_foreign:
             expected = -self.foreign_rate * max(0.0, taken_at - self.observed_at)
@@ -131,8 +145,8 @@ class TokenBucket:
             self.updated_at = max(self.updated_at, now)
         else:
             self.updated_at = min(since, now)
-        self.limit, self.rate = limit, rate
-        self.foreign_rate = min(self.foreign_rate, rate / 2)
+        self.limit, self.rate = limit, max(rate, limit / MAX_WINDOW_S)
+        self.foreign_rate = min(self.foreign_rate, self.rate / 2)
 
     def set_hidden_floor(self, floor: float, now: float) -> None:
         """Record a refusal by a hidden window at a level of `floor`."""

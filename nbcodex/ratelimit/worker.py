@@ -1,6 +1,6 @@
 """A limiter that is shared with other processes, on a worker thread because its store may block.
 
-Owns the choice of the store, and the thread on which operations run. Must not know what they do.
+Owns the choice of the store, and the thread on which operations run.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ POST_DELAY_S = 0.004
 # to acquire again.
 TRANSACTION_INTERVAL_S = 0.004
 CLOSE_TIMEOUT_S = 2.0
+
+DAMAGE_NOTICE = "Shared limits that cannot be read were dropped: they are learned again."
 
 _NOT_SHARED = "{} Requests are paced for this kernel alone, not across kernels that share its key."
 
@@ -219,22 +222,28 @@ def open_store(
 ) -> Store:
     """Return the store in a folder, or in Redis, that other processes share; this may block.
 
-    While Redis cannot be used, the folder's store replaces it; `notify` is called when Redis is
-    lost or back. Raises `StoreError` if no store can be opened.
+    While Redis cannot be used, the folder's store replaces it. `notify` is called when Redis is
+    lost or back, and once when a damaged model is dropped. Raises `StoreError` if no store can be
+    opened.
     """
     from nbcodex.ratelimit.stores.sqlite import open_in
 
+    report_damage = cache(partial(notify, DAMAGE_NOTICE))  # once
+    local: Store
+    try:
+        local = open_in(folder)
+    except StoreError:
+        if not redis_url:
+            raise
+        local = MemoryStore()
+    local.on_damage = report_damage
     if not redis_url:
-        return open_in(folder)
+        return local
     from nbcodex.ratelimit.stores.redis import FallbackStore, RedisStore
 
     try:
         shared = RedisStore(redis_url)
     except ConfigurationError as error:
         raise StoreError(str(error)) from None
-    local: Store
-    try:
-        local = open_in(folder)
-    except StoreError:
-        local = MemoryStore()
+    shared.on_damage = report_damage
     return FallbackStore(shared, local, notify=notify)

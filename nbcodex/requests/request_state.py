@@ -282,10 +282,12 @@ class RequestState:
         return error
 
     def _describe_instant(self, instant: float) -> tuple[float, str, str]:
-        """Return seconds since the epoch, ``14:03:12``, and ``at 14:03:12 (in 34.0 s)``."""
+        """Return seconds since the epoch, ``14:03:12``, and a phrase with the time and the wait."""
+        # "At the earliest", because other requests may be queued before this one.
         wall, left = self.clock.wall(), instant - self.clock.now()
         time_of_day = format_time(wall + left, now=wall)
-        return wall + left, time_of_day, f"at {time_of_day} (in {format_duration(left)})"
+        when = f"at {time_of_day} at the earliest (in {format_duration(left)})"
+        return wall + left, time_of_day, when
 
 
 def _estimate_usage(request: Request, text: str) -> Usage:

@@ -349,7 +349,7 @@ class RequestRunner:
             # A refused reservation stays open: `_start_cooldown` ends it and begins the cooldown in
             # one step, so that no other request is sent between the two.
             if not isinstance(error, LimitError):
-                reservation.release()
+                reservation.release(ended_early=getattr(error, "ended_early", False))
             raise
         except asyncio.CancelledError:
             # Ended by the user: the server stops as well, and charges for the text so far.

@@ -184,6 +184,53 @@ def test_litellm_names_the_limit_that_was_crossed(
     assert used is None or named.used == used
 
 
+@pytest.mark.parametrize(
+    ("message", "limit"),
+    [
+        (
+            "Rate limit exceeded for api_key: x. Limit type: max_parallel_requests. Current limit: "
+            "1, Remaining: 0. Limit resets at: 2026-11-30 08:00:40 UTC",
+            1,
+        ),
+        ("request reached organization max concurrency: 3, please try again later", 3),
+        ("Too many concurrent requests (limit 2).", 2),
+        ("You have exceeded the maximum of 4 concurrent requests.", 4),
+        ("Concurrency limit exceeded.", None),
+    ],
+)
+def test_limit_on_parallel_requests_is_named(message: str, limit: float | None) -> None:
+    found = limit_error({"error": {"message": message}}, {"retry-after": "60"})
+    assert (found.limit.name, found.limit.limit) == ("parallel requests limit", limit)
+    assert found.wait is None  # the minute of other limits
+    assert "fewer requests at once" in found.advice
+
+
+def test_short_wait_for_a_slot_is_kept() -> None:
+    body = {"error": {"message": "Too many parallel requests.", "code": "1302"}}
+    assert limit_error(body, {"retry-after": "2"}).wait == 2
+
+
+def test_glm_code_of_too_many_requests_at_once_is_a_parallel_limit() -> None:
+    body = {"error": {"message": "High concurrency usage of this API.", "code": "1302"}}
+    assert limit_error(body).limit.resource == "parallel requests"
+
+
+@pytest.mark.parametrize(
+    ("kind", "advised"),
+    [("tokens", True), ("requests", False), ("max_parallel_requests", False), ("x", False)],
+)
+def test_only_a_limit_on_tokens_advises_less_output(kind: str, *, advised: bool) -> None:
+    body = {"error": {"message": f"Limit type: {kind}. Current limit: 3, Remaining: 0."}}
+    assert ("--max-output" in limit_error(body).advice) == advised
+
+
+def test_slow_down_is_named_as_traffic_that_grows_too_fast() -> None:
+    body = {"error": {"message": "Slow down.", "code": "slow_down"}}
+    found = limit_error(body, {"retry-after": "3"})
+    assert (found.limit.name, found.wait) == ("traffic growth limit", 3)
+    assert found.message.startswith("Traffic to the server has grown too fast (HTTP 429)")
+
+
 def test_litellm_reset_in_the_message_is_the_wait() -> None:
     message = "Limit type: requests. Current limit: 3. Limit resets at: 2026-11-30 08:00:40 UTC"
     assert limit_error({"error": {"message": message}}).wait == pytest.approx(40)

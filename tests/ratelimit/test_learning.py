@@ -6,7 +6,7 @@ import pytest
 
 from nbcodex.models import Limit, LimitReading, LimitSnapshot
 from nbcodex.ratelimit.charge_policy import Cost, OutputEstimator
-from nbcodex.ratelimit.limit_model import LimitModel, Refusal, figures_from_reading, read_refusal
+from nbcodex.ratelimit.limit_model import LimitModel, Refusal, read_refusal, stated_bucket
 from nbcodex.ratelimit.sharing import SharedModel
 
 
@@ -26,26 +26,19 @@ def test_output_share_is_not_misled_by_short_answers() -> None:
     assert output.share(1.0) < 0.11
 
 
-def test_empty_bucket_that_needs_over_a_minute_is_in_debt() -> None:
-    assert figures_from_reading(LimitReading(limit=600, remaining=0, full_in=70.0)) == (
-        600,
-        10,
-        pytest.approx(-100),
-    )
-
-
-def test_rate_follows_from_the_time_to_full() -> None:
-    """If enough is used; else it is a minute's."""
-    assert figures_from_reading(LimitReading(limit=600, remaining=300, full_in=60.0)) == (
-        600,
-        5,
-        300,
-    )
-    assert figures_from_reading(LimitReading(limit=600, remaining=599, full_in=60.0)) == (
-        600,
-        10,
-        599,
-    )
+@pytest.mark.parametrize(
+    ("remaining", "full_in", "rate", "level"),
+    [
+        (0, 70.0, 10, -100),  # an empty bucket that needs over a minute is in debt
+        (300, 60.0, 5, 300),  # the rate follows from the time until the bucket is full,
+        (599, 60.0, 10, 599),  # if enough of the limit is used; else it is that of a minute
+    ],
+)
+def test_headers_imply_a_bucket(
+    remaining: float, full_in: float, rate: float, level: float
+) -> None:
+    bucket = stated_bucket(LimitReading(limit=600, remaining=remaining, full_in=full_in))
+    assert (bucket.limit, bucket.rate, bucket.level) == (600, rate, pytest.approx(level))
 
 
 def test_refusal_message_outweighs_headers() -> None:
@@ -90,12 +83,14 @@ def test_newcomer_begins_where_the_last_one_served_did() -> None:
     assert shared.holders["old"].served < shared.holders["new"].served
 
 
-def known_bucket(*, tokens: float, requests: float) -> LimitModel:
+def model_with_limits(*, tokens: float, requests: float) -> LimitModel:
     """Return a full bucket whose limits are known."""
     model = LimitModel()
     first = model.issue_permit("b", Cost(0, 0), 0.0)
-    gauges = [LimitReading(limit=int(n), remaining=int(n), full_in=0.0) for n in (tokens, requests)]
-    model.observe(first, LimitSnapshot(at=0.0, tokens=gauges[0], requests=gauges[1]), 0.0)
+    readings = [
+        LimitReading(limit=int(n), remaining=int(n), full_in=0.0) for n in (tokens, requests)
+    ]
+    model.observe(first, LimitSnapshot(at=0.0, tokens=readings[0], requests=readings[1]), 0.0)
     model.release(first, 0.0)
     return model
 
@@ -103,7 +98,7 @@ def known_bucket(*, tokens: float, requests: float) -> LimitModel:
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]])
 def test_simultaneous_token_refusals_show_one_level(order: list[int]) -> None:
     """None of them was charged: the level is the stated one."""
-    model = known_bucket(tokens=60_000, requests=600)
+    model = model_with_limits(tokens=60_000, requests=600)
     sent = [model.issue_permit("b", Cost(100, 9_900), 100.0 + n / 100) for n in range(4)]
     limit = Limit(resource="tokens", window=60.0, limit=60_000, used=59_500, requested=10_000)
     for number in order:
@@ -114,7 +109,7 @@ def test_simultaneous_token_refusals_show_one_level(order: list[int]) -> None:
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2]])
 def test_simultaneous_request_refusals_show_one_level(order: list[int]) -> None:
     """None of them is counted."""
-    model = known_bucket(tokens=60_000, requests=600)
+    model = model_with_limits(tokens=60_000, requests=600)
     sent = [model.issue_permit("b", Cost(1, 9), 100.0 + n / 100) for n in range(4)]
     limit = Limit(resource="requests", window=60.0, limit=600, used=600, requested=1)
     for number in order:
@@ -123,18 +118,18 @@ def test_simultaneous_request_refusals_show_one_level(order: list[int]) -> None:
 
 
 def test_headers_older_than_a_refusal_are_ignored() -> None:
-    model = known_bucket(tokens=60_000, requests=600)
+    model = model_with_limits(tokens=60_000, requests=600)
     before = model.issue_permit("b", Cost(100, 900), 100.0)
     refused_one = model.issue_permit("b", Cost(100, 9_900), 100.02)
     limit = Limit(resource="tokens", window=60.0, limit=60_000, used=59_500, requested=10_000)
     model.refuse(refused_one, Refusal(110.0, limit), 100.1)
-    gauge = LimitReading(limit=60_000, remaining=500, full_in=59.5)
-    model.observe(before, LimitSnapshot(at=100.5, tokens=gauge), 100.5)
+    reading = LimitReading(limit=60_000, remaining=500, full_in=59.5)
+    model.observe(before, LimitSnapshot(at=100.5, tokens=reading), 100.5)
     assert model.tokens.bucket.level_at(100.5) == pytest.approx(900, abs=200)
 
 
 def test_fallen_limit_is_not_taken_for_a_drain() -> None:
-    model = known_bucket(tokens=1_000_000, requests=5_000)
+    model = model_with_limits(tokens=1_000_000, requests=5_000)
     sent = model.issue_permit("b", Cost(13, 700), 100.0)
     tokens, requests = (
         LimitReading(limit=3_000, remaining=2_287),
@@ -146,17 +141,17 @@ def test_fallen_limit_is_not_taken_for_a_drain() -> None:
 
 
 def test_drain_is_at_most_half_of_a_fallen_limit() -> None:
-    model = known_bucket(tokens=1_000_000, requests=5_000)
+    model = model_with_limits(tokens=1_000_000, requests=5_000)
     for at, limit, left in ((100.0, 1_000_000, 0), (200.0, 3_000, 0)):
         sent = model.issue_permit("b", Cost(0, 0), at)
-        gauge = LimitReading(limit=limit, remaining=left)
-        model.observe(sent, LimitSnapshot(at=at, tokens=gauge), at)
+        reading = LimitReading(limit=limit, remaining=left)
+        model.observe(sent, LimitSnapshot(at=at, tokens=reading), at)
     assert model.tokens.bucket.foreign_rate == model.tokens.bucket.rate / 2
 
 
 def test_token_limit_that_headers_cease_to_state_is_learned_anew() -> None:
     """Even if they still state requests."""
-    model = known_bucket(tokens=600, requests=500)
+    model = model_with_limits(tokens=600, requests=500)
     sent = model.issue_permit("b", Cost(10, 90), 5_000.0)
     model.observe(
         sent, LimitSnapshot(at=5_000.0, requests=LimitReading(limit=500, remaining=400)), 5_000.0

@@ -17,13 +17,20 @@ import pytest
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
-from nbcodex.ratelimit.limit_model import Refusal, UndeclaredLimit
+from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
 from nbcodex.ratelimit.stores import StoreError, UnreachableError, encode
 from nbcodex.ratelimit.stores import redis as module
-from nbcodex.ratelimit.stores.redis import CLOCK_DRIFT, ClockOffset, RedisStore, key_of
+from nbcodex.ratelimit.stores.redis import (
+    CLOCK_DRIFT,
+    MAX_STATE_BYTES,
+    ClockOffset,
+    RedisStore,
+    key_of,
+)
 from nbcodex.ratelimit.stores.sqlite import SqliteStore
+from nbcodex.ratelimit.undeclared_limits import UndeclaredLimit
 from nbcodex.ratelimit.worker import open_store
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret, Settings
@@ -88,6 +95,7 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
         "model.undeclared.by_name.refused_at",
         *(f"model.{f}" for f in ("tokens.window_start_at", "closed_until", "last_sent_at")),
         *(f"model.{f}" for f in ("pace_start_at", "pace_middle_at", "output.start_sum")),
+        *(f"model.{f}" for f in ("parallel.learned_at", "growth_learned_at")),
         *(f"holders.{f}" for f in ("renewed_at", "due_at", "start_sum")),
     }
     still = {
@@ -97,7 +105,8 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
         *(f"model.output.{f}" for f in ("requested", "used", "seconds", "requested_in_flight")),
         *(f"model.closing_limit.{f}" for f in ("window", "limit", "used", "requested")),
         *(f"model.{f}" for f in ("input_ratio", "margin", "round_trip", "largest_admitted")),
-        *(f"model.{f}" for f in ("pace_start_level", "pace_middle_level", "limit_before_reboot")),
+        *(f"model.{f}" for f in ("pace_start_tokens", "pace_middle_tokens", "sent_tokens")),
+        *(f"model.{f}" for f in ("limit_before_reboot", "parallel.trial_interval", "growth_rate")),
         *(f"holders.{f}" for f in ("served", "input_tokens", "max_output", "waiting_tokens")),
         "holders.requested_in_flight",
         "virtual_time",
@@ -106,6 +115,7 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
     shared = SharedModel()
     shared.issue_permit("b", "me", Cost(1, 2), 100.0)
     shared.model.tokens.window_start_at = shared.model.closed_until = 100.0
+    shared.model.parallel.learned_at = shared.model.growth_learned_at = 100.0
     shared.holders["me"].due_at = 100.0
     undeclared = UndeclaredLimit("requests", 86_400.0, refused_at=100.0)
     shared.model.undeclared.by_name["w"] = undeclared
@@ -166,7 +176,7 @@ def test_hosts_with_different_clocks_agree_on_a_cooldown(redis: RedisServer, wro
         one.limiter.refuse(given, Refusal(until), one.now())
         held = other.ask()
         assert isinstance(held, Wait | Cooldown)
-        assert held.until - other.now() > 29
+        assert held.until - other.now() > 5
         max_error += error_of(other.store._offset)
         seen_until = other.store.transaction("b", lambda shared: shared.model.closed_until)
         assert seen_until - wrong == pytest.approx(until, abs=max_error)
@@ -186,7 +196,7 @@ def test_redis_clock_set_back_an_hour_does_not_prolong_a_cooldown(redis: RedisSe
         until = host.store.transaction("b", lambda shared: shared.model.closed_until)
         host.store.close()
         until = host.store.transaction("b", lambda shared: shared.model.closed_until)
-        assert 15 < until - host.now() < 21
+        assert until - host.now() < 21
 
 
 @pytest.mark.server
@@ -234,14 +244,18 @@ def spoilt(value: str) -> str:
     ids=range(len(HOSTILE) + 5),  # the states differ from run to run
 )
 def test_damaged_or_foreign_state_is_replaced(redis: RedisServer, state: str) -> None:
+    damaged: list[bool] = []
     with closing(Host(redis, "a")) as host:
         import redis as client
 
+        host.store.on_damage = lambda: damaged.append(True)
         with closing(client.Redis(port=redis.port)) as other:
             other.hset(key_of("b"), mapping={"version": "v", "state": state})
         given = host.ask()
         assert isinstance(given, Permit)
         assert given.number == 1
+        # Redis itself deletes a state that is too long.
+        assert bool(damaged) == (0 < len(state) <= MAX_STATE_BYTES)
         host.store.close()
         assert host.store.transaction("b", lambda shared: shared.model.sent) == 1
 

@@ -43,8 +43,8 @@ def test_no_more_answers_start_than_bucket_and_refill_will_pay() -> None:
     """For long answers that are charged at their end."""
     model, now = LimitModel(), 1000.0
     first = model.issue_permit("b", Cost(100, 2_000), now)
-    gauge = LimitReading(limit=200_000, remaining=199_900, full_in=0.1)
-    model.observe(first, LimitSnapshot(at=now, tokens=gauge), now)
+    reading = LimitReading(limit=200_000, remaining=199_900, full_in=0.1)
+    model.observe(first, LimitSnapshot(at=now, tokens=reading), now)
     model.tokens.chosen = ACTUAL_INDEX
     output = model.output
     output.drop(2_000, now)
@@ -60,8 +60,8 @@ def test_request_with_a_bound_larger_than_the_bucket_goes_when_it_is_full() -> N
     """With nothing else in flight."""
     model, now = LimitModel(), 1000.0
     first = model.issue_permit("b", Cost(100, 1_000), now)
-    gauge = LimitReading(limit=30_000, remaining=29_900, full_in=0.2)
-    model.observe(first, LimitSnapshot(at=now, tokens=gauge), now)
+    reading = LimitReading(limit=30_000, remaining=29_900, full_in=0.2)
+    model.observe(first, LimitSnapshot(at=now, tokens=reading), now)
     model.settle(first, Usage(input_tokens=100, output_tokens=1_000), now)
     model.tokens.chosen = ACTUAL_INDEX
     large = Cost(100, 50_000)

@@ -13,13 +13,16 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from nbcodex.models import Limit
-from nbcodex.ratelimit.charge_policy import Cost
+from nbcodex.models import DAY, Limit
+from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.ratelimit.sharing import SharedModel, limit_state
 from nbcodex.ratelimit.stores import MemoryStore, Store, decode, encode
 from nbcodex.ratelimit.stores.redis import RedisStore, key_of
-from nbcodex.ratelimit.stores.sqlite import TABLE, TABLE_0_1, SqliteStore
-from nbcodex.settings import Secret
+from nbcodex.ratelimit.stores.sqlite import EARLIER_TABLES, TABLE, SqliteStore
+from nbcodex.ratelimit.token_bucket import TokenBucket
+from nbcodex.ratelimit.worker import DAMAGE_NOTICE, open_store
+from nbcodex.settings import LIMITER_FILENAME, Secret
 from tests.redis_server import RedisServer
 
 MAKERS: dict[str, Callable[[Path], Store]] = {
@@ -111,11 +114,12 @@ def test_stored_form_has_not_changed_under_its_name() -> None:
     assert key_of("b").endswith(f":{digest}")
 
 
-def test_model_stored_by_the_last_release_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("table", EARLIER_TABLES)
+def test_model_stored_by_an_earlier_release_is_read(tmp_path: Path, table: str) -> None:
     """Limits, cooldown and charge policy of release 0.1 are known after an update."""
     store = SqliteStore(tmp_path / "l", boot="one")
     with sqlite3.connect(tmp_path / "l") as other:
-        other.execute(f"INSERT INTO {TABLE_0_1} VALUES ('b', 'one', ?)", (STORED_BY_0_1,))
+        other.execute(f"INSERT INTO {table} VALUES ('b', 'one', ?)", (STORED_BY_0_1,))
     other.close()
     state = store.transaction("b", lambda shared: limit_state(shared, "new", 221.0))
     assert state.tokens is not None
@@ -154,7 +158,7 @@ def test_instants_of_another_boot_are_dropped(tmp_path: Path) -> None:
     SqliteStore(tmp_path / "l", boot="one").transaction("b", learn)
     after = SqliteStore(tmp_path / "l", boot="two")
     assert after.transaction("b", take) == 1
-    state = after.transaction("b", lambda shared: limit_state(shared, "me", 1.0))
+    state = after.transaction("b", lambda shared: limit_state(shared, "me", 101.0))
     assert (state.tokens, state.limit_before_reboot) == (None, 6_000)
 
 
@@ -166,6 +170,72 @@ def test_damaged_row_is_replaced(tmp_path: Path, state: str) -> None:
     other.close()
     assert store.transaction("b", take) == 1
     store.close()
+
+
+def spoilt_states() -> Iterator[str]:
+    """Yield states in which one number is nonsense."""
+    shared = SharedModel()
+    shared.model.closed_until = 1234.5
+    shared.issue_permit("other", "b", Cost(1, 2), 100.0)
+    text = encode(shared)
+    for value in ("Infinity", "NaN", '"text"', "null", "[]", "1e300"):
+        yield text.replace("1234.5", value)
+
+
+@pytest.mark.parametrize("state", [*spoilt_states()], ids=range(6))  # the states differ in ids
+def test_nonsense_in_the_shared_file_is_dropped_and_reported_once(
+    tmp_path: Path, state: str
+) -> None:
+    notices: list[str] = []
+    store = open_store(tmp_path / "home", notify=notices.append)
+    with sqlite3.connect(tmp_path / "home" / LIMITER_FILENAME) as other:
+        for name in "bc":
+            row = (name, store._boot, state)  # type: ignore[attr-defined]
+            other.execute(f"INSERT INTO {TABLE} VALUES (?, ?, ?)", row)
+    other.close()
+    assert [store.transaction(name, take) for name in "bc"] == [1, 1]
+    assert notices == [DAMAGE_NOTICE]
+    store.close()
+
+
+@pytest.mark.parametrize("days", [3, 115, 1e12])
+def test_cooldown_longer_than_a_server_s_is_dropped(store: Store, days: float) -> None:
+    def close(shared: SharedModel) -> None:
+        shared.model.closed_until = 100.0 + days * DAY
+
+    store.transaction("b", close)
+    state = store.transaction("b", lambda shared: limit_state(shared, "me", 100.0))
+    assert state.closed_until is None
+    limiter = RateLimiter(store, holder="me")
+    answer = limiter.try_acquire(limiter.enqueue("b", Cost(1, 2), lambda: None), 100.0)
+    assert isinstance(answer, Permit)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda shared: setattr(shared.model.requests, "level", -1e15),
+        lambda shared: setattr(shared.model.requests, "rate", 0.0),
+        lambda shared: setattr(shared.model.requests, "updated_at", 1e12),
+        lambda shared: setattr(shared.model.output, "in_flight", 1_000),
+        lambda shared: setattr(shared.model.parallel, "trial_interval", 0.0),
+        lambda shared: setattr(shared.model, "growth_rate", 0.0),
+        lambda shared: setattr(shared.holders["me"], "renewed_at", 1e12),
+    ],
+)
+def test_absurd_numbers_of_another_program_are_dropped(
+    spoil: Callable[[SharedModel], None],
+) -> None:
+    shared = SharedModel()
+    shared.renew_lease("me", 100.0)
+    shared.model.requests = TokenBucket(60.0, 1.0, 0.0, 100.0)
+    model_id = shared.model_id
+    shared.renew_lease("me", 101.0)
+    assert shared.model_id == model_id
+    spoil(shared)
+    shared.renew_lease("you", 101.0)
+    assert shared.model_id != model_id
+    assert set(shared.holders) == {"you"}
 
 
 def open_at(place: str) -> SqliteStore | RedisStore:

@@ -59,8 +59,8 @@ def test_parking_during_a_wait_names_the_limit_and_the_time() -> None:
     assert (error.title, error.limit) == ("Parked by you", TPM)
     assert error.resume_at - EPOCH - received[-1].at == pytest.approx(9.0, abs=0.6)
     assert re.fullmatch(
-        r"Rate limit reached\. The request can be sent at \d\d:\d\d:\d\d \(in \d+\.\d s\)\. "
-        r"The request has cost nothing so far\.",
+        r"Rate limit reached\. The request can be sent at \d\d:\d\d:\d\d at the earliest "
+        r"\(in \d+\.\d s\)\. The request has cost nothing so far\.",
         error.message,
     )
 

@@ -300,7 +300,7 @@ def _output_options(request: Request, heading: str) -> OutputOptions:
 def _entry_line(entry: Entry, now: float) -> str:
     state = "abandoned" if entry.abandoned else entry.status
     when = format_time(entry.added_at, now=now)
-    until = f" (can be sent at {format_time(entry.resume_at, now=now)})" if entry.resume_at else ""
+    until = f" (not before {format_time(entry.resume_at, now=now)})" if entry.resume_at else ""
     note = f" ({entry.cost_uncertainty})" if entry.cost_uncertainty else ""
     return f"{entry.id}  {state:<11} {when:<16} {shorten(entry.request.prompt, 60)}{until}{note}"
 

@@ -91,6 +91,12 @@ def limit_lines(label: str, known: LimitState, now: float) -> list[str]:
     lines += [f"{each.name}: {each.figures}, from a refusal" for each in known.undeclared]
     if known.burst_tokens is not None and math.isfinite(known.burst_tokens):
         lines.append(f"at most about {known.burst_tokens:,.0f} tokens at once: a shorter window")
+    if math.isfinite(at_once := known.max_parallel):
+        plural = "s" * (at_once > 1)
+        lines.append(f"at most {at_once:,.0f} request{plural} at once: more were not accepted")
+    if math.isfinite(known.growth_rate):
+        rate = f"{known.growth_rate * MINUTE:,.0f} tokens a minute"
+        lines.append(f"about {rate} are sent: the server asked for slower growth")
     if known.closed_until is not None:
         name = f" ({known.limit.name})" if known.limit else ""
         lines.append(f"closed for another {format_duration(known.closed_until - now)}{name}")

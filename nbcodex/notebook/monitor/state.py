@@ -16,7 +16,7 @@ from nbcodex.journal.reads import OtherKernels
 from nbcodex.models import MINUTE, LimitReading, Reply, Usage, UsageTotals
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.panel import BYTES_PER_TOKEN, PanelState
-from nbcodex.ratelimit.limit_model import figures_from_reading
+from nbcodex.ratelimit.limit_model import stated_bucket
 from nbcodex.runtime.clock import format_duration
 
 if TYPE_CHECKING:
@@ -166,8 +166,8 @@ def last_hour(state: MonitorState, now: float) -> list[MinuteStats]:
 
 def projected_level(reading: LimitReading, seconds: float) -> tuple[float, float, float]:
     """Return size, refill per second, and level `seconds` after the reading, if nothing is sent."""
-    limit, rate, left = figures_from_reading(reading)
-    return limit, rate, min(limit, left + rate * max(0.0, seconds))
+    bucket = stated_bucket(reading)
+    return bucket.limit, bucket.rate, bucket.level_at(max(0.0, seconds))
 
 
 def earliest_last_send(state: MonitorState, label: str) -> float | None:

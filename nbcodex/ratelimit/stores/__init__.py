@@ -1,7 +1,6 @@
 """Where limit models are kept: what a store must do, a store in memory, and the stored form.
 
-`sqlite` shares models between the processes of a machine, `redis` between hosts. Must not know what
-operations do.
+`sqlite` shares models between the processes of a machine, `redis` between hosts.
 """
 
 from __future__ import annotations
@@ -19,7 +18,8 @@ from nbcodex.ratelimit.sharing import SharedModel
 ResultT = TypeVar("ResultT")
 KindT = TypeVar("KindT")
 
-# The errors of reading a stored form that is damaged, or was never ours.
+MAX_STORED_NUMBER = 1e19  # larger ones are not ours; `sharing.NEVER_DUE` is the largest of ours
+# The errors of reading a stored form that is damaged, or that another program wrote.
 DAMAGE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -35,6 +35,8 @@ class Store(Protocol):
     """What the rate limiter needs of a store. Used from one thread at a time."""
 
     salt: bytes  # what names of limits are hashed with, the same for all that share the store
+    # Called when a stored model is damaged, so that it is dropped.
+    on_damage: Callable[[], object] = staticmethod(lambda: None)
 
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
         """Let `operation` read and change the model `name` in isolation; return its result.
@@ -66,7 +68,8 @@ class MemoryStore(Store):
 
 
 # The stored form is JSON in which each dataclass is the list of its values in the order of its
-# fields: without their names it has half the size. How to read a class is worked out once.
+# fields: without their names it has half the size. Fields that an earlier release did not have are
+# missing at the end, and get their defaults. How to read a class is worked out once.
 
 
 def encode(value: Any) -> str:
@@ -92,20 +95,22 @@ def _values(value: Any) -> list[Any]:
 
 
 _encoder = json.JSONEncoder(check_circular=False, separators=(",", ":"), default=_values)
-_PLAIN = frozenset({float, int, bool, str, type(None)})
 
 
 @cache
-def _reader(kind: Any) -> Callable[[Any], Any]:
+def _reader(kind: Any, default: object = None) -> Callable[[Any], Any]:
+    """Return a function that turns JSON data into a value of the type `kind`, or raises."""
     arguments: Any = get_args(kind)
     if dataclasses.is_dataclass(kind):
         make: Any = kind
         hints = get_type_hints(kind)
-        readers = [(n, None if hints[n] in _PLAIN else _reader(hints[n])) for n in _names(make)]
+        readers = [(f.name, _reader(hints[f.name], f.default)) for f in dataclasses.fields(make)]
 
         def read_fields(data: Any) -> Any:
-            pairs = zip(readers, data, strict=True)
-            return make(**{n: v if reader is None else reader(v) for (n, reader), v in pairs})
+            if len(data) > len(readers):
+                raise ValueError("too many values")
+            pairs = zip(readers, data, strict=False)
+            return make(**{name: read(value) for (name, read), value in pairs})
 
         return read_fields
     if get_origin(kind) is list:
@@ -118,4 +123,16 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
         if dataclasses.is_dataclass(each):  # it is optional
             read = _reader(each)  # type: ignore[arg-type]
             return lambda data: None if data is None else read(data)
-    return lambda data: data
+    if "Literal" in str(kind):
+        kind = str | None
+    elif "float" in str(kind):
+        kind |= int
+
+    def check(value: Any) -> Any:
+        # An infinite number is allowed only as the default, where it means "unknown".
+        is_absurd = isinstance(value, float | int) and not abs(value) <= MAX_STORED_NUMBER
+        if not isinstance(value, kind) or (is_absurd and value != default):
+            raise ValueError("a value of another type, or an absurd number")
+        return value
+
+    return check

@@ -1,10 +1,10 @@
 """Limit models of all hosts that share a key, in Redis, with a local store while it is unreachable.
 
-Sole user of redis-py. Optimistic locking: an operation is run here, on the newest model that this
-process knows, and a script commits the result if no other host was faster; otherwise the operation
-is run again on what is there. In Redis, instants are in its own time, which is the same for all
-hosts; here, in the host's. Each step blocks for at most `TIMEOUT_S`, so it is used off the event
-loop.
+The only module that imports redis-py. Optimistic locking: an operation is run on the newest model
+that this process knows, and a script commits the result if no other host has committed meanwhile;
+otherwise the operation is run again on the committed model. In Redis, instants are in Redis's time,
+which is the same for all hosts; in this process, in the host's. Each step blocks for at most
+`TIMEOUT_S`, so it is used off the event loop.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, UnreachableError, d
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret
 
-# For each step; and for an operation in which other hosts are always faster.
+# For each step, and for an operation that is repeated because other hosts commit before it.
 TIMEOUT_S, BUSY_TIMEOUT_S = 0.25, 0.5
 # A host that has failed to commit this often claims the model for up to CLAIM_S; the others read it
-# again after each CLAIM_PAUSE_S. Without claims, a host 5 ms away from three near ones at 200
-# operations/s needed 505 ms for an operation and often gave up; with them 28 ms, and it never gives
-# up. A lock of redis-py would take two more round trips: here the failed commit itself claims.
+# again after each CLAIM_PAUSE_S. Measured with one host that is 5 ms away from Redis, beside three
+# near ones with 200 operations/s each: without claims it needed 505 ms for an operation and often
+# gave up, with them 28 ms, and it never gave up. A lock of redis-py would take two more round
+# trips: here the failed commit itself claims.
 TRIES_BEFORE_CLAIM, CLAIM_S, CLAIM_PAUSE_S = 3, 0.05, 0.001
 # A model expires this long after its last use.
 EXPIRY_S = 600.0
@@ -52,14 +53,16 @@ FIRST_CHECK_INTERVAL_S, MAX_CHECK_INTERVAL_S = 0.05, 5.0
 # The loss of a Redis that comes and goes is reported at most this often.
 NOTICE_INTERVAL_S = 60.0
 
-# Hosts have no secret in common, so names are hashed slowly instead (`key_of`).
+# Hosts have no secret in common, so names are hashed by a slow function instead (`key_of`).
 COMMON_SALT = b"nbcodex, shared by hosts"
 _KEY_SALT = b"nbcodex, a bucket's name in Redis"
-# Names the stored form, as the table's name does in SQLite.
-_FORM = "5f397cbb"
+_FORM = "9de2eb31"  # names the stored form, as the table's name does in SQLite
 
-# Commits a state if the version is still the known one. Otherwise, or if another host has a claim,
-# or without a new version, it returns the present state.
+# Commits a state if the stored version is still the known one. Otherwise, or if another host has a
+# claim, or without a new version, it returns the stored state. The reply is a list: 1 if committed,
+# Redis's time in seconds and microseconds, and if not committed the version, the state, and 1 if
+# another host has a claim. ARGV: the known version, the new version, the new state, the expiry in
+# ms, this host, and the duration of its claim or "".
 _SCRIPT = f"""
 local now = redis.call('TIME')
 local instant = now[1] + now[2] / 1000000
@@ -89,8 +92,8 @@ _URL_ADVICE = (
 )
 
 
-# What an error of redis-py or of the system means, by the name of its class. A server's own message
-# could contain anything.
+# How an error of redis-py or of the system is described, by the name of its class. The message of a
+# server could contain anything, so it is not shown.
 _REASONS = {
     "AuthenticationError": "refuses the password",
     "NoPermissionError": "refuses the password",
@@ -118,8 +121,8 @@ class ClockOffset:
     """Redis's time minus this host's, known within bounds and not just estimated.
 
     A time stamp that the server made between our sending and our receiving bounds the offset from
-    both sides, however unequal the two ways are. The narrowest bounds are kept, and widened by the
-    clocks' drift.
+    both sides, even if the two directions take unequal times. The narrowest bounds are kept, and
+    widened by the clocks' drift.
     """
 
     low: float = -math.inf
@@ -175,8 +178,8 @@ class RedisStore(Store):
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
         """Let `operation` read and change the model `name`, and return its result.
 
-        After an `UnreachableError` the operation may or may not be committed. Called again with the
-        same one, this returns its result if it was committed and no other host has come between.
+        After an `UnreachableError` the operation may or may not be committed. A second call with
+        the same operation returns its result if it was committed and is still the last commit.
         """
         key = key_of(name)
         state, unconfirmed = self._states.pop(key, None), self._unconfirmed.pop(key, None)
@@ -227,7 +230,8 @@ class RedisStore(Store):
         except DAMAGE:
             if state.is_new:
                 raise
-            # The form was right and the numbers were not: what was learned is learned again.
+            # The form was right and the numbers were not.
+            self.on_damage()
             state.shared, state.is_new = SharedModel(), True
             return self._perform(state, operation)
         return result
@@ -237,14 +241,13 @@ class RedisStore(Store):
             _, seconds, micros, version, state, claimed = reply
             if not state:
                 return _State(version, SharedModel(), is_new=True, is_claimed=claimed == 1)
-            if b"NaN" in state:  # Python's JSON reads it, as it does infinities
-                raise ValueError
             written_at, values = json.loads(state)
             shared = decode(SharedModel, values)
             ahead = written_at - (int(seconds) + int(micros) / 1e6)
             if ahead > MAX_STATE_AHEAD_S:
                 shared.move_clock(-ahead)
         except DAMAGE:
+            self.on_damage()
             return _State(version, SharedModel(), is_new=True)
         return _State(version, shared, is_new=False, is_claimed=claimed == 1)
 

@@ -29,17 +29,22 @@ from nbcodex.settings import LIMITER_FILENAME
 BUSY_TIMEOUT_S = 2.0  # how long another process's transaction is waited for
 
 # The table is named after the stored form. A version with another form must use another table, so
-# that both can run side by side. Release 0.1 stored two more values at the end of each state.
-TABLE, TABLE_0_1 = "model_5f397cbb", "bucket_dcb40d47"
+# that both can run side by side. Release 0.1 stored two more values at the end of each state. A row
+# is one model: `name` is the hashed name of the limits, `boot` the boot of the machine at which it
+# was written, and `state` its stored form.
+TABLE, EARLIER_TABLES = "model_9de2eb31", ("model_5f397cbb", "bucket_dcb40d47")
+TABLES = (TABLE, *EARLIER_TABLES)
 _SCHEMA = (
-    f"CREATE TABLE IF NOT EXISTS {TABLE} (name TEXT PRIMARY KEY, boot TEXT, state TEXT)",
-    f"CREATE TABLE IF NOT EXISTS {TABLE_0_1} (name TEXT PRIMARY KEY, boot TEXT, state TEXT)",
+    *(
+        f"CREATE TABLE IF NOT EXISTS {table} (name TEXT PRIMARY KEY, boot TEXT, state TEXT)"
+        for table in TABLES
+    ),
     "CREATE TABLE IF NOT EXISTS salt (one INTEGER PRIMARY KEY, value BLOB NOT NULL)",
     "INSERT OR IGNORE INTO salt VALUES (1, randomblob(16))",
 )
-_SELECT = (
-    f"SELECT boot, state FROM {TABLE} WHERE name = :name UNION ALL "  # noqa: S608 - constants
-    f"SELECT boot, state FROM {TABLE_0_1} WHERE name = :name"
+_SELECT = " UNION ALL ".join(
+    f"SELECT boot, state FROM {table} WHERE name = :name"  # noqa: S608 - constants
+    for table in TABLES
 )
 _WRITE = f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?)"  # noqa: S608 - the same
 
@@ -143,8 +148,10 @@ class SqliteStore(Store):
             return self._models[name]
         shared = SharedModel()
         if row := self._connection.execute(_SELECT, {"name": name}).fetchone():
-            with contextlib.suppress(*DAMAGE):  # what was learned is learned again
+            try:
                 shared = decode(SharedModel, json.loads(row[1])[:4])
+            except DAMAGE:
+                self.on_damage()
             if row[0] != self._boot:
                 shared = SharedModel(model=model_after_reboot(shared.model))
         self._models[name] = shared

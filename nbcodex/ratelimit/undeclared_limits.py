@@ -1,0 +1,133 @@
+"""Limits of one model that no header states: they are learned from refusals and broken streams.
+
+Numbers only, so that processes can share them, and pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from nbcodex.models import MINUTE, Limit, Resource
+from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, TokenBucket
+
+# For so long after a limit on parallel requests was met, no more of them are tried. The time
+# doubles each time that a trial meets the limit again.
+MIN_TRIAL_INTERVAL_S, MAX_TRIAL_INTERVAL_S = 60.0, 600.0
+# So many streams have to end early, one after another and each beside others in flight, to show a
+# limit on parallel requests: a single one may be a fault of the network.
+MIN_BROKEN_STREAMS = 2
+
+
+@dataclass(slots=True)
+class UndeclaredLimit:
+    """A limit on an amount per time, such as requests a day. Stores keep the fields' order."""
+
+    resource: Resource
+    seconds: float  # its window
+    bucket: TokenBucket = field(default_factory=TokenBucket)
+    refused_at: float = -math.inf
+    newest: int = -1  # number of the last sent permit that it refused
+
+    def amount_of(self, requests: int, tokens: float) -> float:
+        """Return how much of this limit requests with so many tokens use."""
+        return float(requests) if self.resource == "requests" else tokens
+
+
+@dataclass(slots=True)
+class UndeclaredLimits:
+    """The undeclared limits of one model, by resource and window."""
+
+    by_name: dict[str, UndeclaredLimit] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[UndeclaredLimit]:
+        return iter(self.by_name.values())
+
+    def charge(self, tokens: float, now: float) -> None:
+        """Charge one request."""
+        for name, each in list(self.by_name.items()):
+            is_full = each.bucket.level_at(now) >= each.bucket.limit
+            if is_full and now - each.refused_at > LIMIT_TRUST_S:
+                del self.by_name[name]  # it may have been lifted
+            each.bucket.take(each.amount_of(1, tokens), now)
+
+    def refund(self, requests: int, tokens: float, now: float) -> None:
+        """Add back what was charged but not used."""
+        for each in self:
+            each.bucket.take(-each.amount_of(requests, tokens), now)
+
+    def learn(self, limit: Limit, number: int, *, until: float, now: float) -> None:
+        """Learn from a refusal of permit `number`, whose cooldown lasts `until` an instant."""
+        new = UndeclaredLimit(limit.resource or "tokens", limit.window or MINUTE)
+        found = self.by_name.setdefault(f"{new.resource} {new.seconds:g}", new)
+        size, requested = limit.limit or 0.0, limit.requested or 1.0
+        found.bucket.set_limit(size, size / found.seconds, now=now, since=now)
+        found.refused_at = max(found.refused_at, now)
+        if number > found.newest:  # of several refusals at once, the last sent one shows most
+            found.newest = number
+            # Figures are rounded, but the requested amount is certainly not there before `until`.
+            at_most = requested - max(0.0, until - now) * found.bucket.rate
+            remaining = min(size - (limit.used or 0.0), at_most)
+            found.bucket.level, found.bucket.updated_at = max(0.0, remaining), now
+
+    def drop_declared(self, resource: Resource, limit: float) -> None:
+        """Drop a limit that headers state as well."""
+        for name, each in list(self.by_name.items()):
+            if each.resource == resource and each.bucket.has_limit(limit):
+                del self.by_name[name]
+
+    def disprove(self, tokens: float, now: float) -> None:
+        """Correct every limit that would have refused a request that the server has admitted."""
+        for name, each in list(self.by_name.items()):
+            if each.amount_of(1, tokens) > each.bucket.limit:
+                del self.by_name[name]
+            elif (level := each.bucket.level_at(now)) < 0:
+                each.bucket.undo(-level, now)
+
+    def available_at(self, requests: int, tokens: float, now: float) -> float:
+        """Return the earliest instant at which all of them admit so much."""
+        instants = (e.bucket.available_at(e.amount_of(requests, tokens), now) for e in self)
+        return max(instants, default=now)
+
+
+@dataclass(slots=True)
+class ParallelLimit:
+    """The most requests that the server answers at once. Stores keep the fields in this order.
+
+    A refusal may name such a limit (LiteLLM's `max_parallel_requests`). A server with one slot may
+    also end the stream in progress when another request arrives (llama-cpp-python).
+    """
+
+    limit: int | None = None  # requests in flight; None while no limit is known
+    learned_at: float = -math.inf
+    trial_interval: float = MIN_TRIAL_INTERVAL_S  # until more are tried
+    broken_streams: int = 0  # since the last complete one beside others
+
+    def allowed_at(self, now: float) -> float:
+        """Return how many requests may be in flight: in trials one, 3, 7, … more than the limit."""
+        if self.limit is None:
+            return math.inf
+        return self.limit + math.pow(2, int(min(30.0, self._intervals(now)))) - 1
+
+    def next_trial_at(self, now: float) -> float:
+        """Return when more requests than now will be allowed."""
+        return self.learned_at + (int(self._intervals(now)) + 1) * self.trial_interval
+
+    def _intervals(self, now: float) -> float:
+        return max(0.0, now - self.learned_at) / self.trial_interval
+
+    def learn(self, accepted: int, now: float, *, stated: float | None = None) -> None:
+        """Learn that one request more than the `accepted` ones in flight was too many."""
+        if self.limit is not None and self._intervals(now) >= 1:
+            self.trial_interval = min(MAX_TRIAL_INTERVAL_S, 2 * self.trial_interval)
+        # Fewer than stated: other clients with the same key use the rest.
+        self.limit = max(1, min(accepted, int(stated or accepted)))
+        self.learned_at = now
+
+    def record_end(self, others: int, now: float, *, is_early: bool) -> None:
+        """Learn from the end of a stream beside `others` in flight; early: it was incomplete."""
+        if others:
+            self.broken_streams = self.broken_streams + 1 if is_early else 0
+            if self.broken_streams >= MIN_BROKEN_STREAMS:
+                self.learn(others, now)
