@@ -104,6 +104,7 @@ def identifiers(tree: ast.AST) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 def test_identifiers_use_the_words_of_the_glossary() -> None:
     found: Counter[str] = Counter()
     for path in PACKAGE.rglob("*.py"):

@@ -239,6 +239,7 @@ def test_reservations_follow_what_happened_during_an_outage(
     assert spending(journal, clock).reserved == SpendAmount(tokens=4301)
 
 
+@pytest.mark.slow
 def test_turns_keep_their_order_through_two_outages(journal: Journal, locked: Any) -> None:
     """Memory numbers its entries beyond those of the file, each time."""
     asked = ["first"]

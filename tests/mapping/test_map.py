@@ -366,6 +366,7 @@ def press_stop(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr(LiveBackend, "endings", endings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_other_process", [False, True])
 def test_stop_parks_the_rest_and_resume_sends_only_that(
     simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, in_other_process: bool
@@ -453,6 +454,7 @@ class InterruptedRow(dict[str, str]):
         return super().items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["row", "prompt", "key"])
 def test_interrupt_in_user_code_loses_no_row(simulated: SimulatedClient, at: str) -> None:
     rows = [InterruptedRow(n=str(n)) for n in range(300)]
@@ -486,6 +488,7 @@ def test_rows_after_many_without_a_request_are_parked(
     assert journal.maps.summary(last().id).counts.total() == 200
 
 
+@pytest.mark.slow
 def test_resume_uses_the_present_settings(
     simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_slow_row_of_an_iterator_stops_reading_after_one_window(simulated: Simul
     assert len(backend.started) == LIVE_WINDOW_ROWS + 1
 
 
+@pytest.mark.slow
 def test_slow_row_of_a_list_delays_no_other(simulated: SimulatedClient) -> None:
     backend = ManualBackend(max_active=2)
     run = run_of(list(range(5_000)), simulated, backend)
@@ -190,6 +191,7 @@ def test_next_equal_row_starts_if_the_first_is_parked(simulated: SimulatedClient
     assert backend.started == ["m1-0", "m1-1"]
 
 
+@pytest.mark.slow
 def test_remembered_failures_of_an_iterator_are_bounded(simulated: SimulatedClient) -> None:
     backend = ManualBackend()
     run = run_of(iter(range(3_000)), simulated, backend)

@@ -65,6 +65,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @cancel_or_park
 @pytest.mark.parametrize("in_other_process", [False, True])
 def test_map_ended_from_another_thread_can_be_resumed(
@@ -91,6 +92,7 @@ def test_map_ended_from_another_thread_can_be_resumed(
     assert journal.maps.summary(run.id).counts == {"done": len(ROWS)}
 
 
+@pytest.mark.slow
 @cancel_or_park
 def test_active_rows_are_cancelled_or_parked_and_others_parked(
     simulated: SimulatedClient, action: EndAction
@@ -106,6 +108,7 @@ def test_active_rows_are_cancelled_or_parked_and_others_parked(
     assert counts.keys() <= {"done", "parked", "cancelled"}
 
 
+@pytest.mark.slow
 def test_cancelled_map_reports_no_failures(simulated: SimulatedClient) -> None:
     reports: list[Any] = []
     host.current.map_listener = lambda: reports.append
@@ -128,6 +131,7 @@ def test_active_map_cannot_be_resumed(simulated: SimulatedClient) -> None:
     result.exception(timeout=5)
 
 
+@pytest.mark.slow
 def test_map_on_the_callers_loop_ends_at_once(simulated: SimulatedClient) -> None:
     """A task that wakes up late leaves the resumed map alone."""
 
@@ -161,6 +165,7 @@ def test_suspended_iterator_is_ended_at_once(simulated: SimulatedClient) -> None
     assert len(simulated.prompts) == known
 
 
+@pytest.mark.slow
 @cancel_or_park
 def test_monitor_buttons_for_all_end_a_map(simulated: SimulatedClient, action: EndAction) -> None:
     """If only its rows were ended, the map would start the next ones."""
@@ -187,6 +192,7 @@ def test_id_prefix_names_the_map_not_its_rows(
     result.exception(timeout=5)
 
 
+@pytest.mark.slow
 @cancel_or_park
 def test_batch_job_continues_after_cancel_or_park(
     simulated: SimulatedClient, action: EndAction
@@ -203,6 +209,7 @@ def test_batch_job_continues_after_cancel_or_park(
     assert texts(map_runner.run_map(run)) == ROWS
 
 
+@pytest.mark.slow
 def test_cancelled_row_does_not_end_its_map(simulated: SimulatedClient) -> None:
     _, result = started(simulated)
     handle = simulated.client.active_handles()[-1]

@@ -219,6 +219,7 @@ def test_values_are_not_searched_for_fields() -> None:
     assert fill("{a}{b}", {"a": "{", "b": "b}"}).text == "{b}"
 
 
+@pytest.mark.slow
 @given(st.text("{}name$\\ !:.[]'\"", max_size=40))
 def test_any_value_arrives_unchanged(value: str) -> None:
     """Any text arrives as it is."""
@@ -262,6 +263,7 @@ PIECES = [
 BEGUN = re.compile(r"\{(?:name|x|df|In|Out|Err)(?!\w)")
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_prompts_without_fields_are_unchanged() -> None:
     """Prompts without a brace before a known name are unchanged."""
     chance, known = random.Random(7), {"name": "!", "x": "!", "df": "!", "In": ["!"] * 9, "Out": {}}

@@ -294,6 +294,7 @@ ATTACKS = [*SCRIPTS, *LINKS, *OTHERS]
 FRAMES = ["{}", "text {} text", "- {}", "> {}", "<details>\n{}\n</details>", "```\n\n{}", "$x$ {}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
 def test_no_attack_survives_sanitizing(render: Render, attack: str) -> None:
     """No answer's rendering runs or loads anything."""
@@ -333,6 +334,7 @@ def test_no_combination_of_attacks_survives(document: str) -> None:
             assert judge(renderer(text)).bad == [], text
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(DOCUMENTS, st.text(st.characters(exclude_categories=()))))
 def test_any_string_can_be_stored(document: str) -> None:

@@ -253,6 +253,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(PARAMETERS["responses"])), json_values)
 def test_any_value_of_a_parameter_gets_an_http_response(name: str, value: Any) -> None:

@@ -52,6 +52,7 @@ def test_sdk_streams_an_answer_over_a_socket(served: tuple[str, Simulator]) -> N
     assert asyncio.run(ask(served[0])) == "one two three"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "cause"),
     [
@@ -187,6 +188,7 @@ def test_start_raises_if_the_address_is_in_use(served: tuple[str, Simulator]) ->
         SimulatorServer(port=port).start()
 
 
+@pytest.mark.slow
 def test_command_prints_its_url_and_has_an_option_for_each_knob() -> None:
     options = ["--tpm", "none", "--rpm", "7", "--models", "m", "--headers", "off"]
     command = [sys.executable, "-m", "nbcodex.simulator", *options]
@@ -205,6 +207,7 @@ def test_command_prints_its_url_and_has_an_option_for_each_knob() -> None:
     assert (knobs["tpm"], knobs["rpm"], knobs["headers"]) == (None, 7, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iterations", range(8))
 def test_stopping_closes_connections_that_were_just_accepted(iterations: int) -> None:
     async def connect_and_stop() -> list[socket.socket]:
