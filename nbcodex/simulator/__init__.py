@@ -1,10 +1,9 @@
 """A rate-limited look-alike of OpenAI's API for the demo, the tests and the benchmarks.
 
-The core (`Simulator`) has no sockets and reads time only from its clock; an HTTP server
-(`nbcodex.simulator.server`, ``python -m nbcodex.simulator``) gives access to it. `Knobs` are its
-settings, `Fault` the failures it can produce. A prompt can contain directives (``[[tokens=800]]``,
-``[[echo: text]]``, ``[[fault=stalled]]``, see `generated_answers`), and ``/_simulator/script``,
-``/log`` and ``/knobs`` control a server over HTTP.
+`Simulator` has no sockets and reads the time from its clock only; `server` serves it over HTTP,
+also as ``python -m nbcodex.simulator``. `Knobs` are its settings, and `Fault` is a failure that it
+can produce. Prompts can contain directives, see `generated_answers`. A server's log, faults and
+settings are available at ``/_simulator/SECRET/log``, ``script`` and ``knobs``.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "int | None": lambda text: None if text == "none" else int(text),
     "tuple[str, ...]": lambda text: tuple(filter(None, text.split(","))),
 }
-# The comments of a field, above it and beside it; a field without any shares those of the last.
+# A field's comments, above it and beside it. A field without any shares those of the field before.
 _COMMENTS = re.compile(r"((?:^    # .*\n)*)^    \w+: [^#\n]*(?:# (.*))?$", re.MULTILINE)
 
 
@@ -46,8 +46,10 @@ async def main() -> None:
         parser.add_argument(name, type=parse, help=f"{text} (%(default)s)")
     options = vars(parser.parse_args())
     host, port = options.pop("host"), options.pop("port")
-    async with serve(Simulator(Knobs(**options)), host, port) as url:
+    simulator = Simulator(Knobs(**options))
+    async with serve(simulator, host, port) as url:
         sys.stdout.write(f'{url}\nIn a notebook: %config Codex.base_url = "{url}/v1"\n')
+        sys.stdout.write(f"Control paths: {url}/_simulator/{simulator.control_secret}/\n")
         sys.stdout.flush()
         await asyncio.Event().wait()
 

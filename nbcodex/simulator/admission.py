@@ -1,6 +1,6 @@
 """Decides whether a request is admitted, and words each refusal as OpenAI and Azure do.
 
-The texts are those of public threads. Does not know how an answer is generated.
+The texts are copied from error messages that users have published.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from nbcodex.simulator.http_messages import ErrorResponse, go_duration, retry_he
 from nbcodex.simulator.knobs import Dropped, Fault, Knobs, RetryAfter
 from nbcodex.simulator.parsed_request import ParsedRequest
 
-LIMITS_PAGE = "Visit https://platform.openai.com/account/rate-limits to learn more."
-SERVER_ERROR = "The server had an error while processing your request. Sorry about that!"
-QUOTA = (
+LIMITS_PAGE_TEXT = "Visit https://platform.openai.com/account/rate-limits to learn more."
+SERVER_ERROR_TEXT = "The server had an error while processing your request. Sorry about that!"
+QUOTA_TEXT = (
     "You exceeded your current quota, please check your plan and billing details. For more "
     "information on this error, read the docs: "
     "https://platform.openai.com/docs/guides/error-codes/api-errors."
 )
-OVERLOADED = "Our servers are currently overloaded. Please try again later."
-UNVERIFIED = (
+OVERLOADED_TEXT = "Our servers are currently overloaded. Please try again later."
+UNVERIFIED_TEXT = (
     "Your organization must be verified to stream this model. Please go to: "
     "https://platform.openai.com/settings/organization/general and click on Verify Organization. "
     "If you just verified, it can take up to 15 minutes for access to propagate."
 )
-NO_DEPLOYMENT = (
+NO_DEPLOYMENT_TEXT = (
     "The API deployment for this resource does not exist. If you created the deployment within the "
     "last 5 minutes, please wait a moment and try again."
 )
-GATEWAY_PAGE = (
+GATEWAY_HTML = (
     "<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n<center><h1>{title}</h1></center>"
     "\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
 )
@@ -74,16 +74,16 @@ class PlannedRequest:
     fault: Fault | None  # the fault to apply
     account: Account  # the account whose limits apply
     record: RequestRecord  # its entry in the log
-    wall: float  # time of day at its arrival, in seconds since the epoch
+    received_at: float  # time of day at its arrival, in seconds since the epoch
     knobs: Knobs  # the settings at its arrival
-    cached: int = 0  # input tokens found in the prompt cache
+    cached_tokens: int = 0  # input tokens found in the prompt cache
 
     def deltas(self) -> Iterator[tuple[str, int]]:
         """Yield the text of each delta, and the output tokens generated including it."""
         tokens, size = self.plan.tokens, self.knobs.chunk
         for start in range(0, len(tokens), size):
             part = tokens[start : start + size]
-            yield "".join(part), self.plan.reasoning + start + len(part)
+            yield "".join(part), self.plan.reasoning_tokens + start + len(part)
 
     def seconds_until(self, tokens: int) -> float:
         """Return the time of the last of `tokens`, in seconds after the first one."""
@@ -110,15 +110,16 @@ def admit_request(planned: PlannedRequest) -> Charge:
 def check_access(request: ParsedRequest, knobs: Knobs) -> None:
     """Raise a 404 if the model does not exist, a 400 if the organization may not stream."""
     if knobs.models and request.model not in knobs.models:
-        if request.azure:
-            raise ErrorResponse(404, NO_DEPLOYMENT, type=None, code="DeploymentNotFound")
+        if request.is_azure:
+            raise ErrorResponse(404, NO_DEPLOYMENT_TEXT, type=None, code="DeploymentNotFound")
         message = f"The model `{request.model}` does not exist or you do not have access to it."
         raise ErrorResponse(404, message, code="model_not_found", param="model")
     if request.stream and not knobs.allow_streaming:
-        raise ErrorResponse(400, UNVERIFIED, code="unsupported_value", param="stream")
+        raise ErrorResponse(400, UNVERIFIED_TEXT, code="unsupported_value", param="stream")
 
 
 def _check_length(planned: PlannedRequest) -> None:
+    """Raise a 400 if the input and `max_output` exceed the context window."""
     input_tokens, max_output = planned.plan.input_tokens, planned.request.max_output or 0
     if input_tokens + max_output <= planned.knobs.context:
         return
@@ -143,14 +144,14 @@ def limit_headers(planned: PlannedRequest) -> dict[str, str]:
     """Return the headers with the account's limits at the arrival of the request."""
     headers: dict[str, str] = {}
     account, now = planned.account, planned.record.at
-    for name, buckets in (("requests", account.requests), ("tokens", account.tokens)):
+    for resource, buckets in (("requests", account.requests), ("tokens", account.tokens)):
         bucket = buckets.get(MINUTE) or buckets.get(DAY)
         if bucket is not None and planned.knobs.headers:
-            # The sum of refills may miss a whole number by a rounding error.
+            # A rounding error of the refills must not cost a whole token.
             remaining = max(0, math.floor(bucket.level_at(now) + 1e-6))
-            headers[f"x-ratelimit-limit-{name}"] = str(int(bucket.limit))
-            headers[f"x-ratelimit-remaining-{name}"] = str(remaining)
-            headers[f"x-ratelimit-reset-{name}"] = go_duration(bucket.full_in(now))
+            headers[f"x-ratelimit-limit-{resource}"] = str(int(bucket.limit))
+            headers[f"x-ratelimit-remaining-{resource}"] = str(remaining)
+            headers[f"x-ratelimit-reset-{resource}"] = go_duration(bucket.full_in(now))
     return headers
 
 
@@ -166,8 +167,11 @@ _LIMITS: Mapping[str, tuple[Resource, float]] = {
 
 
 def raise_scripted_failure(planned: PlannedRequest, *, cost: int) -> None:
-    """Raise what the fault prescribes for a request of `cost` tokens, if it is such a fault."""
-    fault, knobs, wall = planned.fault, planned.knobs, planned.wall
+    """Raise the failure that the fault prescribes before an answer begins, if it prescribes one.
+
+    `cost` is the charge of the request in tokens, for the figures in a 429's message.
+    """
+    fault, knobs, wall = planned.fault, planned.knobs, planned.received_at
     if fault is None:
         return
     match fault.kind:
@@ -177,28 +181,29 @@ def raise_scripted_failure(planned: PlannedRequest, *, cost: int) -> None:
             wait = fault.seconds
             headers = retry_headers(wait, knobs.retry_after, wall) if wait else {}
             failure = ErrorResponse(
-                fault.status, SERVER_ERROR, type="server_error", headers=headers
+                fault.status, SERVER_ERROR_TEXT, type="server_error", headers=headers
             )
         case "quota":
-            kind = "insufficient_quota"
-            failure = ErrorResponse(429, QUOTA, type=kind, code=kind)
+            code = "insufficient_quota"
+            failure = ErrorResponse(429, QUOTA_TEXT, type=code, code=code)
         case "overloaded":
-            kind, code = "service_unavailable_error", "server_is_overloaded"
-            failure = ErrorResponse(503, OVERLOADED, type=kind, code=code)
+            type_, code = "service_unavailable_error", "server_is_overloaded"
+            failure = ErrorResponse(503, OVERLOADED_TEXT, type=type_, code=code)
         case "html_429":
-            page = GATEWAY_PAGE.format(title="429 Too Many Requests")
+            page = GATEWAY_HTML.format(title="429 Too Many Requests")
             failure = ErrorResponse(429, "", html=page)
         case "html_502":
-            failure = ErrorResponse(502, "", html=GATEWAY_PAGE.format(title="502 Bad Gateway"))
+            failure = ErrorResponse(502, "", html=GATEWAY_HTML.format(title="502 Bad Gateway"))
         case "redirect":
-            failure = ErrorResponse(307, "", html=" ", headers={"location": fault.location})
+            status = fault.status if 300 <= fault.status < 400 else 307
+            failure = ErrorResponse(status, "", html=" ", headers={"location": fault.location})
         case "azure":
             failure = _azure_limit_response(fault.wait, "tokens", "seconds", wall)
         case kind if kind in _LIMITS:
             refusal = _scripted_refusal(fault, knobs, cost)
             failure = _limit_response(refusal, planned)
             if refusal.window == MINUTE and refusal.wait is not None and knobs.headers:
-                # In place of the bucket's own, so that they agree with the figures of the text.
+                # These replace the bucket's headers, so that they agree with the message.
                 left = max(0, refusal.limit - refusal.used)
                 full_in = (refusal.limit - left) / refusal.limit * MINUTE
                 failure.headers[f"x-ratelimit-remaining-{refusal.resource}"] = str(left)
@@ -212,9 +217,9 @@ def raise_scripted_failure(planned: PlannedRequest, *, cost: int) -> None:
 
 
 def stream_error_text(planned: PlannedRequest, cost: int) -> str:
-    """Return the message of an error event in mid-stream: a limit is reached."""
+    """Return the message of an error event in mid-stream, which states that a limit is reached."""
     if planned.fault is None:
-        return SERVER_ERROR
+        return SERVER_ERROR_TEXT
     fault = replace(planned.fault, kind="tokens_per_minute")
     return _limit_text(_scripted_refusal(fault, planned.knobs, cost), planned)
 
@@ -230,7 +235,7 @@ def _scripted_refusal(fault: Fault, knobs: Knobs, cost: int) -> Refusal:
     wait: float | None = fault.wait
     if fault.kind == "too_large":
         requested, wait = max(cost, limit + limit // 5), None
-    # The formula of the wait (see `buckets`), solved for the used part.
+    # The formula of the wait in `buckets`, solved for `used`.
     used = round(limit - requested + fault.wait / window * limit)
     return Refusal(
         resource=resource, window=window, limit=limit, used=used, requested=requested, wait=wait
@@ -239,11 +244,11 @@ def _scripted_refusal(fault: Fault, knobs: Knobs, cost: int) -> Refusal:
 
 def _limit_response(refusal: Refusal, planned: PlannedRequest) -> ErrorResponse:
     """Return the 429 for an exhausted limit, or for a request larger than the whole limit."""
-    headers, which = {}, planned.knobs.retry_after
+    headers, form = {}, planned.knobs.retry_after
     if refusal.wait is not None:
-        if planned.request.azure:
-            return _azure_limit_response(refusal.wait, refusal.resource, which, planned.wall)
-        headers = retry_headers(refusal.wait, which, planned.wall)
+        if planned.request.is_azure:
+            return _azure_limit_response(refusal.wait, refusal.resource, form, planned.received_at)
+        headers = retry_headers(refusal.wait, form, planned.received_at)
     text, code = _limit_text(refusal, planned), "rate_limit_exceeded"
     return ErrorResponse(429, text, type=refusal.resource, code=code, headers=headers)
 
@@ -253,17 +258,17 @@ def _limit_text(refusal: Refusal, planned: PlannedRequest) -> str:
     name = Limit(resource=refusal.resource, window=refusal.window).name
     name = name.replace("per minute", "per min")
     model, organization = planned.request.model, planned.knobs.organization
-    place = f"for {model} in organization {organization} on {name}"
+    scope = f"for {model} in organization {organization} on {name}"
     if refusal.wait is None:
         return (
-            f"Request too large {place}: Limit {refusal.limit}, Requested {refusal.requested}. "
+            f"Request too large {scope}: Limit {refusal.limit}, Requested {refusal.requested}. "
             "The input or output tokens must be reduced in order to run successfully. "
-            f"{LIMITS_PAGE}"
+            f"{LIMITS_PAGE_TEXT}"
         )
     return (
-        f"Rate limit reached {place}: Limit {refusal.limit}, Used {refusal.used}, "
+        f"Rate limit reached {scope}: Limit {refusal.limit}, Used {refusal.used}, "
         f"Requested {refusal.requested}. Please try again in {go_duration(refusal.wait)}. "
-        f"{LIMITS_PAGE}"
+        f"{LIMITS_PAGE_TEXT}"
     )
 
 

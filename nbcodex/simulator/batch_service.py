@@ -1,6 +1,6 @@
 """The Files and Batch APIs: many requests uploaded in one file, their answers in another.
 
-Shapes follow OpenAI's reference. Limits per minute do not apply to batches and are unknown here.
+Objects follow OpenAI's reference. As there, limits per minute do not apply to batches.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from nbcodex.simulator.http_messages import ErrorResponse, HttpRequest, encode_j
 from nbcodex.simulator.knobs import Knobs
 from nbcodex.simulator.parsed_request import Route, parse_body
 
-ENDPOINTS = ("/v1/responses", "/v1/chat/completions")
+# The limits of OpenAI's Batch API. After a batch's lifetime, its unanswered requests expire.
 MAX_FILE_BYTES = 200_000_000
 MAX_BATCH_LINES = 50_000
-# Unanswered requests of a batch expire after this time.
 BATCH_LIFETIME_S = 86_400.0
+ENDPOINTS = ("/v1/responses", "/v1/chat/completions")
 _OPEN = ("validating", "in_progress")
 # Code and message for the requests that a batch did not answer, by its final status.
 _UNANSWERED = {
@@ -38,13 +38,13 @@ class Batch:
     owner: str  # name of the key that may read it
     endpoint: str
     input_file_id: str
-    at: float  # its creation on the clock
+    started_at: float  # its creation on the clock
     created_at: float  # its creation in seconds since the epoch
     metadata: dict[str, str]
     requests: list[dict[str, Any]]
     status: str = "validating"
     duration: float | None = None  # seconds from its creation to its end
-    done: int = 0
+    completed: int = 0
     failed: int = 0
     output_file_id: str | None = None
     error_file_id: str | None = None
@@ -57,7 +57,7 @@ class BatchService:
 
     knobs: Callable[[], Knobs]  # returns the current settings
     clock: Clock
-    # Answers a line: its body, path and the name of the key give an HTTP status and a body.
+    # Answers one request: from its body, path and the name of its key to an HTTP status and a body.
     answer_line: Callable[[dict[str, Any], str, str], tuple[int, dict[str, Any]]]
     server_id: str  # part of all ids
     _files: dict[tuple[str, str], bytes] = field(default_factory=dict)  # by name of the key, and id
@@ -65,7 +65,7 @@ class BatchService:
     _batches: dict[str, Batch] = field(default_factory=dict)
 
     def serve(self, request: HttpRequest, route: Route, owner: str) -> dict[str, Any] | bytes:
-        """Return the API's object, or the contents of a file."""
+        """Return the object that the API answers with, or the contents of a file."""
         match route.endpoint, request.method, route.id:
             case "files", "GET", id_:
                 return self._contents(id_, owner)
@@ -86,7 +86,7 @@ class BatchService:
                 if batch is None or batch.owner != owner:
                     raise ErrorResponse(404, f"No batch found with id '{id_}'.", param="id")
                 if method == "POST" and batch.status in _OPEN:
-                    self._end(batch, "cancelled", self.clock.now() - batch.at)
+                    self._end(batch, "cancelled", self.clock.now() - batch.started_at)
                 return self._as_object(batch)
 
     def _contents(self, id_: str, owner: str) -> bytes:
@@ -100,18 +100,18 @@ class BatchService:
         form = message_from_bytes(head + request.body, policy=policy.HTTP)
         if not form.is_multipart():
             raise ErrorResponse(400, "A multipart form is expected.")
-        name, fields = "", {"file": b"", "purpose": b""}
+        file_name, fields = "", {"file": b"", "purpose": b""}
         for part in form.iter_parts():
             field_name = str(part.get_param("name", header="content-disposition"))
             contents = part.get_payload(decode=True)
             fields[field_name] = contents if isinstance(contents, bytes) else b""
             if field_name == "file":
-                name = part.get_filename() or ""
-        if not name or fields["purpose"] != b"batch":
+                file_name = part.get_filename() or ""
+        if not file_name or fields["purpose"] != b"batch":
             raise ErrorResponse(400, "'file' and the purpose 'batch' are required.", param="file")
         if len(fields["file"]) > MAX_FILE_BYTES:
             raise ErrorResponse(413, "The file is too large.", code="file_too_large")
-        return self._store_file(name, fields["file"], owner=owner, purpose="batch")
+        return self._store_file(file_name, fields["file"], owner=owner, purpose="batch")
 
     def _store_file(self, name: str, data: bytes, *, owner: str, purpose: str) -> dict[str, Any]:
         id_ = f"file-{self.server_id}{next(self._file_numbers):06x}"
@@ -136,9 +136,9 @@ class BatchService:
         file_id = str(body.get("input_file_id"))
         requests, problems = parse_batch_file(self._contents(file_id, owner), endpoint)
         max_requests = self.knobs().batch_queue
-        queued = [b for b in self._batches.values() if b.owner == owner and b.status in _OPEN]
-        waiting = sum(len(batch.requests) for batch in queued) + len(requests)
-        if not problems and max_requests is not None and waiting > max_requests:
+        open_batches = [b for b in self._batches.values() if b.owner == owner and b.status in _OPEN]
+        enqueued = sum(len(batch.requests) for batch in open_batches) + len(requests)
+        if not problems and max_requests is not None and enqueued > max_requests:
             message = (
                 f"Enqueued limit reached for this model. Limit: {max_requests} enqueued requests. "
                 "Please try again once some in_progress batches have been completed."
@@ -150,7 +150,7 @@ class BatchService:
             owner=owner,
             endpoint=endpoint,
             input_file_id=file_id,
-            at=self.clock.now(),
+            started_at=self.clock.now(),
             created_at=self.clock.wall(),
             metadata=dict(body.get("metadata") or {}),
             requests=requests,
@@ -159,8 +159,8 @@ class BatchService:
         return batch
 
     def _advance(self, batch: Batch) -> None:
-        """Bring an open batch up to the present time."""
-        elapsed, duration = self.clock.now() - batch.at, self.knobs().batch_seconds
+        """Update an open batch to the present time; validation takes a tenth of its duration."""
+        elapsed, duration = self.clock.now() - batch.started_at, self.knobs().batch_seconds
         if batch.problems and elapsed >= duration / 10:
             batch.status, batch.duration = "failed", duration / 10
         elif elapsed >= min(duration, BATCH_LIFETIME_S):
@@ -168,7 +168,7 @@ class BatchService:
             self._end(batch, status, min(duration, BATCH_LIFETIME_S))
         elif elapsed >= duration / 10:
             batch.status = "in_progress"
-            batch.done = int(len(batch.requests) * elapsed / duration)
+            batch.completed = int(len(batch.requests) * elapsed / duration)
 
     def _end(self, batch: Batch, status: str, duration: float) -> None:
         """Answer the requests reached within `duration` seconds, and write the result files."""
@@ -190,7 +190,7 @@ class BatchService:
                 code, message = _UNANSWERED[status]
                 result["error"] = {"code": code, "message": message}
             (succeeded if http_status == 200 else failed).append(encode_json(result) + b"\n")
-        batch.done, batch.failed = len(succeeded), len(failed)
+        batch.completed, batch.failed = len(succeeded), len(failed)
         batch.status, batch.duration = status, duration
         batch.output_file_id = self._store_results(batch, "output", succeeded)
         batch.error_file_id = self._store_results(batch, "error", failed)
@@ -224,7 +224,7 @@ class BatchService:
             f"{batch.status}_at": ended or int(batch.created_at),
             "request_counts": {
                 "total": len(batch.requests),
-                "completed": batch.done,
+                "completed": batch.completed,
                 "failed": batch.failed,
             },
             "metadata": batch.metadata,
@@ -241,17 +241,16 @@ def parse_batch_file(
     for number, text in enumerate(data.splitlines(), start=1):
         try:
             line = json.loads(text)
-            id_ = line["custom_id"]
+            id_, body = line["custom_id"], dict(line["body"])
             if id_ in ids:
                 message = f"The custom_id '{id_}' occurs twice."
                 problems.append(_problem("duplicate_custom_id", message, number))
-                continue
-            ids.add(id_)
-            if line["url"] != endpoint or line["method"] != "POST":
+            elif line["url"] != endpoint or line["method"] != "POST":
                 message = "The URL does not match the batch's endpoint."
                 problems.append(_problem("mismatched_url", message, number))
-                continue
-            requests.append({"custom_id": str(id_), "body": dict(line["body"])})
+            else:
+                requests.append({"custom_id": str(id_), "body": body})
+            ids.add(id_)
         except (ValueError, TypeError, KeyError, RecursionError):
             problems.append(_problem("invalid_json_line", "This line is not a request.", number))
     if not requests and not problems:

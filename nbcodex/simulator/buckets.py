@@ -1,7 +1,4 @@
-"""The server's rate limits: continuously refilled token buckets, and the charge of each request.
-
-Every function takes the time as an argument. Does not know HTTP.
-"""
+"""The server's rate limits: continuously refilled token buckets, and the charge of each request."""
 
 from __future__ import annotations
 
@@ -11,8 +8,7 @@ from dataclasses import dataclass, field
 from nbcodex.models import DAY, MINUTE, Resource
 from nbcodex.simulator.knobs import Knobs
 
-# Share of a limit within which sums of floats count as equal to it.
-ROUNDING = 1e-9
+ROUNDING = 1e-9  # a level may miss a limit by this share of it, because sums of floats are inexact
 
 
 @dataclass(slots=True)
@@ -22,19 +18,19 @@ class Bucket:
     limit: float
     window: float
     level: float  # the level at the instant `at`; below zero, it is a debt
-    at: float
+    updated_at: float
     used_by_others: float = 0.0  # share of the refill that other clients use up
 
     def level_at(self, now: float) -> float:
         """Return the level at `now`, and store it."""
-        if now > self.at:
+        if now > self.updated_at:
             rate = self.limit / self.window * (1 - self.used_by_others)
-            self.level = min(self.limit, self.level + (now - self.at) * rate)
-            self.at = now
+            self.level = min(self.limit, self.level + (now - self.updated_at) * rate)
+            self.updated_at = now
         return self.level
 
     def take(self, amount: float, now: float) -> None:
-        """Take `amount`, into debt if necessary; a negative amount is returned to the bucket."""
+        """Take `amount`, which may leave a debt; a negative amount is returned to the bucket."""
         self.level = min(self.limit, self.level_at(now) - amount)
 
     def used(self, now: float) -> int:
@@ -64,7 +60,7 @@ class Charge:
 
     tokens: int
     for_output: int
-    settled: bool = False
+    is_settled: bool = False
 
 
 @dataclass(slots=True)
@@ -76,25 +72,25 @@ class Account:
 
     def set_limits(self, knobs: Knobs, now: float) -> None:
         """Set the limits of `knobs`: new buckets are full, existing ones keep the used amount."""
-        for buckets, minute, day in (
+        for buckets, per_minute, per_day in (
             (self.tokens, knobs.tpm, knobs.tpd),
             (self.requests, knobs.rpm, knobs.rpd),
         ):
-            sizes: dict[float, float] = {}
-            if minute is not None:
-                sizes[MINUTE] = minute
+            limits: dict[float, float] = {}
+            if per_minute is not None:
+                limits[MINUTE] = per_minute
                 if knobs.hidden_window:
-                    sizes[knobs.hidden_window] = minute * knobs.hidden_window / MINUTE
-            if day is not None:
-                sizes[DAY] = day
-            for window in buckets.keys() - sizes.keys():
+                    limits[knobs.hidden_window] = per_minute * knobs.hidden_window / MINUTE
+            if per_day is not None:
+                limits[DAY] = per_day
+            for window in buckets.keys() - limits.keys():
                 del buckets[window]
-            for window, size in sizes.items():
-                bucket = buckets.setdefault(window, Bucket(size, window, size, now))
+            for window, limit in limits.items():
+                bucket = buckets.setdefault(window, Bucket(limit, window, limit, now))
                 level = bucket.level_at(now)
                 # The used amount stays the same, but a smaller limit does not create a debt.
-                bucket.level = max(size - (bucket.limit - level), min(level, 0.0))
-                bucket.limit = size
+                bucket.level = max(limit - (bucket.limit - level), min(level, 0.0))
+                bucket.limit = limit
                 bucket.used_by_others = knobs.used_by_others
 
     def charge_or_refuse(self, cost: int, now: float) -> Refusal | None:
@@ -120,9 +116,9 @@ class Account:
 
     def settle_output(self, charge: Charge, output: int, knobs: Knobs, now: float) -> None:
         """Adjust `charge` to `output` tokens, as the policy prescribes; later calls do nothing."""
-        if charge.settled:
+        if charge.is_settled:
             return
-        charge.settled = True
+        charge.is_settled = True
         difference = 0 if knobs.policy == "kept" else output - charge.for_output
         self.charge(difference, now)
         charge.tokens += difference
@@ -142,25 +138,25 @@ def _check(
     refusals = []
     for bucket in buckets.values():
         is_hidden = bucket.window not in (MINUTE, DAY)
-        # A hidden window admits a request larger than itself when it is full, and reports the
-        # figures of the minute: no client may learn that it exists.
+        # A client must not see that a hidden window exists: when it is full, it admits a request
+        # larger than itself, and its refusals state the figures of the minute.
         needed = min(amount, bucket.limit) if is_hidden else amount
         if bucket.level_at(now) + ROUNDING * bucket.limit >= needed:
             continue
-        shown = buckets[MINUTE] if is_hidden else bucket
-        # The formula that the figures of OpenAI's messages follow: it starts from the used part in
-        # whole units, and does not know that others use up a share of the refill.
+        stated = buckets[MINUTE] if is_hidden else bucket
+        # The formula that the figures of OpenAI's messages follow. It starts from the used part in
+        # whole units, and ignores that other clients use up a share of the refill.
         wait = (bucket.used(now) + needed - bucket.limit) / bucket.limit * bucket.window
         # Rounded up to whole milliseconds, so that the stated wait is long enough.
         wait = max(0.001, math.ceil(round(wait * 1000, 6)) / 1000)
         refusals.append(
             Refusal(
                 resource=resource,
-                window=shown.window,
-                limit=int(shown.limit),
-                used=shown.used(now),
+                window=stated.window,
+                limit=int(stated.limit),
+                used=stated.used(now),
                 requested=amount,
-                wait=None if amount > shown.limit else wait,
+                wait=None if amount > stated.limit else wait,
             )
         )
-    return max(refusals, key=lambda r: math.inf if r.wait is None else r.wait, default=None)
+    return max(refusals, key=lambda each: each.wait or math.inf, default=None)

@@ -1,7 +1,6 @@
 """Generates answers in real time and delivers them, with the faults of generation and transport.
 
-Also holds background responses, which continue without a reader. Does not know routes or limits
-of other requests.
+A background response is generated to its end even if no client reads it.
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ from nbcodex.simulator.buckets import Charge
 from nbcodex.simulator.http_messages import ErrorResponse, encode_json
 from nbcodex.simulator.knobs import DELIVERY_FAULTS, GENERATION_FAULTS, Dropped, Fault
 
-# "Silent forever": longer than any client waits.
-STALL_S = 30 * 86_400.0
-# Shorter waits only yield to the event loop: a timer would take longer.
-MIN_TIMER_S = 0.001
+ENDLESS_STALL_S = 30 * 86_400.0  # longer than any client waits
+MIN_TIMER_S = 0.001  # shorter waits only yield to the event loop, because a timer is less precise
 CHUNK_BYTES = 65_536
 
 
@@ -33,7 +30,7 @@ class Generation:
     planned: PlannedRequest
     charge: Charge
     message: str  # message of an error event in the stream
-    first_at: float  # clock time of the first token
+    first_token_at: float  # on the clock
     clock: Clock
     tokens: int = 0  # generated so far
 
@@ -64,12 +61,12 @@ async def generate(generation: Generation) -> AsyncGenerator[StreamEvent, None]:
     fault, deltas = generation.fault_among(GENERATION_FAULTS), 0
     try:
         for event in api_format.stream_events():
-            await wait_until(generation.first_at + event.at, generation.clock)
+            await wait_until(generation.first_token_at + event.offset_s, generation.clock)
             if fault is not None and fault.applies_before(event.role, deltas):
                 for error in api_format.error_events(fault, generation.message, event.number):
                     yield error
                 return
-            generation.tokens = event.tokens
+            generation.tokens = event.tokens_so_far
             deltas += event.role == "delta"
             if event.role == "end" and not record.finished:
                 # Before the final event, so that a client that has read it can use the refund.
@@ -112,12 +109,13 @@ async def deliver(
 
 async def _stall(fault: Fault, clock: Clock) -> None:
     """Send nothing for `fault.seconds`; after a stall without an end, drop the connection."""
-    await clock.wait(clock.now() + (STALL_S if fault.seconds is None else fault.seconds))
+    stall_s = ENDLESS_STALL_S if fault.seconds is None else fault.seconds
+    await clock.wait(clock.now() + stall_s)
     if fault.seconds is None:
         raise Dropped
 
 
-async def generate_whole(generation: Generation) -> bytes:
+async def generate_unstreamed(generation: Generation) -> bytes:
     """Return an answer that is not streamed, or raise the exception that the fault prescribes."""
     planned, output = generation.planned, generation.planned.plan.output_tokens
     fault = generation.fault_among(DELIVERY_FAULTS | GENERATION_FAULTS)
@@ -132,7 +130,7 @@ async def generate_whole(generation: Generation) -> bytes:
             raise ErrorResponse(
                 fault.status, error["message"] or "", type=error["type"], code=error["code"]
             )
-        ends_at = generation.first_at + planned.seconds_until(output)
+        ends_at = generation.first_token_at + planned.seconds_until(output)
         await wait_until(ends_at, generation.clock)
         generation.tokens, planned.record.finished = output, True
     finally:
@@ -146,13 +144,13 @@ _UNFINISHED = ("queued", "in_progress")
 
 @dataclass(slots=True)
 class BackgroundResponse:
-    """A background response, which continues without a reader."""
+    """A background response, which is generated to its end even if no client reads it."""
 
     generation: Generation
     events: list[StreamEvent] = field(default_factory=list)
     status: str = "queued"
     _task: asyncio.Task[None] = field(init=False)
-    # Set and replaced at each change, which wakes all readers.
+    # Set at each change, which wakes all readers, and replaced by one that is not set.
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -195,7 +193,7 @@ class BackgroundResponse:
                 self.events.append(event)
                 self._change_status("in_progress")
         planned = self.generation.planned
-        final = "incomplete" if planned.plan.truncated else "completed"
+        final = "incomplete" if planned.plan.is_truncated else "completed"
         self._change_status(final if planned.record.finished else "failed")
 
     def _change_status(self, status: str) -> None:

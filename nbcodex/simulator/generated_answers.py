@@ -1,8 +1,8 @@
-"""Makes up answers from the prompt; the same prompt always gets the same answer.
+"""Generates an answer from the prompt; the same prompt always gets the same answer.
 
 Directives in the prompt control the answer: ``[[tokens=800]]`` sets its length, ``[[echo: text]]``
 (at the end of the prompt) its text, ``[[fault=stalled]]`` or ``[[fault=failed after=3]]`` the
-fault of each attempt. Does not know HTTP or how an answer is sent.
+fault of each attempt.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from nbcodex.simulator.parsed_request import IMAGE_TOKENS, ParsedRequest
 
 # Part of every answer except echoes and JSON.
 SIMULATED_NOTICE = "*This is a simulated answer: no model was asked.*"
-# Lists below this level of an example value are empty, so that recursive schemas terminate.
+# Lists nested deeper than this in an example value are empty, so that recursive schemas terminate.
 MAX_LIST_DEPTH = 6
-# Pixels of a side of a picture, and of one square of its pattern.
-PICTURE_SIZE, SQUARE_SIZE = 96, 12
+PICTURE_SIZE, SQUARE_SIZE = 96, 12  # in pixels: a side of a picture, and of a square of its pattern
 
 # A token is a word of up to five characters with the space before it: about four characters on
 # average, as `plan_answer` assumes for the input.
@@ -36,6 +35,7 @@ _DIRECTIVE = re.compile(r"\[\[(tokens|fault)=([^\]]*)\]\]")
 _LENGTH = re.compile(r"\[\[tokens=(\d+)\]\]")
 _ECHO = re.compile(r"\[\[echo: ?(.*)\]\]", re.DOTALL)
 _WORD = re.compile(r"[^\W_]{1,24}")
+# Text for the length that a prompt requests.
 _SENTENCES = """ A limit counts tokens and requests apart, and either can run out first.
 The reset in the headers is the time until the bucket is full, not the time to wait.
 What is cached still counts towards the limit, though it costs less.
@@ -47,6 +47,7 @@ Jitter only ever lengthens a wait, so no request is sent too early.
 A day's limit refills as steadily as a minute's, only a thousand times more slowly.
 The first request finds the bucket full, and may spend all of it at once.
 """
+# Reasoning tokens by the reasoning effort of the request.
 _REASONING_TOKENS = {"minimal": 16, "low": 64, "medium": 256, "high": 1_024, "xhigh": 4_096}
 
 _ANSWER_TEMPLATE = """\
@@ -77,16 +78,17 @@ class AnswerPlan:
 
     input_tokens: int
     max_output: int  # output tokens that admission charges
-    reasoning: int  # reasoning tokens before the first text token
+    reasoning_tokens: int  # reasoning tokens before the first text token
     tokens: tuple[str, ...]  # the text, token by token
-    truncated: bool  # whether `max_output` truncates it
+    function: str  # name of the function that the answer calls with the text as its arguments
+    is_truncated: bool  # whether `max_output` truncates it
     latency: float  # seconds from admission to the first token
     fault: Fault | None  # the fault that the prompt requests
 
     @property
     def output_tokens(self) -> int:
         """All tokens of the output, reasoning included."""
-        return self.reasoning + len(self.tokens)
+        return self.reasoning_tokens + len(self.tokens)
 
     @property
     def text(self) -> str:
@@ -103,9 +105,10 @@ def plan_answer(request: ParsedRequest, knobs: Knobs) -> AnswerPlan:
     return AnswerPlan(
         input_tokens=input_tokens + IMAGE_TOKENS * request.images,
         max_output=knobs.assumed_output if request.max_output is None else request.max_output,
-        reasoning=min(reasoning, allowed),
+        reasoning_tokens=min(reasoning, allowed),
         tokens=tokens[: max(0, allowed - reasoning)],
-        truncated=reasoning + len(tokens) > allowed,
+        function=str(request.required_function["name"]) if request.required_function else "",
+        is_truncated=reasoning + len(tokens) > allowed,
         latency=latency(request.text, knobs),
         fault=_requested_fault(request.prompt),
     )
@@ -117,8 +120,10 @@ def answer_tokens(request: ParsedRequest) -> tuple[str, ...]:
         return tokenize(echo[1])
     if request.wants_image:
         return ()
-    if request.schema is not None:
-        return tokenize(json.dumps(example_value(request.schema), ensure_ascii=False))
+    function = request.required_function
+    schema = request.schema if function is None else function.get("parameters") or {}
+    if schema is not None:
+        return tokenize(json.dumps(example_value(schema), ensure_ascii=False))
     return _text_tokens(request.prompt, request.turns[-2] if len(request.turns) > 1 else "")
 
 
@@ -135,13 +140,13 @@ def tokenize(text: str) -> tuple[str, ...]:
     return tuple(_TOKENS.findall(text))
 
 
-_FILLER = tuple(tokenize(sentence) for sentence in _SENTENCES.splitlines())
+_TOKENIZED_SENTENCES = tuple(tokenize(sentence) for sentence in _SENTENCES.splitlines())
 
 
-# Cached, because each attempt of a prompt plans its answer anew.
+# Cached, because the answer is generated again for each attempt of a prompt.
 @lru_cache(maxsize=256)
 def _text_tokens(prompt: str, earlier: str) -> tuple[str, ...]:
-    """Return an answer with heading, list and code, in the length that the prompt requests."""
+    """Return an answer with heading, list and code, of the length that the prompt requests."""
     digest = blake2b(prompt.encode("utf-8", "replace"), digest_size=8).digest()
     rng = random.Random(digest)  # noqa: S311 - not for secrecy
     topic = _topic(prompt)
@@ -170,10 +175,10 @@ def _topic(prompt: str) -> str:
 
 
 def _filler(length: int, rng: random.Random) -> list[str]:
-    """Return at least `length` tokens of true sentences about rate limits."""
-    tokens = ["\n", *rng.choice(_FILLER)]
+    """Return at least `length` tokens of sentences about rate limits."""
+    tokens = ["\n", *rng.choice(_TOKENIZED_SENTENCES)]
     while len(tokens) < length:
-        tokens += [" ", *rng.choice(_FILLER)]
+        tokens += [" ", *rng.choice(_TOKENIZED_SENTENCES)]
     return tokens
 
 
@@ -195,8 +200,8 @@ def example_value(
     """Return a value that fits the JSON schema `schema`, a part of the schema `root`."""
     root = schema if root is None else root
 
-    def within(part: Mapping[str, Any]) -> Any:
-        return example_value(part, root, depth + 1)
+    def inner_value(inner: Mapping[str, Any]) -> Any:
+        return example_value(inner, root, depth + 1)
 
     match schema:
         case _ if depth > 2 * MAX_LIST_DEPTH or not isinstance(schema, Mapping):
@@ -207,13 +212,13 @@ def example_value(
             found: Any = root
             for step in filter(None, ref.removeprefix("#").split("/")):
                 found = found.get(step) if isinstance(found, Mapping) else None
-            return within(found if isinstance(found, Mapping) else {})
+            return inner_value(found if isinstance(found, Mapping) else {})
         case {"anyOf": [first, *_]} | {"oneOf": [first, *_]} | {"allOf": [first, *_]}:
-            return within(first)
+            return inner_value(first)
         case {"type": [first, *_]}:
-            return within({**schema, "type": first})
+            return inner_value({**schema, "type": first})
         case {"type": "array"}:
-            return [within(schema.get("items", {}))] * 2 if depth < MAX_LIST_DEPTH else []
+            return [inner_value(schema.get("items", {}))] * 2 if depth < MAX_LIST_DEPTH else []
         case {"type": "string"}:
             return "simulated"
         case {"type": "integer" | "number"}:
@@ -223,9 +228,10 @@ def example_value(
         case {"type": "null"}:
             return None
         case _:
-            given = schema.get("properties")
-            fields = given if isinstance(given, Mapping) else {"simulated": {"const": True}}
-            return {name: within(field) for name, field in fields.items()}
+            properties = schema.get("properties")
+            if not isinstance(properties, Mapping):
+                properties = {"simulated": {"const": True}}
+            return {name: inner_value(inner) for name, inner in properties.items()}
 
 
 def png_pattern(prompt: str) -> bytes:
@@ -242,7 +248,7 @@ def png_pattern(prompt: str) -> bytes:
     for y in range(squares):
         mirrored = (min(x, squares - 1 - x) for x in range(squares))
         colours = (light if digest[y % 8] >> x & 1 else dark for x in mirrored)
-        # Each row of pixels begins with its filter type: 0 is none.
+        # Each row of pixels begins with its filter type, and 0 means unfiltered.
         rows += (b"\0" + b"".join(colour * SQUARE_SIZE for colour in colours)) * SQUARE_SIZE
     header = struct.pack(">IIBBBBB", PICTURE_SIZE, PICTURE_SIZE, 8, 2, 0, 0, 0)  # 8 bits, RGB
     parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows, 9)), chunk(b"IEND", b"")

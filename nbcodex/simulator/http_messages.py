@@ -1,4 +1,4 @@
-"""HTTP requests and responses: status, headers and body. Does not decide what is answered."""
+"""HTTP requests and responses of the simulator: status, headers and body."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class HttpRequest:
 
 
 class ResponseBody:
-    """The bytes of a response: iterate over them once, until the end or `Dropped`, then close."""
+    """The chunks of a response. Iterate over them once, until the end or `Dropped`; then close."""
 
     def __init__(
         self,
@@ -44,8 +44,8 @@ class ResponseBody:
         return self._chunks
 
     async def aclose(self) -> None:
-        """Stop: unread text is not generated, except for background responses."""
-        # A generator that was never started does not run its own cleanup, hence `on_close`.
+        """Stop the generation of what was not read, unless it is a background response."""
+        # `on_close` is needed because a generator that was never started runs no cleanup.
         await self._chunks.aclose()
         self._on_close()
 
@@ -113,20 +113,20 @@ def encode_json(data: Any) -> bytes:
 
 def go_duration(seconds: float) -> str:
     """Return `seconds` in Go's duration format, in whole milliseconds: ``86ms``, ``7m12s``."""
-    left = max(0, math.ceil(round(seconds * 1000, 6)))
-    if left < 1000:
-        return f"{left}ms" if left else "0s"
-    minutes, left = divmod(left, 60_000)
+    milliseconds = max(0, math.ceil(round(seconds * 1000, 6)))
+    if milliseconds < 1000:
+        return f"{milliseconds}ms" if milliseconds else "0s"
+    minutes, milliseconds = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)
-    parts = f"{hours}h" if hours else ""
-    parts += f"{minutes}m" if hours or minutes else ""
-    return parts + f"{left / 1000:.3f}".rstrip("0").rstrip(".") + "s"
+    text = f"{hours}h" if hours else ""
+    text += f"{minutes}m" if hours or minutes else ""
+    return text + f"{milliseconds / 1000:.3f}".rstrip("0").rstrip(".") + "s"
 
 
-def retry_headers(seconds: float, which: RetryAfter, wall: float) -> dict[str, str]:
+def retry_headers(seconds: float, form: RetryAfter, wall: float) -> dict[str, str]:
     """Return the headers that state a wait; `wall` is the time of day, for an HTTP date."""
     whole = {"retry-after": str(math.ceil(seconds))}
     exact = {"retry-after-ms": str(math.ceil(round(seconds * 1000, 6)))}
     date = {"retry-after": formatdate(math.ceil(wall + seconds), usegmt=True)}
     headers = {"both": whole | exact, "seconds": whole, "ms": exact, "date": date, "none": {}}
-    return headers[which]
+    return headers[form]

@@ -1,4 +1,4 @@
-"""Settings and faults of the simulated server, and their JSON forms. Data only."""
+"""Settings of the simulated server (`Knobs`), its faults, and the JSON forms of both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RetryAfter = Literal["both", "seconds", "ms", "date", "none"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knobs:
-    """Settings of the simulated server. None means "no limit"."""
+    """Settings of the simulated server. A limit of None means that there is none."""
 
     # Tokens and requests per minute and per day, for each key and model.
     tpm: int | None = 30_000
@@ -24,15 +24,16 @@ class Knobs:
     # same, and unused output is returned at the end. ``actual``: input at admission, output at the
     # end, which may leave the bucket in debt.
     policy: Policy = "kept"
-    # Seconds of a second, shorter window that no header shows; 0 for none.
+    # Length of a second, shorter window of the token limit, in seconds, which no header shows; 0:
+    # there is none.
     hidden_window: float = 0.0
     used_by_others: float = 0.0  # share of the refill that other clients of the same key use up
-    token_bias: float = 1.0  # tokens counted per four characters
+    token_bias: float = 1.0  # tokens that the server counts for four characters of input
     assumed_output: int = 1_000  # value used for `max_output` if the request does not set it
     failures: float = 0.0  # probability of a 500
     stream_failures: float = 0.0  # probability of a rate-limit error in mid-stream
     headers: bool = True  # whether answers carry ``x-ratelimit-*``
-    # Headers of a 429 that state the wait; the message always states it.
+    # Form of the headers of a 429 that state the wait, which the message states in any case.
     retry_after: RetryAfter = "both"
     # Seconds from admission to the first token: their median, and the standard deviation of their
     # logarithm. The same prompt always has the same latency.
@@ -49,14 +50,14 @@ class Knobs:
     allow_streaming: bool = True
     context: int = 400_000  # context window: largest sum of input and output tokens
     batch_seconds: float = 5.0  # duration of a batch; a batch of more than a day expires
-    batch_queue: int | None = None  # largest number of requests waiting in batches, per key
+    batch_queue: int | None = None  # largest number of requests in open batches, per key
     organization: str = "org-simulated"  # value of the header ``openai-organization``
     seed: int = 0  # seed of all random choices
 
     def __post_init__(self) -> None:
-        for name, kind in (("policy", Policy), ("retry_after", RetryAfter)):
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}")
+        for name, literal in (("policy", Policy), ("retry_after", RetryAfter)):
+            if getattr(self, name) not in get_args(literal):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(literal))}")
         for name in ("tpm", "rpm", "tpd", "rpd", "chunk", "speed"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -71,7 +72,7 @@ def parse_knobs(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # Errors while the answer is generated: a background response fails for good. Chat Completions has
-# only error events and sends one for each of these.
+# only error events and sends one for each of these. An answer without a stream gets `status`.
 GenerationFault = Literal[
     "error_event",  # an event with a nested error object
     "flat_error_event",  # an event with the error's fields
@@ -79,7 +80,7 @@ GenerationFault = Literal[
     # The wait in a header of the 200, ``response.failed`` without an error, then an error event.
     "azure_failed",
 ]
-# Errors while the answer is sent: a background response continues without its reader.
+# Errors while the answer is sent: a background response is generated to its end nevertheless.
 DeliveryFault = Literal[
     "truncated",  # a clean end too early
     "dropped",  # a connection reset
@@ -101,7 +102,7 @@ Kind = Literal[
     "overloaded",  # a 503
     "html_429",  # a gateway's pages
     "html_502",
-    "redirect",  # a 307 to `location`
+    "redirect",  # a 307 to `location`, unless `status` is another redirect
     "refused",  # a connection that is closed without a response
     # Around an answer.
     "slow",  # the first byte comes `seconds` later
@@ -114,19 +115,11 @@ KINDS: tuple[str, ...] = get_args(Kind)
 GENERATION_FAULTS: frozenset[str] = frozenset(get_args(GenerationFault))
 DELIVERY_FAULTS: frozenset[str] = frozenset(get_args(DeliveryFault))
 
-_FIELD_TYPES = {
-    "after": (int,),
-    "status": (int,),
-    "size": (int,),
-    "seconds": (int, float, NoneType),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One fault for one request; `Kind` describes the kinds."""
 
-    # An answer that is not streamed is dropped, stalled, malformed, or a failure with `status`.
     kind: Kind
     after: int = 0  # number of text deltas before it; -1: before the first event of the stream
     # The wait that a 429 states (default 1.2), the delay, or the silence.
@@ -144,9 +137,9 @@ class Fault:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"{self.kind!r} is not a fault; choose from: {', '.join(KINDS)}")
-        for name, types in _FIELD_TYPES.items():
+        for name in ("after", "status", "size", "seconds"):  # which may come from JSON
             value = getattr(self, name)
-            if not isinstance(value, types):
+            if not isinstance(value, (int, float, NoneType) if name == "seconds" else int):
                 raise ValueError(f"{name} of a fault must be a number, not {value!r}")  # noqa: TRY004
 
     @property
@@ -176,7 +169,7 @@ def parse_fault(data: Any) -> Fault | None:
 
 
 class Dropped(Exception):  # noqa: N818 - a way to end a connection, not an error
-    """Ends the connection without a proper HTTP ending."""
+    """Ends the connection before the HTTP response is complete."""
 
     def __init__(self, partial: bytes = b"", *, reset: bool = False) -> None:
         super().__init__("reset" if reset else "closed")

@@ -1,6 +1,6 @@
 """Finds the endpoint of a request, checks its key, and parses its body, as the real server does.
 
-Turns the bodies of both APIs into one type. Does not know limits or answers.
+The bodies of both APIs become one type, `ParsedRequest`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from nbcodex.simulator.http_messages import ErrorResponse, HttpRequest
 from nbcodex.simulator.knobs import Knobs
 
 Api = Literal["responses", "chat"]
-Endpoint = Literal[Api, "models", "retrieve", "cancel", "delete", "files", "batches", "control"]
+Endpoint = Literal[
+    Api, "compact", "models", "retrieve", "cancel", "delete", "files", "batches", "control"
+]
 
-NO_KEY = (
+NO_KEY_TEXT = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header "
     "using Bearer auth (i.e. Authorization: Bearer YOUR_KEY), or as the password field (with blank "
     "username) if you're accessing the API from your browser and are prompted for a username and "
     "password. You can obtain an API key from https://platform.openai.com/account/api-keys."
 )
-AZURE_WRONG_KEY = (
+AZURE_WRONG_KEY_TEXT = (
     "Access denied due to invalid subscription key or wrong API endpoint. Make sure to provide a "
     "valid key for an active subscription and use a correct regional API endpoint for your "
     "resource."
 )
 
-# Every image counts the same; its size is ignored.
-IMAGE_TOKENS = 765
-# The smallest `max_output_tokens` that the Responses API accepts.
-MIN_OUTPUT_TOKENS = 16
+IMAGE_TOKENS = 765  # of every image, whatever its size
+MIN_OUTPUT_TOKENS = 16  # the smallest `max_output_tokens` that the Responses API accepts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,17 +41,21 @@ class Route:
     """The endpoint that a request addresses."""
 
     endpoint: Endpoint
-    azure: bool = False  # whether the path is one of Azure's
+    is_azure: bool = False  # whether the path is one of Azure's
     id: str = ""  # id in the path (of a response, file or batch), or the control command
     deployment: str = ""  # Azure's deployment, which stands in the path in place of a model
+    secret: str = ""  # what a control command's path has as the secret
     query: Mapping[str, str] = field(default_factory=dict)  # the query parameters
 
 
 _BASE = "(?P<base>/openai/v1|/openai|/v1)"
 _DEPLOYMENT = "(?P<base>/openai)/deployments/(?P<deployment>[^/]+)"
 _ID = "(?P<id>[^/]+)"
+_CONTROL = "/_simulator/(?P<secret>[A-Za-z0-9_-]+)"
+# Method, endpoint, and a regular expression for the path.
 _ROUTES: tuple[tuple[str, Endpoint, str], ...] = (
     ("POST", "responses", f"{_BASE}/responses"),
+    ("POST", "compact", f"{_BASE}/responses/compact"),
     ("POST", "chat", f"{_BASE}/chat/completions"),
     ("POST", "chat", f"{_DEPLOYMENT}/chat/completions"),
     ("GET", "models", f"{_BASE}/models"),
@@ -65,8 +69,8 @@ _ROUTES: tuple[tuple[str, Endpoint, str], ...] = (
     ("POST", "batches", f"{_BASE}/batches"),
     ("GET", "batches", f"{_BASE}/batches/{_ID}"),
     ("POST", "batches", f"{_BASE}/batches/{_ID}/cancel"),
-    ("GET", "control", "/_simulator/(?P<id>log)"),
-    ("POST", "control", "/_simulator/(?P<id>script|knobs)"),
+    ("GET", "control", f"{_CONTROL}/(?P<id>log)"),
+    ("POST", "control", f"{_CONTROL}/(?P<id>script|knobs)"),
 )
 
 
@@ -88,9 +92,10 @@ def find_route(request: HttpRequest) -> Route:
             raise unknown_path(request)
         return Route(
             endpoint=endpoint,
-            azure=base.startswith("/openai"),
+            is_azure=base.startswith("/openai"),
             id=unquote(found.get("id", "")),
             deployment=unquote(found.get("deployment", "")),
+            secret=found.get("secret", ""),
             query=query,
         )
     if is_known_path:
@@ -120,23 +125,24 @@ def key_of(request: HttpRequest, azure: bool, knobs: Knobs) -> str:
     if is_accepted or not knobs.require_key:
         return key
     if azure:
-        raise ErrorResponse(401, AZURE_WRONG_KEY, type=None, code="401")
+        raise ErrorResponse(401, AZURE_WRONG_KEY_TEXT, type=None, code="401")
     if not key:
-        raise ErrorResponse(401, NO_KEY)
-    # The real server shows this much of the key, and clients must expect it to.
-    shown = f"{key[:3]}{'*' * 8}{key[-4:]}" if len(key) > 11 else "*" * 8
+        raise ErrorResponse(401, NO_KEY_TEXT)
+    # Like the real server's, the message contains a part of the key, so that clients are tested
+    # for showing it.
+    masked_key = f"{key[:3]}{'*' * 8}{key[-4:]}" if len(key) > 11 else "*" * 8
     message = (
-        f"Incorrect API key provided: {shown}. You can find your API key at "
+        f"Incorrect API key provided: {masked_key}. You can find your API key at "
         "https://platform.openai.com/account/api-keys."
     )
     raise ErrorResponse(401, message, code="invalid_api_key")
 
 
-def _names(text: str) -> frozenset[str]:
+def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_COMMON_PARAMETERS = _names("""
+_COMMON_PARAMETERS = _words("""
     metadata moderation parallel_tool_calls prompt_cache_key prompt_cache_options
     prompt_cache_retention safety_identifier service_tier temperature tool_choice tools
     top_logprobs top_p user model stream stream_options store
@@ -144,19 +150,20 @@ _COMMON_PARAMETERS = _names("""
 # The parameters that OpenAI's reference names; the real server rejects any other.
 PARAMETERS: Mapping[Api, frozenset[str]] = {
     "responses": _COMMON_PARAMETERS
-    | _names("""
+    | _words("""
         access_programs background background_options context_management conversation image include
         input instructions max_output_tokens max_tool_calls previous_response_id prompt reasoning
         text truncation
     """),
     "chat": _COMMON_PARAMETERS
-    | _names("""
+    | _words("""
         messages audio frequency_penalty function_call functions logit_bias logprobs
         max_completion_tokens max_tokens modalities n prediction presence_penalty reasoning_effort
         response_format seed stop verbosity web_search_options
     """),
 }
-_TYPES: tuple[tuple[type, str, tuple[str, ...]], ...] = (
+# Python's type of a value, its JSON type in the error message, and the parameters of this type.
+_PARAMETER_TYPES: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (str, "a string", ("model", "instructions")),
     (bool, "a boolean", ("stream", "background", "store")),
     (int, "an integer", ("max_output_tokens", "max_completion_tokens", "max_tokens")),
@@ -180,7 +187,7 @@ class ParsedRequest:
     effort: str | None  # reasoning effort, None where there is no reasoning
     stream: bool
     background: bool
-    azure: bool
+    is_azure: bool
 
     @property
     def prompt(self) -> str:
@@ -188,11 +195,25 @@ class ParsedRequest:
         return self.turns[-1] if self.turns else ""
 
     @property
+    def tools(self) -> list[dict[str, Any]]:
+        """The tools that the model may call."""
+        tools = self.body.get("tools")
+        return [t for t in tools if isinstance(t, dict)] if isinstance(tools, list) else []
+
+    @property
     def wants_image(self) -> bool:
         """Whether the request uses the image generation tool."""
-        tools = self.body.get("tools")
-        tools = [t for t in tools if isinstance(t, dict)] if isinstance(tools, list) else []
-        return any(tool.get("type") == "image_generation" for tool in tools)
+        return any(tool.get("type") == "image_generation" for tool in self.tools)
+
+    @property
+    def required_function(self) -> Mapping[str, Any] | None:
+        """The tool that the answer must call, if it is a function. Only for the Responses API."""
+        tool_choice = self.body.get("tool_choice")
+        for tool in self.tools if self.api == "responses" else []:
+            choice = {"type": "function", "name": tool.get("name")}
+            if tool.items() >= choice.items() and tool_choice in ("required", choice):
+                return tool
+        return None
 
     @property
     def schema(self) -> Mapping[str, Any] | None:
@@ -245,7 +266,7 @@ def parse_request(
         effort=effort if isinstance(effort, str) and effort != "none" else None,
         stream=bool(body.get("stream")),
         background=bool(body.get("background")),
-        azure=azure,
+        is_azure=azure,
     )
 
 
@@ -253,11 +274,11 @@ def _check_parameters(body: Mapping[str, Any], api: Api) -> None:
     for name in body:
         if name not in PARAMETERS[api]:
             raise _invalid(f"Unknown parameter: '{name}'.", "unknown_parameter", name)
-    for kind, expected, names in _TYPES:
+    for type_, expected, names in _PARAMETER_TYPES:
         for name in names:
             value = body.get(name)
             # In Python a boolean is an integer; in JSON it is not.
-            is_valid = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            is_valid = isinstance(value, type_) and (type_ is bool or not isinstance(value, bool))
             if value is not None and not is_valid:
                 got = _TYPE_NAMES.get(type(value), "another type")
                 message = f"Invalid type for '{name}': expected {expected}, but got {got} instead."
@@ -269,10 +290,10 @@ def _check_parameters(body: Mapping[str, Any], api: Api) -> None:
     tools = body.get("tools")
     if api == "chat" and isinstance(tools, list):
         for index, tool in enumerate(tools):
-            found = tool.get("type") if isinstance(tool, dict) else tool
-            if not isinstance(tool, dict) or found not in ("function", "custom"):
+            type_name = tool.get("type") if isinstance(tool, dict) else tool
+            if not isinstance(tool, dict) or type_name not in ("function", "custom"):
                 message = (
-                    f"Invalid value: '{found}'. Supported values are: 'function' and 'custom'."
+                    f"Invalid value: '{type_name}'. Supported values are: 'function' and 'custom'."
                 )
                 raise _invalid(message, "invalid_value", f"tools[{index}].type")
     if body.get("background") and body.get("store") is False:
@@ -302,7 +323,7 @@ def _max_output(body: Mapping[str, Any], api: Api) -> int | None:
 
 
 def _messages(body: Mapping[str, Any], api: Api) -> Iterator[tuple[str, str, int]]:
-    """Yield role, text and number of images of each message."""
+    """Yield the role, the text and the number of images of each message."""
     if body.get("instructions"):
         yield "system", body["instructions"], 0
     items = body["input"] if api == "responses" else body["messages"]

@@ -1,7 +1,6 @@
 """Serves a simulator over HTTP/1.1 on a socket, for the demo, browsers and other processes.
 
-Owns the connections: frames responses, notices clients that disconnect, and breaks connections
-for faults. Does not know what is answered.
+It stops an answer when its client disconnects, and breaks connections where a fault asks for it.
 """
 
 from __future__ import annotations
@@ -16,14 +15,17 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 import h11
 
-from nbcodex.simulator.http_messages import HttpRequest
+from nbcodex.simulator.http_messages import ErrorResponse, HttpRequest
 from nbcodex.simulator.knobs import Dropped
 from nbcodex.simulator.service import Simulator
 
 READ_BYTES = 65_536
+# Iterations of the event loop that asyncio needs at most to hand over an accepted connection.
 ACCEPT_ITERATIONS = 5
 MAX_BODY_BYTES = 64 * 1024 * 1024
 # SO_LINGER with a timeout of 0: closing the socket sends a reset. The struct differs on Windows.
@@ -133,13 +135,13 @@ class _Connection:
     async def _answer_while_connected(self, request: HttpRequest) -> None:
         """Answer, but stop with `ConnectionError` when the client disconnects."""
 
-        async def watch() -> None:
+        async def read_until_disconnected() -> None:
             # What the client sends meanwhile is the start of its next request.
             while data := await self.reader.read(READ_BYTES):
                 self.http.receive_data(data)
 
         answering = asyncio.ensure_future(self._answer(request))
-        watching = asyncio.ensure_future(watch())
+        watching = asyncio.ensure_future(read_until_disconnected())
         try:
             await asyncio.wait({answering, watching}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -151,7 +153,12 @@ class _Connection:
         answering.result()
 
     async def _answer(self, request: HttpRequest) -> None:
-        response = await self.simulator.answer(request)
+        host = request.headers.get("host", "")
+        if self._is_rebound(host):
+            failure = ErrorResponse(403, f"{host} is not a name of this machine. Use localhost.")
+            response = failure.as_response({})
+        else:
+            response = await self.simulator.answer(request)
         headers = [
             (name.encode("ascii"), value.encode("latin-1", "replace"))
             for name, value in response.headers.items()
@@ -166,6 +173,20 @@ class _Connection:
             await self.writer.drain()
         finally:
             await response.body.aclose()
+
+    def _is_rebound(self, host: str) -> bool:
+        """Whether a Host header on loopback names another machine.
+
+        That is DNS rebinding: a web page lets its own name resolve to this machine, so that the
+        browser lets it read the answers.
+        """
+        if not ip_address(self.writer.get_extra_info("sockname")[0]).is_loopback:
+            return False
+        try:
+            name = urlsplit(f"//{host}").hostname or "localhost"
+            return name != "localhost" and not ip_address(name)
+        except ValueError:  # not an address
+            return True
 
     def _send(self, event: h11.Event) -> None:
         data = self.http.send(event)

@@ -1,7 +1,6 @@
 """The simulated server without sockets: takes a request, returns status, headers and body.
 
-Owns the accounts, the scripted faults, the log and the background responses. Reads time only from
-its clock.
+It reads the time from its clock only, so that tests can use virtual time.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from nbcodex.simulator.admission import (
     raise_scripted_failure,
     stream_error_text,
 )
-from nbcodex.simulator.api_formats import format_answer
+from nbcodex.simulator.api_formats import ResponsesFormat, format_answer
 from nbcodex.simulator.batch_service import BatchService
 from nbcodex.simulator.buckets import Account
 from nbcodex.simulator.delivery import (
@@ -33,7 +32,7 @@ from nbcodex.simulator.delivery import (
     Generation,
     deliver,
     generate,
-    generate_whole,
+    generate_unstreamed,
     wait_until,
 )
 from nbcodex.simulator.generated_answers import plan_answer
@@ -59,8 +58,8 @@ from nbcodex.simulator.parsed_request import (
     unknown_path,
 )
 
-# OpenAI caches inputs of at least this many tokens; the simulator caches only this many.
-PREFIX_TOKENS = 1_024
+# OpenAI's prompt cache takes inputs of at least this many tokens; the simulator caches these only.
+CACHED_PREFIX_TOKENS = 1_024
 ABSURD_HEADERS = {
     "x-ratelimit-limit-tokens": "1e999",
     "x-ratelimit-remaining-tokens": "-1",
@@ -87,8 +86,10 @@ class Simulator:
         self._key_names: dict[str, str] = {}
         self._cached_prefixes: set[tuple[str, str, str]] = set()
         self._rng = random.Random(self.knobs.seed)  # noqa: S311 - not for secrecy
-        # It is part of all ids, so that this server does not know the ids of an earlier one.
+        # Part of all ids, so that no id of an earlier server names another response here.
         self._server_id = secrets.token_hex(8)
+        # Part of the control paths: other local users could otherwise read prompts in the log.
+        self.control_secret = secrets.token_urlsafe(16)
         self.batches = BatchService(
             knobs=lambda: self.knobs,
             clock=self.clock,
@@ -127,6 +128,8 @@ class Simulator:
     async def _respond(self, request: HttpRequest, record: RequestRecord) -> HttpResponse:
         route = find_route(request)
         if route.endpoint == "control":
+            if not secrets.compare_digest(route.secret, self.control_secret):
+                raise unknown_path(request)
             return self._json_response(self._control(request, route), record)
         self.log.append(record)
         is_prompt = route.endpoint in ("responses", "chat")
@@ -134,7 +137,7 @@ class Simulator:
         fault = self._next_fault() if is_prompt else None
         if is_prompt and route.endpoint not in self.knobs.apis:
             raise unknown_path(request)
-        key = key_of(request, route.azure, self.knobs)
+        key = key_of(request, route.is_azure, self.knobs)
         if key:
             record.key = self._key_names.setdefault(key, f"key-{len(self._key_names) + 1}")
         match route.endpoint:
@@ -144,6 +147,10 @@ class Simulator:
                 return self._json_response({"object": "list", "data": models}, record)
             case "retrieve" | "cancel" | "delete":
                 return self._serve_stored(route, record)
+            case "compact":
+                planned = self._plan(request.body, route, "responses", record, None)
+                self._begin_answer(planned)
+                return self._json_response(ResponsesFormat(planned).as_compaction(), record)
             case "files" | "batches":
                 result = self.batches.serve(request, route, record.key)
                 if isinstance(result, bytes):
@@ -168,8 +175,7 @@ class Simulator:
         try:
             if route.id == "log":
                 return [asdict(record) for record in self.log[int(route.query.get("since", "0")) :]]
-            # A list of faults, or an object of settings.
-            data = json.loads(request.body)
+            data = json.loads(request.body)  # a list of faults, or an object of settings
             if route.id == "script":
                 self.script([parse_fault(fault) for fault in data])
                 return {"scripted": len(data)}
@@ -187,7 +193,7 @@ class Simulator:
         """Parse the request, add its parameters to its record, and plan its answer."""
         record.api, record.body = api, parse_body(body)
         request = parse_request(
-            dict(record.body), api=api, azure=route.azure, deployment=route.deployment
+            dict(record.body), api=api, azure=route.is_azure, deployment=route.deployment
         )
         record.model, record.prompt = request.model, request.prompt
         record.stream, record.background = request.stream, request.background
@@ -209,7 +215,7 @@ class Simulator:
             fault=fault,
             account=self.account(record.key, request.model),
             record=record,
-            wall=self.clock.wall(),
+            received_at=self.clock.wall(),
             knobs=self.knobs,
         )
 
@@ -223,7 +229,7 @@ class Simulator:
             planned=planned,
             charge=charge,
             message=stream_error_text(planned, charge.tokens),
-            first_at=planned.record.at + delay + planned.plan.latency,
+            first_token_at=planned.record.at + delay + planned.plan.latency,
             clock=self.clock,
         )
         # Headers state the limits at admission, even if they are sent later.
@@ -237,34 +243,34 @@ class Simulator:
                 body = ResponseBody(encode_json(stored.response_object()))
         elif request.stream:
             try:
-                await wait_until(generation.first_at, self.clock)
+                await wait_until(generation.first_token_at, self.clock)
             except asyncio.CancelledError:  # the client has disconnected
                 generation.settle_charge()
                 raise
             chunks = deliver(generate(generation), delivery_fault, self.clock)
             body = ResponseBody(chunks, generation.settle_charge)
         else:
-            body = ResponseBody(await generate_whole(generation))
+            body = ResponseBody(await generate_unstreamed(generation))
         headers = self._common_headers(planned.record) | limits
         headers |= EVENT_STREAM_HEADERS if request.stream else JSON_HEADERS
         if fault is not None:
             if fault.kind == "absurd_headers":
                 headers |= ABSURD_HEADERS
             elif fault.kind == "azure_failed":
-                headers |= retry_headers(fault.wait, "seconds", planned.wall)
+                headers |= retry_headers(fault.wait, "seconds", planned.received_at)
             headers |= fault.headers
         return HttpResponse(200, headers, body)
 
     def _begin_answer(self, planned: PlannedRequest) -> None:
-        """Give the answer its id, and read the start of the input from the prompt cache."""
+        """Give the answer its id, and look up the start of the input in the prompt cache."""
         request, record = planned.request, planned.record
-        prefix = "resp_" if request.api == "responses" else "chatcmpl-"
-        record.response_id = f"{prefix}{self._server_id}{record.number:08x}"
-        if planned.plan.input_tokens >= PREFIX_TOKENS:
+        id_prefix = "resp_" if request.api == "responses" else "chatcmpl-"
+        record.response_id = f"{id_prefix}{self._server_id}{record.number:08x}"
+        if planned.plan.input_tokens >= CACHED_PREFIX_TOKENS:
             # A token is about four characters.
-            start = (record.key, request.model, request.text[: PREFIX_TOKENS * 4])
-            planned.cached = PREFIX_TOKENS if start in self._cached_prefixes else 0
-            self._cached_prefixes.add(start)
+            prefix = (record.key, request.model, request.text[: CACHED_PREFIX_TOKENS * 4])
+            planned.cached_tokens = CACHED_PREFIX_TOKENS if prefix in self._cached_prefixes else 0
+            self._cached_prefixes.add(prefix)
 
     def _serve_stored(self, route: Route, record: RequestRecord) -> HttpResponse:
         """Return a background response, continue its stream, cancel it or delete it."""
@@ -288,7 +294,9 @@ class Simulator:
         fault = self._next_fault()
         record.fault, record.stream = fault.kind if fault else "", True
         wall = self.clock.wall()
-        raise_scripted_failure(replace(planned, fault=fault, wall=wall, knobs=self.knobs), cost=0)
+        raise_scripted_failure(
+            replace(planned, fault=fault, received_at=wall, knobs=self.knobs), cost=0
+        )
         if fault is not None and fault.kind not in DELIVERY_FAULTS:
             fault = None  # the generation continues: only its delivery can fail
         chunks = deliver(stored.follow(int(after)), fault, self.clock)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from IPython.core.completer import provisionalcompleter
 from IPython.core.error import UsageError
@@ -214,6 +215,19 @@ def test_demo_writes_neither_journal_nor_limits(ip: Any, tmp_path: Path) -> None
     ip.run_line_magic("codex", "demo off")
     assert ip.user_ns["r"].text == "hello"
     assert not [*tmp_path.rglob("*.sqlite*")]
+
+
+def test_demo_refuses_other_local_users(ip: Any) -> None:
+    """Without the demo's key, no request is answered and no stored prompt can be read."""
+    ip.run_line_magic("codex", "demo calm")
+    ip.run_cell_magic("codex", "-o r", "[[echo: hello]]")
+    (config,) = [c for c in ip.configurables if type(c).__name__ == "Codex"]
+    url = config.demo.base_url
+    headers = {"authorization": "Bearer no-key-is-needed-here"}
+    paths = (f"responses/{ip.user_ns['r'].id}", "models", "batches", "../_simulator/log")
+    statuses = [httpx2.get(f"{url}/{path}", headers=headers).status_code for path in paths]
+    ip.run_line_magic("codex", "demo off")
+    assert statuses == [401, 401, 401, 404]
 
 
 @pytest.mark.parametrize(

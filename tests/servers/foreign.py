@@ -1,6 +1,6 @@
-"""Independent look-alikes of OpenAI's API, and proxies and engines that offer it.
+"""Independent look-alikes of OpenAI's API, proxies and engines that offer it, and a client.
 
-Owns how each is installed, started and made to misbehave. Must not know nbcodex.
+Describes how each is installed, started and made to misbehave. It imports nothing of nbcodex.
 
 ``python -m tests.servers.foreign install FOLDER`` installs them, each into a folder of its own;
 ``python -m tests.servers.foreign table FOLDER`` prints what works where, from the last run there.
@@ -46,17 +46,23 @@ class Running:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Server:
-    """A server of another project, and what it can be made to do."""
+class Program:
+    """A program of another project."""
 
     packages: tuple[str, ...]  # the first one has its name and version
-    start: Callable[[Path, Path], AbstractContextManager[Running]]  # (installed at, scratch folder)
     source: str = "PyPI"
+    pip_options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server(Program):
+    """A server of another project, and what it can be made to do."""
+
+    start: Callable[[Path, Path], AbstractContextManager[Running]]  # (installed at, scratch folder)
     apis: tuple[str, ...] = ("responses", "chat")
     lacks: tuple[str, ...] = ()  # behaviours that it cannot be made to show
     own_text: bool = False  # it does not answer with ANSWER
     is_engine: bool = False  # it runs a real model
-    pip_options: tuple[str, ...] = ()
     # What does not work, and why, by "api-behaviour"; the test fails when it works after all.
     known: Mapping[str, str] = field(default_factory=dict)
 
@@ -332,32 +338,42 @@ SERVERS: dict[str, Server] = {
     "haproxy": Server(packages=("haproxy",), source="Debian", start=start_haproxy),
 }
 GATEWAYS = ("litellm", "nginx", "haproxy")  # these stand before the simulator
+CLIENTS = {"llm-comply": Program(packages=("llm-comply==0.5.0",))}
+PROGRAMS: Mapping[str, Program] = {**CLIENTS, **SERVERS}
 
 
 def version(name: str, cache: Path) -> str | None:
-    """Return the version of a server that is installed, else None."""
-    server, home = SERVERS[name], cache / name
-    package = server.packages[0]
-    if server.source == "Debian":
+    """Return the version of a program that is installed, else None."""
+    program, home = PROGRAMS[name], cache / name
+    package = program.packages[0]
+    if program.source == "Debian":
         command = ["dpkg-query", "--show", "--showformat=${Version}", package]
         found = subprocess.run(command, capture_output=True, text=True, check=False)
         return found.stdout or None
-    if server.source == "npm":
+    if program.source == "npm":
         manifest = home / "node_modules" / package.rpartition("@")[0] / "package.json"
         return json.loads(manifest.read_text())["version"] if manifest.exists() else None
     done = home / "installed"
     return done.read_text().strip() if done.exists() else None
 
 
+def reason_if_missing(name: str, cache: Path) -> str:
+    """Return why a program is not installed; an empty text if it is."""
+    if version(name, cache) is not None:
+        return ""
+    reason = cache / name / "reason"
+    return f"{name}: {reason.read_text() if reason.exists() else 'not installed'}"
+
+
 def install(cache: Path) -> None:
-    """Install each server that is not there yet, within `INSTALL_TIMEOUT_S`; say what could not."""
-    for name, server in SERVERS.items():
+    """Install each program that is missing, within `INSTALL_TIMEOUT_S`; print why one cannot be."""
+    for name, program in PROGRAMS.items():
         if version(name, cache):
             continue
         home = cache / name
         home.mkdir(parents=True, exist_ok=True)
         try:
-            _install(server, home)
+            _install(program, home)
         except subprocess.TimeoutExpired:
             reason = f"not installed within {INSTALL_TIMEOUT_S} s"
         except (OSError, subprocess.CalledProcessError) as error:
@@ -368,19 +384,19 @@ def install(cache: Path) -> None:
         print(f"{name}: {reason or version(name, cache)}", flush=True)
 
 
-def _install(server: Server, home: Path) -> None:
+def _install(program: Program, home: Path) -> None:
     run = partial(
         subprocess.run, check=True, timeout=INSTALL_TIMEOUT_S, capture_output=True, text=True
     )
-    if server.source == "Debian":
-        run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *server.packages])
-    elif server.source == "npm":
-        run(["npm", "install", "--no-audit", "--no-fund", f"--prefix={home}", *server.packages])
+    if program.source == "Debian":
+        run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *program.packages])
+    elif program.source == "npm":
+        run(["npm", "install", "--no-audit", "--no-fund", f"--prefix={home}", *program.packages])
     else:
         run([sys.executable, "-m", "venv", str(home)])
         pip = [f"{home}/bin/python", "-m", "pip"]
-        run([*pip, "install", "-q", *server.pip_options, *server.packages])
-        name = server.packages[0].partition("==")[0].partition("[")[0]
+        run([*pip, "install", "-q", *program.pip_options, *program.packages])
+        name = program.packages[0].partition("==")[0].partition("[")[0]
         shown = run([*pip, "show", name]).stdout
         number = next(line for line in shown.splitlines() if line.startswith("Version: "))
         (home / "installed").write_text(number.removeprefix("Version: "))

@@ -27,7 +27,7 @@ from tests.servers.foreign import (
     OBJECT,
     SERVERS,
     Running,
-    version,
+    reason_if_missing,
 )
 from tests.simulated import KEY, Simulated, simulated
 
@@ -105,9 +105,8 @@ def started(
     """Start a server, with the simulator behind it if it is a gateway."""
     name, _, api = request.param.rpartition("-")
     cache = Path(CACHE or ".")
-    if version(name, cache) is None:
-        reason = cache / name / "reason"
-        pytest.skip(f"{name}: {reason.read_text() if reason.exists() else 'not installed'}")
+    if reason := reason_if_missing(name, cache):
+        pytest.skip(reason)
     with ExitStack() as stack:
         more = {}
         upstream = None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel_client import Kernel, Ran
+from tests.kernel_client import CellResult, Kernel
 from tests.servers.conftest import Connect
 from tests.servers.mock import ANSWER, TOKENS_PER_MINUTE, Mock
 
@@ -46,11 +46,11 @@ def cell(connect: Connect, server: Mock) -> Kernel:
     return connect(server.environ)
 
 
-def ask(kernel: Kernel, api: str) -> Ran:
+def ask(kernel: Kernel, api: str) -> CellResult:
     return kernel.run(f"%%codex --api {api} -o reply\nSay twenty words.")
 
 
-def check_answer(kernel: Kernel, ran: Ran, *, attempts: int) -> float:
+def check_answer(kernel: Kernel, ran: CellResult, *, attempts: int) -> float:
     """Check that the whole answer is shown once; return the seconds waited."""
     assert ran.status == "ok", ran.shown_error
     assert ANSWER in ran.markdown

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nbcodex.simulator import Fault
-from tests.kernel_client import Kernel, Ran
+from tests.kernel_client import CellResult, Kernel
 from tests.servers.conftest import Connect
 from tests.servers.gateway import gateway
 from tests.servers.processes import free_port
@@ -23,11 +23,11 @@ BUFFERED = ""
 SHORT_TIMEOUT = "proxy_read_timeout 300ms;"
 
 
-def ask(kernel: Kernel, options: str = "") -> Ran:
+def ask(kernel: Kernel, options: str = "") -> CellResult:
     return kernel.run(f"%%codex --api responses -o reply {options}\n{PROMPT}")
 
 
-def check_answer(kernel: Kernel, ran: Ran, *, attempts: int) -> None:
+def check_answer(kernel: Kernel, ran: CellResult, *, attempts: int) -> None:
     """Check that the whole answer is shown once."""
     assert ran.status == "ok", ran.shown_error
     assert ran.markdown.count(ANSWER) == 1
@@ -35,7 +35,7 @@ def check_answer(kernel: Kernel, ran: Ran, *, attempts: int) -> None:
     assert figures == repr((True, ANSWER, attempts))
 
 
-def check_error(ran: Ran, title: str) -> None:
+def check_error(ran: CellResult, title: str) -> None:
     """Check that the cell ends in a short error without HTML of the gateway."""
     assert ran.status == "error"
     assert ran.shown_error[0].startswith(title)

@@ -225,6 +225,16 @@ def test_absurd_headers_come_with_a_whole_answer(api: str) -> None:
     assert len(headers["x-request-id"]) > 8_000
 
 
+@pytest.mark.parametrize("status", [301, 307, 308])
+def test_redirect_has_the_status_of_its_fault(status: int) -> None:
+    async def main() -> int:
+        server = simulator()
+        server.script([Fault("redirect", status=status)])
+        return (await fetch(server, post()))[0]
+
+    assert run_virtual(main()) == status
+
+
 def test_redirect_is_followed_without_the_key() -> None:
     async def main() -> list[tuple[str, str]]:
         server = simulator()

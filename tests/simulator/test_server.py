@@ -22,6 +22,7 @@ from tests.simulator.helpers import KEY, MODEL
 
 HEADERS = {"authorization": f"Bearer {KEY}"}
 FAST = Knobs(latency=0.0, speed=100_000, chunk=10)
+TIMEOUT_S = 60.0  # ends a test that has failed, even on a busy machine
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ async def ask(url: str, **options: Any) -> str:
 
 async def eventually(holds: Callable[[], bool]) -> None:
     """Wait, in real time, until `holds` returns true."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT_S):
         while not holds():  # noqa: ASYNC110 - the server has no event for it
             await asyncio.sleep(0.001)
 
@@ -75,7 +76,7 @@ def test_broken_connection_raises_the_same_error_as_the_transport(
 def test_connection_is_reused_for_further_requests(served: tuple[str, Simulator]) -> None:
     url, _ = served
     body = {"model": MODEL, "input": "hello"}
-    with httpx2.Client(headers=HEADERS) as client:
+    with httpx2.Client(headers=HEADERS, timeout=TIMEOUT_S) as client:
         for stream in (False, True, False):
             answer = client.post(f"{url}/v1/responses", json={**body, "stream": stream})
             assert answer.status_code == 200
@@ -88,7 +89,10 @@ def test_disconnected_client_ends_and_settles_a_stalled_stream() -> None:
         simulator = Simulator(Knobs(latency=0.0, policy="refunded"))
         simulator.script(["stalled"])
         body = {"model": MODEL, "input": "hello", "stream": True}
-        async with serve(simulator) as url, httpx2.AsyncClient(headers=HEADERS) as client:
+        async with (
+            serve(simulator) as url,
+            httpx2.AsyncClient(headers=HEADERS, timeout=TIMEOUT_S) as client,
+        ):
             async with client.stream("POST", f"{url}/v1/responses", json=body) as answer:
                 assert answer.status_code == 200
                 assert simulator.log[0].charged == 1_001
@@ -101,7 +105,10 @@ def test_background_response_continues_after_a_disconnection() -> None:
     async def main() -> None:
         simulator = Simulator(Knobs(latency=0.0, speed=2_000))
         body = {"model": MODEL, "input": "[[tokens=200]]", "stream": True, "background": True}
-        async with serve(simulator) as url, httpx2.AsyncClient(headers=HEADERS) as client:
+        async with (
+            serve(simulator) as url,
+            httpx2.AsyncClient(headers=HEADERS, timeout=TIMEOUT_S) as client,
+        ):
             async with client.stream("POST", f"{url}/v1/responses", json=body):
                 pass
             await eventually(lambda: simulator.log[0].finished)
@@ -113,7 +120,7 @@ def test_stopping_ends_active_streams() -> None:
     async def main() -> None:
         simulator = Simulator(Knobs(latency=0.0))
         simulator.script(["stalled"])
-        async with httpx2.AsyncClient(headers=HEADERS) as client:
+        async with httpx2.AsyncClient(headers=HEADERS, timeout=TIMEOUT_S) as client:
             body = {"model": MODEL, "input": "hello", "stream": True}
             async with serve(simulator) as url:
                 request = client.build_request("POST", f"{url}/v1/responses", json=body)
@@ -132,7 +139,7 @@ def test_malformed_http_gets_a_400_or_a_closed_connection(
     served: tuple[str, Simulator], sent: bytes
 ) -> None:
     host, port = served[0].removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
+    with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
         try:
@@ -146,16 +153,17 @@ def test_malformed_http_gets_a_400_or_a_closed_connection(
 def test_control_paths_set_faults_and_knobs_and_return_the_log(
     served: tuple[str, Simulator],
 ) -> None:
-    url, _ = served
-    with httpx2.Client(base_url=url, headers=HEADERS) as client:
+    url, simulator = served
+    control = f"/_simulator/{simulator.control_secret}"
+    with httpx2.Client(base_url=url, headers=HEADERS, timeout=TIMEOUT_S) as client:
         faults = ["quota", None, {"kind": "http", "status": 503, "after": 2}]
-        assert client.post("/_simulator/script", json=faults).json() == {"scripted": 3}
+        assert client.post(f"{control}/script", json=faults).json() == {"scripted": 3}
         body = {"model": MODEL, "input": "hello"}
         statuses = [client.post("/v1/responses", json=body).status_code for _ in range(3)]
         assert statuses == [429, 200, 503]
-        knobs = client.post("/_simulator/knobs", json={"tpm": 5, "models": [MODEL]}).json()
+        knobs = client.post(f"{control}/knobs", json={"tpm": 5, "models": [MODEL]}).json()
         assert (knobs["tpm"], knobs["models"]) == (5, [MODEL])
-        log = client.get("/_simulator/log", params={"since": 1}).json()
+        log = client.get(f"{control}/log", params={"since": 1}).json()
         assert [(seen["prompt"], seen["status"]) for seen in log] == [
             ("hello", 200),
             ("hello", 503),
@@ -177,9 +185,38 @@ def test_invalid_control_request_is_a_400_and_changes_nothing(
     served: tuple[str, Simulator], what: str, sent: str
 ) -> None:
     url, simulator = served
-    with httpx2.Client(base_url=url) as client:
-        assert client.post(f"/_simulator/{what}", content=sent).status_code == 400
+    path = f"/_simulator/{simulator.control_secret}/{what}"
+    with httpx2.Client(base_url=url, timeout=TIMEOUT_S) as client:
+        assert client.post(path, content=sent).status_code == 400
     assert simulator.knobs == FAST
+
+
+@pytest.mark.parametrize("path", ["/_simulator/log", "/_simulator/guessed/log"])
+def test_control_path_without_the_secret_is_a_404(served: tuple[str, Simulator], path: str) -> None:
+    assert httpx2.get(f"{served[0]}{path}", timeout=TIMEOUT_S).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("127.0.0.1:80", 200),
+        ("[::1]:80", 200),
+        ("attacker.example", 403),
+        ("localhost.attacker.example:80", 403),
+        ("[", 403),
+    ],
+)
+def test_host_header_must_name_this_machine(
+    served: tuple[str, Simulator], host: str, status: int
+) -> None:
+    """A web page whose name was rebound to this machine gets no answer."""
+    url, simulator = served
+    body = {"model": MODEL, "input": "[[echo: yes]]"}
+    headers = {**HEADERS, "host": host}
+    response = httpx2.post(f"{url}/v1/responses", json=body, headers=headers, timeout=TIMEOUT_S)
+    assert response.status_code == status
+    assert len(simulator.log) == (status == 200)
 
 
 def test_start_raises_if_the_address_is_in_use(served: tuple[str, Simulator]) -> None:
@@ -196,11 +233,13 @@ def test_command_prints_its_url_and_has_an_option_for_each_knob() -> None:
     assert "probability of a 500 (0.0)" in " ".join(shown.split())
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        url = process.stdout.readline().strip()
+        url, _, control = [process.stdout.readline().split()[-1] for _ in range(3)]
         try:
             body = {"model": "m", "input": "[[echo: yes]]"}
-            answer = httpx2.post(f"{url}/v1/responses", json=body, headers=HEADERS)
-            knobs = httpx2.post(f"{url}/_simulator/knobs", json={}).json()
+            answer = httpx2.post(
+                f"{url}/v1/responses", json=body, headers=HEADERS, timeout=TIMEOUT_S
+            )
+            knobs = httpx2.post(f"{control}knobs", json={}, timeout=TIMEOUT_S).json()
         finally:
             process.terminate()
     assert json.loads(answer.text)["output"][0]["content"][0]["text"] == "yes"
@@ -220,7 +259,7 @@ def test_stopping_closes_connections_that_were_just_accepted(iterations: int) ->
 
     for client in asyncio.run(connect_and_stop()):
         with client:
-            client.settimeout(5)
+            client.settimeout(TIMEOUT_S)
             # A connection that the server left open would time out.
             with contextlib.suppress(ConnectionResetError):
                 assert client.recv(1) == b""

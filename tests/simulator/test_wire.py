@@ -66,6 +66,64 @@ def test_responses_events_are_valid_by_the_sdks_models() -> None:
     assert len(kinds) == 14
 
 
+FUNCTION: Any = {
+    "type": "function",
+    "name": "weather",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("choice", "is_called"),
+    [
+        ("required", True),
+        ({"type": "function", "name": "weather"}, True),
+        ({"type": "function", "name": "another"}, False),
+        ("auto", False),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_required_function_is_called_instead_of_a_message(
+    stream: bool, choice: Any, is_called: bool
+) -> None:
+    async def main() -> Any:
+        options = {"tools": [FUNCTION], "tool_choice": choice}
+        async with sdk(simulator()) as client:
+            if not stream:
+                return await client.responses.create(model=MODEL, input="hello", **options)
+            events = await client.responses.create(
+                model=MODEL, input="hello", stream=True, **options
+            )
+            seen = [event async for event in events]
+        if is_called:
+            name = "response.function_call_arguments"
+            arguments = "".join(event.delta for event in seen if event.type == f"{name}.delta")
+            assert arguments == '{"city": "simulated"}'
+        return seen[-1].response
+
+    (item,) = run_virtual(main()).output
+    assert item.type == ("function_call" if is_called else "message")
+    if is_called:
+        assert (item.name, json.loads(item.arguments)) == ("weather", {"city": "simulated"})
+
+
+def test_compaction_has_one_encrypted_item() -> None:
+    async def main() -> Any:
+        async with sdk(simulator()) as client:
+            return await client.responses.compact(model=MODEL, input="hello")
+
+    compacted = run_virtual(main())
+    assert compacted.object == "response.compaction"
+    assert [item.type for item in compacted.output] == ["compaction"]
+
+
+def test_compaction_without_a_model_is_a_400() -> None:
+    async def main() -> int:
+        return (await fetch(simulator(), post("/v1/responses/compact", {"input": "hello"})))[0]
+
+    assert run_virtual(main()) == 400
+
+
 def test_chat_chunks_are_valid_by_the_sdks_models() -> None:
     from openai.types.chat import ChatCompletionChunk
 

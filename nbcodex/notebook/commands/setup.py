@@ -1,13 +1,10 @@
-"""Commands about the connection to the server: models, aliases, keys, the demo and the doctor.
-
-Owns the simulator that `%codex demo` runs in this process, and what only a notebook can report to
-the doctor.
-"""
+"""Commands about the connection to the server: models, aliases, keys, the demo and the doctor."""
 
 from __future__ import annotations
 
 import getpass
 import re
+import secrets
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -30,29 +27,32 @@ if TYPE_CHECKING:
 
     from nbcodex.simulator.server import SimulatorServer
 
-_server: SimulatorServer | None = None  # of `%codex demo`: one per process, shared by all shells
-
-_DEMO_LIMITS: dict[str, dict[str, Any]] = {
+_demo_server: SimulatorServer | None = None  # one per process, shared by all shells
+# Other local users can reach the server's port, but not use it without this key.
+_DEMO_KEY = secrets.token_urlsafe(16)
+# The simulator's knobs by the argument of `%codex demo`.
+_DEMO_KNOBS: dict[str, dict[str, Any]] = {
     "on": {"tpm": 3_000, "rpm": 60, "latency": 0.4, "speed": 60.0},
     "calm": {"tpm": 1_000_000, "rpm": 5_000, "latency": 0.2, "speed": 200.0},
 }
-# Seconds to wait that the first requests of a demo are refused with, None being an answer. These
-# refusals stand for other users of the same key: the limiter plans its own use, and so would
-# never meet a limit in the demo.
+# The waits that the refusals of the demo's first requests state; None: the request is answered.
+# The refusals stand for other users of the same key. Without them, the demo would never show a
+# limit, because the limiter sends no request that would exceed one.
 _DEMO_REFUSALS_S = (None, 6.0, None, 5.0, 4.0)
 
 MAX_LISTED_MODELS = 200  # more would flood the notebook; gateways list some hundred
 
 
-def list_models(session: Session, part: str = "") -> None:
+def list_models(session: Session, substring: str = "") -> None:
     """List the server's models, all or those whose name contains PART: models [PART]."""
     names = event_loop.run(current().services().api_client.list_models(session.settings))
     session.config.listed_models = tuple(names)
-    matching = [name for name in names if part.lower() in name.lower()]
+    matching = [name for name in names if substring.lower() in name.lower()]
     if matching:
         print("\n".join(map(printable, matching[:MAX_LISTED_MODELS])))
     else:
-        print(f"The server lists no model{f' with {part[:40]!r} in it' if part else 's'}.")
+        condition = f" with {substring[:40]!r} in it" if substring else "s"
+        print(f"The server lists no model{condition}.")
     if (more := len(matching) - MAX_LISTED_MODELS) > 0:
         print(f"… and {more:,} more: `%codex models PART` lists those with PART in them.")
     for name, target in session.config.aliases.items():
@@ -63,7 +63,7 @@ def alias(session: Session, name: str, target: str) -> None:
     """Define a short name for a model in this session: alias NAME TARGET."""
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("-"):
         raise UsageError("%codex alias: a name has letters, digits, '.', '_' and '-' only")
-    cell_options.check_provider(target)
+    cell_options.refuse_provider(target)
     if name == target or target in session.config.aliases:
         raise UsageError(f"%codex alias: {target} is an alias itself: give the model's name")
     session.config.aliases = {**session.config.aliases, name: target}
@@ -99,34 +99,34 @@ def login(session: Session, host: str = "") -> None:
 
 def demo(session: Session, mode: str = "on") -> None:
     """Use a simulator instead of the API, low or high limits, no key: demo [on|calm|off]."""
-    global _server
+    global _demo_server
     # Imported here, because only the demo needs the simulator.
     from nbcodex.simulator import Fault, Knobs, Simulator
     from nbcodex.simulator.server import SimulatorServer
 
-    if mode != "off" and mode not in _DEMO_LIMITS:
+    if mode != "off" and mode not in _DEMO_KNOBS:
         raise UsageError("%codex demo: on, calm or off")
-    knobs = Knobs(**_DEMO_LIMITS[mode]) if mode != "off" else None
-    if _server is not None and _server.simulator.knobs != knobs:
-        _server.stop()
-        _server = None
+    knobs = Knobs(keys=(_DEMO_KEY,), **_DEMO_KNOBS[mode]) if mode != "off" else None
+    if _demo_server is not None and _demo_server.simulator.knobs != knobs:
+        _demo_server.stop()
+        _demo_server = None
     if knobs is None:
         session.config.demo = None
         print(f"The demo is off: requests go to {configured_host(session.config.settings())}.")
         return
-    if _server is None:
+    if _demo_server is None:
         simulator = Simulator(knobs)
         if mode == "on":
             simulator.script(
                 None if seconds is None else Fault("tokens_per_minute", seconds=seconds)
                 for seconds in _DEMO_REFUSALS_S
             )
-        _server = SimulatorServer(simulator)
+        _demo_server = SimulatorServer(simulator)
     # Simulated requests stay out of the user's journal and limiter files: the next simulator may
     # have the same port, and other limits.
     session.config.demo = Settings(
-        api_key=Secret("no-key-is-needed-here"),
-        base_url=f"{_server.url or _server.start()}/v1",
+        api_key=Secret(_DEMO_KEY),
+        base_url=f"{_demo_server.url or _demo_server.start()}/v1",
         model=DEFAULT_MODEL,
         journal=False,
         home=Settings.read().home,
@@ -150,7 +150,7 @@ def run_doctor(session: Session) -> None:
 
 
 def _notebook_findings(shell: InteractiveShell, display_choice: str) -> Iterator[Finding]:
-    """Yield what the doctor cannot know outside of a notebook: kernel, display and path."""
+    """Yield the findings on the kernel, on the display, and on the notebook's path."""
     kernel, path = getattr(shell, "kernel", None), identity.notebook_id(shell)
     if kernel is None:
         yield Finding("kernel", "none: this is a terminal, which shows countdowns as lines")
@@ -170,7 +170,7 @@ def _notebook_findings(shell: InteractiveShell, display_choice: str) -> Iterator
     elif not can_show_widgets(shell, display_choice):
         yield Finding("display", "text: this front end is not known to show widgets")
     else:
-        # Whether the server has anywidget's browser side cannot be seen from the kernel.
+        # The kernel cannot see whether JupyterLab has anywidget's extension for the browser.
         advice = (
             "If a cell only shows `Loading widget`, install anywidget beside JupyterLab, or set "
             "Codex.display='text'."
