@@ -1,4 +1,4 @@
-"""A real kernel for a test: run cells, interrupt them, and see what stays in the notebook."""
+"""A real kernel for a test: runs and interrupts cells, and returns their outputs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import queue
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from typing import Any
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-OPEN_ALL = """
+CLEAR_COOLDOWNS = """
 from nbcodex import host
 from nbcodex.client import current
 from nbcodex.runtime import event_loop
@@ -34,15 +34,20 @@ event_loop.shared().submit(_open_all()).result()
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
+# A busy machine needs many times as long as an idle one. These only end a test that has failed.
+CELL_TIMEOUT_S = 180.0
+MESSAGE_TIMEOUT_S = 60.0  # for a message that the kernel sends at once
+
 
 @dataclass
-class Ran:
-    """What came of one cell: its reply, and its outputs as a saved notebook would hold them."""
+class CellResult:
+    """The result of one cell: its reply, and its outputs as a saved notebook would contain them."""
 
     status: str = "none"
     error: str = ""
     traceback: list[str] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
+    payload: list[dict[str, Any]] = field(default_factory=list)  # such as new cells
     seconds: float = 0.0
 
     @property
@@ -69,16 +74,21 @@ class Ran:
         """The error's lines as a reader sees them."""
         return ANSI.sub("", "\n".join(self.traceback)).splitlines()
 
+    @property
+    def new_cells(self) -> list[str]:
+        """The sources of the cells that it puts below itself."""
+        return [each["text"] for each in self.payload if each["source"] == "set_next_input"]
+
 
 class Kernel:
     """One kernel process and its client."""
 
     def __init__(self, manager: KernelManager, client: BlockingKernelClient) -> None:
         self.manager, self.client = manager, client
-        self._ran: dict[str, Ran] = {}
+        self._ran: dict[str, CellResult] = {}
 
     def start(self, code: str, *, cell: str | None = None) -> str:
-        """Begin a cell, that of a name where the front end names its cells; return its id."""
+        """Start a cell and return the id of its message; `cell` is its id in the notebook."""
         if cell is None:
             return self.client.execute(code)
         content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False}
@@ -86,7 +96,7 @@ class Kernel:
         self.client.shell_channel.send(message)
         return str(message["header"]["msg_id"])
 
-    def messages(self, asked: str, timeout: float = 60.0) -> Iterator[dict[str, Any]]:
+    def messages(self, asked: str, timeout: float = CELL_TIMEOUT_S) -> Iterator[dict[str, Any]]:
         """Yield what the kernel publishes for a cell, until it is idle again."""
         end = time.monotonic() + timeout
         while True:
@@ -96,29 +106,33 @@ class Kernel:
                 raise AssertionError(f"the cell did not end within {timeout} s") from None
             if message["parent_header"].get("msg_id") != asked:
                 continue
-            take(self._ran.setdefault(asked, Ran()), message["msg_type"], message["content"])
+            add_message(
+                self._ran.setdefault(asked, CellResult()), message["msg_type"], message["content"]
+            )
             yield message
             if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
                 return
 
-    def finish(self, asked: str, timeout: float = 60.0) -> Ran:
-        """Wait for a cell's end; return what came of it."""
+    def finish(self, asked: str, timeout: float = CELL_TIMEOUT_S) -> CellResult:
+        """Wait for a cell's end, and return its result."""
         began = time.monotonic()
         for _ in self.messages(asked, timeout):
             pass
         ran = self._ran.pop(asked)
-        reply = self.client.get_shell_msg(timeout=10)
+        reply = self.client.get_shell_msg(timeout=MESSAGE_TIMEOUT_S)
         while reply["parent_header"].get("msg_id") != asked:
-            reply = self.client.get_shell_msg(timeout=10)
-        ran.status = reply["content"]["status"]
+            reply = self.client.get_shell_msg(timeout=MESSAGE_TIMEOUT_S)
+        ran.status, ran.payload = reply["content"]["status"], reply["content"].get("payload", [])
         ran.seconds = time.monotonic() - began
         return ran
 
-    def run(self, code: str, timeout: float = 60.0, *, cell: str | None = None) -> Ran:
+    def run(
+        self, code: str, timeout: float = CELL_TIMEOUT_S, *, cell: str | None = None
+    ) -> CellResult:
         """Run a cell to its end."""
         return self.finish(self.start(code, cell=cell), timeout)
 
-    def wait_for(self, asked: str, text: str, timeout: float = 20.0) -> None:
+    def wait_for(self, asked: str, text: str, timeout: float = CELL_TIMEOUT_S) -> None:
         """Wait until the cell's output shows `text`."""
         for message in self.messages(asked, timeout):
             if text in str(message["content"]):
@@ -134,8 +148,8 @@ class Kernel:
         return self.run("1+1").plain == "2"
 
 
-def take(ran: Ran, kind: str, content: dict[str, Any]) -> None:
-    """Add a published message to what came of a cell."""
+def add_message(ran: CellResult, kind: str, content: dict[str, Any]) -> None:
+    """Add a published message to the result of its cell."""
     display_id = content.get("transient", {}).get("display_id")
     match kind:
         case "stream":
@@ -152,30 +166,38 @@ def take(ran: Ran, kind: str, content: dict[str, Any]) -> None:
             ran.error, ran.traceback = content["ename"], content["traceback"]
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait until `holds` returns true."""
+    deadline = time.monotonic() + MESSAGE_TIMEOUT_S
+    while not holds():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.02)
+
+
 @contextmanager
 def kernel(**environ: str) -> Iterator[Kernel]:
     """Start a kernel with these environment variables; end it afterwards.
 
-    It has nobody's keys, and unless it is given one, a home of its own.
+    It gets no keys of the user who runs the test, and a data folder of its own by default.
     """
-    with TemporaryDirectory(prefix="nbcodex-") as home:
-        own = os.environ.get("NBCODEX_HOME", f"{home}/kept")
-        yield from _kernel({"NBCODEX_HOME": own, **environ})
+    with TemporaryDirectory(prefix="nbcodex-") as folder:
+        home = os.environ.get("NBCODEX_HOME", f"{folder}/kept")
+        yield from _kernel({"NBCODEX_HOME": home, **environ})
 
 
 def _kernel(environ: dict[str, str]) -> Iterator[Kernel]:
-    nobodys = {
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("OPENAI_", "AZURE_OPENAI_", "JPY_"))
     }
     manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(env={**nobodys, **environ})
+    manager.start_kernel(env={**inherited, **environ})
     client = manager.client()
     client.start_channels()
     client.allow_stdin = False  # a cell that asks a question would wait for an answer for ever
     try:
-        client.wait_for_ready(timeout=30)
+        client.wait_for_ready(timeout=CELL_TIMEOUT_S)
         yield Kernel(manager, client)
     finally:
         client.stop_channels()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from nbcodex.simulator import Knobs, Simulator
+from nbcodex.simulator import HttpRequest, HttpResponse, Knobs, Simulator
 from nbcodex.simulator.server import SimulatorServer
 
 KEY = "sk-test-0123456789abcdef"
@@ -46,6 +48,23 @@ class Simulated(Served):
     def prompts(self) -> list[str]:
         """The prompts of all requests, refused ones included."""
         return [record.prompt for record in self.core.log if record.api]
+
+    @contextmanager
+    def held(self, text: str) -> Iterator[None]:
+        """Answer no request with `text` in it before the context ends."""
+        answer, released = self.core.answer, threading.Event()
+
+        async def answer_when_released(request: HttpRequest) -> HttpResponse:
+            while text.encode() in request.body and not released.is_set():  # noqa: ASYNC110 - a thread sets it
+                await asyncio.sleep(0.01)
+            return await answer(request)
+
+        self.core.answer = answer_when_released  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            released.set()
+            self.core.answer = answer  # type: ignore[method-assign]
 
 
 @contextmanager

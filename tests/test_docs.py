@@ -28,7 +28,7 @@ from nbcodex.ratelimit.stores.redis import RedisStore
 from nbcodex.settings import _ENVIRONMENT
 from nbcodex.simulator import generated_answers
 from nbcodex.simulator.parsed_request import ParsedRequest
-from tests.kernel_client import Kernel, Ran, kernel
+from tests.kernel_client import CellResult, Kernel, kernel
 from tests.redis_server import redis_server
 from tests.simulated import Simulated, simulated
 
@@ -328,7 +328,7 @@ def _simulated_answers() -> Mapping[str, str]:
 def test_code_blocks_run(page: Path, cell: Kernel, model: Simulated, tmp_path: Path) -> None:
     """The cells of a page run from top to bottom, and show what the page says they show."""
     assert cell.run(f"{_RESET}import os; os.chdir({str(tmp_path)!r})").error == ""
-    ran = Ran()
+    ran = CellResult()
     for block in blocks(page):
         if server := block.after("the simulator stands for "):
             _check_configuration(cell, block, server, model)

@@ -27,7 +27,7 @@ def test_the_demo_shows_a_limit_and_its_recovery() -> None:
     )
     assert ran.returncode == 0, ran.stdout
     first, last = ran.stdout.split("Parked:")
-    for part, least in ((first, 4), (last, 2)):
+    for part, least in ((first, 2), (last, 1)):
         waits = [
             float(seconds)
             for seconds in re.findall(r"waiting (\d+\.\d) s · tokens per minute \(TPM\)", part)
@@ -72,6 +72,6 @@ def test_demo_ends_jupyterlab_when_it_is_asked_to_end(tmp_path: Path, name: str)
         assert demo.stdout
         child = next(int(line.split()[1]) for line in demo.stdout if line.startswith("child"))
         demo.send_signal(getattr(signal, name))
-        demo.wait(timeout=20)
+        demo.wait(timeout=60)
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)

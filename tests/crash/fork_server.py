@@ -21,7 +21,7 @@ from typing import Any
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 
-from tests.kernel_client import Kernel, Ran, take
+from tests.kernel_client import CellResult, Kernel, add_message
 
 
 class Child(Kernel):
@@ -36,13 +36,13 @@ class Child(Kernel):
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
-    def unread_output(self) -> Ran:
+    def unread_output(self) -> CellResult:
         """Return all that a dead kernel had published and that was not read yet, of any cell."""
-        ran = Ran()
+        ran = CellResult()
         with suppress(Exception):  # queue.Empty, or a message that was cut off
             while True:
                 message = self.client.get_iopub_msg(timeout=0.1)
-                take(ran, message["msg_type"], message["content"])
+                add_message(ran, message["msg_type"], message["content"])
         return ran
 
 

@@ -20,7 +20,7 @@ from nbcodex.journal.reads import Entry
 from nbcodex.runtime.clock import BootClock
 from nbcodex.simulator import RequestRecord
 from tests.crash.fork_server import Child, KernelForkServer
-from tests.kernel_client import Ran
+from tests.kernel_client import CellResult
 from tests.simulated import Simulated
 
 # What a kernel runs first: it loads nbcodex, and reports what happens from then on.
@@ -121,7 +121,7 @@ class Killed:
     asked: list[Asked]
     at: float  # when, on the boot clock
     reports: list[Report]
-    output: Ran
+    output: CellResult
 
     def has(self, id_: str, what: str) -> bool:
         """Whether the kernel had reported this of a request."""
@@ -222,7 +222,7 @@ class Scene:
         self.fork_server.discard(child)
         self.server.core.log.clear()
 
-    def resume(self) -> Ran:
+    def resume(self) -> CellResult:
         """Let another kernel of the notebook resume everything; return what it shows."""
         child, _ = self.kernel()
         ran = child.run("%codex resume all", timeout=120)
@@ -267,7 +267,7 @@ class Scene:
             assert text == asked.answer
 
     def _check_resumed(
-        self, kernel: Killed, asked: Asked, was: Entry, now: Entry, ran: Ran
+        self, kernel: Killed, asked: Asked, was: Entry, now: Entry, ran: CellResult
     ) -> None:
         """Its answer is there, complete and once; a warning has preceded a second payment."""
         assert (now.status, now.reply.text) == ("done", asked.answer)
@@ -302,7 +302,7 @@ def _age_of_lost(kernel: Killed, entry: Entry) -> float:
     return 0.0
 
 
-def finals(ran: Ran, asked: Asked) -> int:
+def finals(ran: CellResult, asked: Asked) -> int:
     """Return how many finished answers to a request are in the outputs."""
     bodies = [o["data"].get("text/markdown", "") for o in ran.outputs if "data" in o]
     return sum(asked.answer in body and "<sub>" in body for body in bodies)

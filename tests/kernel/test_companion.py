@@ -1,4 +1,4 @@
-"""What `%%ai` users have, in a real kernel under the names they know; and a wrong use of each."""
+"""The features of Jupyter AI's `%%ai` in a real kernel, and a wrong use of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel_client import Kernel, Ran, kernel, take
+from tests.kernel_client import MESSAGE_TIMEOUT_S, Kernel, kernel
 from tests.simulated import KEY, Simulated, simulated
 
 pytestmark = pytest.mark.kernel
@@ -29,19 +29,6 @@ def cell(server: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         pet = "from pydantic import BaseModel\nclass Pet(BaseModel):\n    name: str\n    legs: int"
         assert started.run(pet).status == "ok"
         yield started
-
-
-def inserted(cell: Kernel, code: str) -> tuple[Ran, list[str]]:
-    """Run a cell; return what came of it, and what it put into new cells."""
-    asked, ran = cell.start(code), Ran()
-    for message in cell.messages(asked):
-        take(ran, message["msg_type"], message["content"])
-    reply = cell.client.get_shell_msg(timeout=10)
-    while reply["parent_header"].get("msg_id") != asked:
-        reply = cell.client.get_shell_msg(timeout=10)
-    ran.status = reply["content"]["status"]
-    payload = reply["content"].get("payload", [])
-    return ran, [p["text"] for p in payload if p["source"] == "set_next_input"]
 
 
 FENCED = "[[echo: Here:\n```python\nran = 1\n```\nor\n```bash\nls\n```]]"
@@ -113,8 +100,8 @@ def test_an_invalid_option_sends_nothing(
 
 def test_code_goes_into_a_new_cell(cell: Kernel) -> None:
     """`-f code` inserts the first block without its fence, and runs nothing."""
-    ran, cells = inserted(cell, f"%%codex -f code\n{FENCED}")
-    assert cells == ["ran = 1"]
+    ran = cell.run(f"%%codex -f code\n{FENCED}")
+    assert ran.new_cells == ["ran = 1"]
     assert "Copy</button>" in ran.data("text/html")
     assert cell.run("'ran' in globals()").plain == "False"
 
@@ -122,20 +109,19 @@ def test_code_goes_into_a_new_cell(cell: Kernel) -> None:
 def test_insert_takes_a_numbered_block(cell: Kernel) -> None:
     """`%codex insert N` puts block N into a cell, and shows it for copying."""
     cell.run(f"%%codex\n{FENCED}")
-    ran, cells = inserted(cell, "%codex insert 2")
-    assert cells == ["ls"]
+    ran = cell.run("%codex insert 2")
+    assert ran.new_cells == ["ls"]
     assert "Copy</button>" in ran.data("text/html")
-    ran, cells = inserted(cell, "%codex insert 3")
-    assert cells == []
+    ran = cell.run("%codex insert 3")
+    assert ran.new_cells == []
     assert "a number from 1 to 2" in ran.stream
 
 
 def test_insert_takes_a_background_answer(cell: Kernel) -> None:
     """A background answer inserts nothing by itself, but `insert` finds it."""
-    _, cells = inserted(cell, f"%%codex -f code -b -o late\n{FENCED}")
-    assert cells == []
+    assert cell.run(f"%%codex -f code -b -o late\n{FENCED}").new_cells == []
     cell.run("late.text")
-    assert inserted(cell, "%codex insert")[1] == ["ran = 1"]
+    assert cell.run("%codex insert").new_cells == ["ran = 1"]
 
 
 def test_insert_refuses_an_answer_without_code(cell: Kernel) -> None:
@@ -186,14 +172,14 @@ def test_eval_without_output_sends_nothing(
 def test_fix_explains_the_last_error(cell: Kernel, server: Simulated) -> None:
     """`%codex fix` sends the cell and the plain traceback, and inserts the corrected cell."""
     cell.run("def f():\n    return undefined_name\nf()")
-    ran, cells = inserted(cell, "%codex fix")
+    ran = cell.run("%codex fix")
     asked = server.prompts[-1]
     assert "def f():\n    return undefined_name\nf()" in asked
     assert "NameError: name 'undefined_name' is not defined" in asked
     assert "\x1b" not in asked
     assert "IPython/core" not in asked
-    assert len(cells) == 1
-    assert cells[0].startswith("def wait(")
+    (new_cell,) = ran.new_cells
+    assert new_cell.startswith("def wait(")
     assert "Copy</button>" in ran.data("text/html")
     assert "text/markdown" in ran.outputs[0]["data"]
 
@@ -254,12 +240,7 @@ def test_help_and_version_refuse_unknown_arguments(cell: Kernel, word: str) -> N
 
 def test_magic_help_shows_options_and_examples(cell: Kernel) -> None:
     """`%%codex?` shows every option, and examples."""
-    asked = cell.start("%%codex?")
-    list(cell.messages(asked))
-    reply = cell.client.get_shell_msg(timeout=10)
-    while reply["parent_header"].get("msg_id") != asked:
-        reply = cell.client.get_shell_msg(timeout=10)
-    (page,) = reply["content"]["payload"]
+    (page,) = cell.run("%%codex?").payload
     for part in ("--schema", "--eval", "-f", "Examples:", "%codex help"):
         assert part in page["data"]["text/plain"]
 
@@ -279,17 +260,21 @@ def test_tab_completes_options_values_and_commands(
     cell: Kernel, code: str, offered: set[str]
 ) -> None:
     """Options, values, models and commands, without other candidates."""
-    reply: Any = cell.client.complete(code, len(code), reply=True, timeout=10)["content"]
-    assert set(reply["matches"]) == offered
+    assert set(completions(cell, code)) == offered
 
 
 def test_tab_completes_journal_ids(cell: Kernel) -> None:
     """Ids of the journal, but nothing in the cell's body."""
     cell.run("%%codex -o one\n[[echo: hi]]")
     code = f"%codex journal {cell.run('one.id').plain[1:4]}"
-    reply: Any = cell.client.complete(code, len(code), reply=True, timeout=10)["content"]
-    assert all(code.endswith(match[:3]) for match in reply["matches"])
-    assert reply["matches"]
-    body = "%%codex\n--pat"
-    reply = cell.client.complete(body, len(body), reply=True, timeout=10)["content"]
-    assert "--patience" not in reply["matches"]
+    ids = completions(cell, code)
+    assert ids
+    assert all(code.endswith(id_[:3]) for id_ in ids)
+    assert "--patience" not in completions(cell, "%%codex\n--pat")
+
+
+def completions(cell: Kernel, code: str) -> list[str]:
+    """Return what Tab offers at the end of `code`."""
+    reply: Any = cell.client.complete(code, len(code), reply=True, timeout=MESSAGE_TIMEOUT_S)
+    matches: list[str] = reply["content"]["matches"]
+    return matches

@@ -1,4 +1,4 @@
-"""Prompts that see the notebook and its conversation, in real kernels, as migrants try them."""
+"""Prompts with variables, histories and earlier turns, in real kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nbcodex.simulator import Fault
-from tests.kernel_client import Kernel, Ran, kernel
+from tests.kernel_client import CellResult, Kernel, kernel
 from tests.simulated import KEY, Simulated, simulated
 
 pytestmark = pytest.mark.kernel
@@ -34,24 +34,24 @@ def cell(server: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(autouse=True)
-def afresh(request: pytest.FixtureRequest) -> None:
-    """Each test begins a conversation of its own."""
+def new_conversation(request: pytest.FixtureRequest) -> None:
+    """Start a new conversation for each test."""
     if "cell" in request.fixturenames:
         request.getfixturevalue("cell").run("%codex new")
 
 
-def sent(server: Simulated) -> list[Any]:
+def last_messages(server: Simulated) -> list[Any]:
     """Return the messages of the last request."""
     asked = server.core.log[-1].body["input"]
     return asked if isinstance(asked, list) else [{"role": "user", "content": asked}]
 
 
-def said(server: Simulated) -> list[str]:
+def last_prompts(server: Simulated) -> list[str]:
     """Return the prompts of the last request, earlier turns first."""
-    return [item["content"] for item in sent(server) if item.get("role") == "user"]
+    return [item["content"] for item in last_messages(server) if item.get("role") == "user"]
 
 
-def figures(ran: Ran) -> str:
+def figures_line(ran: CellResult) -> str:
     assert ran.status == "ok", ran.shown_error
     return ran.plain.splitlines()[-1]
 
@@ -65,9 +65,9 @@ def test_fields_and_histories_are_filled_in(cell: Kernel, server: Simulated) -> 
         f"%%codex --no-history\n{{x}}|{{In[{number + 1}]}}|{{Out[{number + 1}]}}|"
         f"{{Err[{number + 2}]}}|{{nobody}}"
     )
-    assert "filled in" in figures(ran)
-    assert "{nobody} not found" in figures(ran)
-    (prompt,) = said(server)
+    assert "filled in" in figures_line(ran)
+    assert "{nobody} not found" in figures_line(ran)
+    (prompt,) = last_prompts(server)
     assert prompt.startswith("6|x * 7|42|{}['lost']\n\nTraceback")
     assert prompt.endswith("KeyError: 'lost'|{nobody}")
 
@@ -77,7 +77,7 @@ def test_an_answer_is_the_cells_out(cell: Kernel, server: Simulated) -> None:
     number = int(cell.run("len(In) - 1").plain) + 1
     cell.run("%%codex --no-history\n[[echo: forty-two]]")
     cell.run(f"%%codex --no-history\nwhy {{Out[{number}]}}?")
-    assert said(server) == ["why forty-two?"]
+    assert last_prompts(server) == ["why forty-two?"]
 
 
 @pytest.mark.parametrize("wrong", ["{x.nothing}", "{Out[99999]}", "{Err[99999]}", "{In[99999]}"])
@@ -106,18 +106,18 @@ def test_other_braces_arrive_unchanged(cell: Kernel, server: Simulated, text: st
     """JSON, LaTeX, TypeScript and regular expressions reach the server unchanged."""
     cell.run("x = 6")
     assert cell.run(f"%%codex --no-history\n{text}").status == "ok"
-    assert said(server) == [text]
+    assert last_prompts(server) == [text]
 
 
 def test_cells_share_a_conversation(cell: Kernel, server: Simulated) -> None:
     """Cells join one conversation; `--no-history` neither uses nor joins it; the figures say so."""
-    assert "earlier" not in figures(cell.run("%%codex\nmy name is Ada"))
-    assert "1 earlier turn" in figures(cell.run("%%codex\nwho am I?"))
-    assert said(server) == ["my name is Ada", "who am I?"]
+    assert "earlier" not in figures_line(cell.run("%%codex\nmy name is Ada"))
+    assert "1 earlier turn" in figures_line(cell.run("%%codex\nwho am I?"))
+    assert last_prompts(server) == ["my name is Ada", "who am I?"]
     cell.run("%%codex --no-history\nalone")
-    assert said(server) == ["alone"]
+    assert last_prompts(server) == ["alone"]
     cell.run("%%codex --thread other\nelsewhere")
-    assert said(server) == ["elsewhere"]
+    assert last_prompts(server) == ["elsewhere"]
     printed = cell.run("%codex history").stream
     assert "my name is Ada" in printed
     assert "alone" not in printed
@@ -134,10 +134,10 @@ def test_new_and_reset_start_the_conversation_afresh(
     assert "starts afresh" in cell.run(f"%codex {word}").stream
     assert "There are no turns" in cell.run("%codex history").stream
     cell.run("%%codex\nb")
-    assert said(server) == ["b"]
+    assert last_prompts(server) == ["b"]
     cell.run("%%codex --new\nc")
     cell.run("%%codex\nd")
-    assert said(server) == ["c", "d"]
+    assert last_prompts(server) == ["c", "d"]
 
 
 @pytest.mark.parametrize(
@@ -163,30 +163,31 @@ def test_rerunning_a_cell_replaces_its_turn(cell: Kernel, server: Simulated) -> 
     for name in ("a", "b", "c"):
         cell.run(f"%%codex\n{name}", cell=name)
     cell.run("%%codex\nagain", cell="b")
-    assert said(server) == ["a", "again"]
+    assert last_prompts(server) == ["a", "again"]
     assert cell.run("%%codex --api-base http://x.example\nlost", cell="a").error
     cell.run("%%codex\nd", cell="d")
-    assert said(server) == ["a", "again", "c", "d"]
+    assert last_prompts(server) == ["a", "again", "c", "d"]
 
 
 def test_a_background_cell_joins_when_answered(cell: Kernel, server: Simulated) -> None:
     """It sees the turns before its start; prompts sent meanwhile do not see it."""
     cell.run("%%codex\na", cell="a")
-    cell.run("%%codex -b -o later\n[[tokens=2000]] slow", cell="b")
-    cell.run("%%codex\nc", cell="c")
-    assert said(server) == ["a", "c"]
+    with server.held("slow"):
+        cell.run("%%codex -b -o later\nslow", cell="b")
+        cell.run("%%codex\nc", cell="c")
+        assert last_prompts(server) == ["a", "c"]
     cell.run("later.text")
     cell.run("%%codex\nd", cell="d")
-    assert said(server) == ["a", "[[tokens=2000]] slow", "c", "d"]
+    assert last_prompts(server) == ["a", "slow", "c", "d"]
 
 
 def test_ask_joins_only_a_named_thread(cell: Kernel, server: Simulated) -> None:
     """`nbcodex.ask` sees no history; with `thread=` it shares the cells' thread of that name."""
     cell.run("%%codex --thread shared\na")
     cell.run("import nbcodex\nnbcodex.ask('b')")
-    assert said(server) == ["b"]
+    assert last_prompts(server) == ["b"]
     cell.run("nbcodex.ask('c', thread='shared')\nnbcodex.ask('d', thread='shared')")
-    assert said(server) == ["a", "c", "d"]
+    assert last_prompts(server) == ["a", "c", "d"]
     assert cell.run("nbcodex.ask('e', thread='')").error == "ConfigurationError"
 
 
@@ -196,7 +197,7 @@ def test_ask_can_begin_the_conversation(server: Simulated, tmp_path: Path) -> No
         cell.run("%load_ext nbcodex\n%config Codex.model = 'gpt-5.6-mini'\nimport nbcodex")
         assert cell.run("nbcodex.ask('a', thread='main').model").plain == "'gpt-5.6-mini'"
         cell.run("%%codex\nb")
-        assert said(server) == ["a", "b"]
+        assert last_prompts(server) == ["a", "b"]
 
 
 def test_retry_replaces_the_turn_of_its_cell(cell: Kernel, server: Simulated) -> None:
@@ -205,20 +206,20 @@ def test_retry_replaces_the_turn_of_its_cell(cell: Kernel, server: Simulated) ->
     cell.run("%%codex -o b\nb", cell="b")
     cell.run("%%codex\nc", cell="c")
     assert cell.run("get_ipython().run_line_magic('codex', f'retry {b.id}')").status == "ok"
-    assert said(server) == ["a", "b"]
+    assert last_prompts(server) == ["a", "b"]
     cell.run("%%codex\nd", cell="d")
-    assert said(server) == ["a", "b", "c", "d"]
+    assert last_prompts(server) == ["a", "b", "c", "d"]
 
 
 def test_reasoning_is_sent_back_to_its_own_model_only(cell: Kernel, server: Simulated) -> None:
     """Encrypted reasoning is sent before its answer, and to no other model."""
     cell.run(f"%%codex {REASONS}\na")
     cell.run("%%codex\nb")
-    kinds = [item.get("role", item.get("type")) for item in sent(server)]
+    kinds = [item.get("role", item.get("type")) for item in last_messages(server)]
     assert kinds == ["user", "reasoning", "assistant", "user"]
-    assert set(sent(server)[1]) == {"id", "type", "summary", "encrypted_content"}
+    assert set(last_messages(server)[1]) == {"id", "type", "summary", "encrypted_content"}
     cell.run("%%codex -m gpt-5.6-mini\nc")
-    assert "reasoning" not in [item.get("type") for item in sent(server)]
+    assert "reasoning" not in [item.get("type") for item in last_messages(server)]
 
 
 def test_a_too_long_conversation_names_the_ways_out(tmp_path: Path) -> None:
@@ -267,13 +268,13 @@ def test_a_resumed_answer_joins_at_the_place_of_its_cell(server: Simulated, tmp_
         server.core.script([Fault("requests_per_day", seconds=5000)])
         assert cell.run("%%codex -m gpt-5.6-mini -o p\nparked", cell="b").error == "ParkedError"
         cell.run("%%codex\nc", cell="c")
-        assert said(server) == ["a", "c"]
+        assert last_prompts(server) == ["a", "c"]
     with notebook(server, tmp_path) as cell:
         cell.run("%load_ext nbcodex\n%config Codex.display = 'text'")
         assert cell.run("%codex resume").status == "ok"
-        assert said(server) == ["a", "parked"]
+        assert last_prompts(server) == ["a", "parked"]
         cell.run("%%codex\nd", cell="d")
-        assert said(server) == ["a", "parked", "c", "d"]
+        assert last_prompts(server) == ["a", "parked", "c", "d"]
 
 
 def test_reuse_needs_an_equal_request(cell: Kernel, server: Simulated) -> None:
@@ -327,7 +328,7 @@ def test_a_figure_is_sent_as_png(cell: Kernel, server: Simulated) -> None:
     )
     ran = cell.run("%%codex --no-history --image fig\nand {fig}?")
     assert ran.status == "ok", ran.shown_error
-    content = sent(server)[0]["content"]
+    content = last_messages(server)[0]["content"]
     assert [part["type"] for part in content] == ["input_text", "input_image", "input_image"]
     assert content[0]["text"] == "and [image 1]?"
     assert cell.run("%%codex --image nobody\nlook").error == "ConfigurationError"

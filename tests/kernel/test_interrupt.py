@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from nbcodex.simulator import Fault
-from tests.kernel_client import Kernel, Ran, kernel
+from tests.kernel_client import CellResult, Kernel, kernel
 from tests.simulated import Simulated, simulated
 
 pytestmark = pytest.mark.kernel
@@ -35,7 +35,7 @@ def cell(slow: Simulated) -> Iterator[Kernel]:
         yield started
 
 
-def stop(cell: Kernel, asked: str, *, times: int = 1) -> tuple[Ran, float]:
+def stop(cell: Kernel, asked: str, *, times: int = 1) -> tuple[CellResult, float]:
     """Press Stop; return what came of the cell, and the seconds from the first press to its end."""
     began = time.perf_counter()
     for _ in range(times):

@@ -1,4 +1,4 @@
-"""What `%codex` does with the journal's entries, and a journal that cannot be written to."""
+"""The commands of `%codex` for the journal's entries, and a journal that cannot be written to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from nbcodex.journal.journal import Journal
 from nbcodex.simulator import Fault
-from tests.kernel_client import OPEN_ALL, Kernel, kernel
+from tests.kernel_client import CLEAR_COOLDOWNS, Kernel, kernel
 from tests.simulated import Simulated, simulated
 
 pytestmark = pytest.mark.kernel
@@ -27,7 +27,7 @@ def server() -> Iterator[Simulated]:
         yield running
 
 
-def begin(server: Simulated, home: Path) -> Iterator[Kernel]:
+def started_kernel(server: Simulated, home: Path) -> Iterator[Kernel]:
     """Yield a kernel with the extension loaded, whose journal is in `home`."""
     with kernel(**server.environ, NBCODEX_HOME=str(home), JPY_SESSION_NAME=NOTEBOOK) as cell:
         cell.run("import os\n%load_ext nbcodex\n%config Codex.display = 'text'")
@@ -37,31 +37,32 @@ def begin(server: Simulated, home: Path) -> Iterator[Kernel]:
 @pytest.fixture(scope="module")
 def shared(server: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     """One kernel for the commands."""
-    yield from begin(server, tmp_path_factory.mktemp("journal") / "kept")
+    yield from started_kernel(server, tmp_path_factory.mktemp("journal") / "kept")
 
 
 @pytest.fixture
 def cell(shared: Kernel, server: Simulated) -> Kernel:
     """The kernel of the notebook, with an empty journal and no limits in its way."""
     shared.run(f"os.environ['JPY_SESSION_NAME'] = {NOTEBOOK!r}\n%codex forget all")
-    assert shared.run(OPEN_ALL).status == "ok"
+    assert shared.run(CLEAR_COOLDOWNS).status == "ok"
     server.core._faults.clear()
     return shared
 
 
 def park(cell: Kernel, server: Simulated, text: str, *, seconds: float = 5000.0) -> str:
-    """Ask something that a limit parks; return its id."""
+    """Run a cell whose request a limit parks, and return the request's id."""
     server.core.script([Fault("requests_per_day", seconds=seconds)])
     ran = cell.run(f"%%codex -o reply --patience 100ms\n[[echo: {text}]]")
     assert ran.error == "ParkedError", ran
-    cell.run(OPEN_ALL)
+    cell.run(CLEAR_COOLDOWNS)
     return cell.run("%codex journal").stream.split()[0]
 
 
 def test_resume_at_reset_sends_at_the_reset(cell: Kernel, server: Simulated) -> None:
     """The cell returns at once; the request is sent when its limit resets, not earlier."""
-    park(cell, server, "in its time", seconds=5.0)
-    known, reset = len(server.prompts), server.core.log[-1].at + 5.0
+    cell.run("%codex monitor")  # imports the monitor, so that the next call takes little time
+    park(cell, server, "in its time", seconds=15.0)
+    known, reset = len(server.prompts), server.core.log[-1].at + 15.0
     assert cell.run("%codex resume --at-reset").status == "ok"
     assert "cooldown" in cell.run("%codex monitor").plain
     assert len(server.prompts) == known
@@ -98,7 +99,7 @@ def test_resume_all_is_limited_to_this_notebook(cell: Kernel, server: Simulated)
 
 @pytest.fixture
 def waiting(cell: Kernel, server: Simulated) -> Iterator[list[str]]:
-    """Requests that wait for a limit: their ids, of which two have one first digit at least."""
+    """The ids of requests that wait for a limit; at least two begin with the same digit."""
     server.core.script([Fault("requests_per_day", seconds=5000)] * 20)
     cell.run(
         "%config Codex.patience = '2h'\n"
@@ -144,19 +145,19 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], None] | None]:
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+# Where no small disk can be mounted: no file of this kernel grows any more.
 FULL = """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 """
-"""Where no disk can be made small: no file of this kernel grows any more."""
 
 
 def test_a_full_disk_is_reported_once_per_cell(
     server: Simulated, tmp_path: Path, disk: Callable[[str], None] | None
 ) -> None:
     """The prompt is answered all the same, and one line says what is not kept."""
-    for cell in begin(server, tmp_path / "kept"):
+    for cell in started_kernel(server, tmp_path / "kept"):
         cell.run("%%codex\n[[echo: kept]]")
         if disk:
             with suppress(OSError), (tmp_path / "kept" / "filler").open("wb", 0) as filler:
@@ -169,7 +170,7 @@ def test_a_full_disk_is_reported_once_per_cell(
         for _ in range(2):
             ran = cell.run(f"%%codex -o reply\n[[echo: {words}]]")
             assert ran.status == "ok", ran.shown_error
-        check_untroubled(cell, ran.plain, words)
+        check_journal_in_memory(cell, ran.plain, words)
         if disk:
             assert "is full" in ran.plain
 
@@ -186,14 +187,14 @@ def test_a_read_only_folder_is_reported(
         journal.read_totals()
         journal.close()
     disk("ro")
-    for cell in begin(server, tmp_path / "kept"):
+    for cell in started_kernel(server, tmp_path / "kept"):
         ran = cell.run("%%codex -o reply\n[[echo: answered]]")
         assert ran.status == "ok", ran.shown_error
-        check_untroubled(cell, ran.plain, "answered")
+        check_journal_in_memory(cell, ran.plain, "answered")
 
 
-def check_untroubled(cell: Kernel, shown: str, answer: str) -> None:
-    """The answer is there, the journal works in memory, and that is said in one line."""
+def check_journal_in_memory(cell: Kernel, shown: str, answer: str) -> None:
+    """Check that the answer is complete, and that one line says that only memory keeps it."""
     assert cell.run(f"reply.text == {answer!r}, reply.status").plain == "(True, 'done')"
     lines = [line for line in shown.splitlines() if "in memory only" in line]
     assert len(lines) == 1

@@ -1,8 +1,7 @@
-"""What `%%ai` offers, row by row, and what users ask of such tools: each under its name, here.
+"""The features of Jupyter AI's `%%ai`, and those that users of such tools have asked for.
 
-One kernel serves all rows. Each row of `%%ai` is followed by a wrong use of it, which is one short
-error and sends nothing. What users asked for elsewhere is named by its issue, with the test that
-answers it.
+One kernel serves all rows of the first table. Each has a wrong use of the feature, too, which is
+one short error and sends nothing. The second table names public issues, and the test of each.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel_client import Kernel, Ran, kernel, take
+from tests.kernel_client import CellResult, Kernel, kernel
 from tests.simulated import Simulated, simulated
 
 pytestmark = pytest.mark.kernel
@@ -38,16 +37,16 @@ def cell(server: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield started
 
 
+# Cells of the kernel. Cell n is `In[2n - 1]`, because each is followed by one that counts them.
 EARLIER = {
     1: "%load_ext nbcodex",
     2: "x = 41; import sys; loaded = set(sys.modules)",
     3: "x + 1",
     4: "1 / 0",
 }
-"""Cells of the kernel: number n is `In[2n - 1]`, for each is followed by one that counts them."""
 
 
-def shown_text(ran: Ran) -> str:
+def shown_text(ran: CellResult) -> str:
     """Return all that a reader sees of a cell, on one line."""
     return " ".join((ran.stream + ran.plain + "\n" + "\n".join(ran.shown_error)).split())
 
@@ -227,14 +226,8 @@ def test_api_base_is_used_or_refused(cell: Kernel, server: Simulated) -> None:
 
 def test_code_goes_into_a_new_cell(cell: Kernel) -> None:
     """`-f code` puts the code below, and runs nothing."""
-    asked, ran = cell.start("%%codex -f code\n[[echo: ```python\nran = 1\n```]]"), Ran()
-    for message in cell.messages(asked):
-        take(ran, message["msg_type"], message["content"])
-    reply = cell.client.get_shell_msg(timeout=10)
-    while reply["parent_header"].get("msg_id") != asked:
-        reply = cell.client.get_shell_msg(timeout=10)
-    inserted = [p for p in reply["content"]["payload"] if p["source"] == "set_next_input"]
-    assert [p["text"] for p in inserted] == ["ran = 1"]
+    ran = cell.run("%%codex -f code\n[[echo: ```python\nran = 1\n```]]")
+    assert ran.new_cells == ["ran = 1"]
     assert cell.run("'ran' in globals()").plain == "False"
 
 
@@ -262,6 +255,7 @@ def test_load_ext_imports_neither_sdk_nor_widgets(cell: Kernel) -> None:
     assert cell.run(f"loaded & {heavy}").plain == "set()"
 
 
+# What users of such tools asked for, and the test that shows it.
 ASKS = {
     "stream in the cell (jupyter-ai#960)": "test_terminal_marks_an_answer_that_starts_again",
     "tokens and bill of each request (jupyter-ai#356)": "test_figures_line",
@@ -304,11 +298,10 @@ ASKS = {
         "test_request_larger_than_known_limit_fails_without_sending"
     ),
 }
-"""What users of such tools asked for, and the test that answers it."""
 
 
 @pytest.mark.parametrize("ask", ASKS)
-def test_each_wish_has_an_existing_test(ask: str) -> None:
+def test_each_request_of_users_has_an_existing_test(ask: str) -> None:
     """Each row of this table names a test that exists."""
     files = (ROOT / "tests").rglob("test_*.py")
     assert any(f"def {ASKS[ask]}(" in file.read_text(encoding="utf-8") for file in files)

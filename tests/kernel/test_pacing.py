@@ -1,4 +1,4 @@
-"""Kernels on one key share its limit, through one file, and learn for one another."""
+"""Kernels that share the limit of one key, and what they learn about it, through one file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nbcodex.settings import LIMITER_FILENAME
-from tests.kernel_client import Kernel, kernel
+from tests.kernel_client import Kernel, kernel, wait_until
 from tests.simulated import KEY, Simulated, simulated
 
 pytestmark = pytest.mark.kernel
@@ -56,7 +56,7 @@ def test_two_kernels_share_a_limit(server: Simulated, home: Path) -> None:
             third.run("%load_ext nbcodex")
             printed = third.run("%codex limits").stream
         ran = [
-            cell.finish(id_, timeout=120) for cell, id_ in zip((first, second), asked, strict=True)
+            cell.finish(id_, timeout=300) for cell, id_ in zip((first, second), asked, strict=True)
         ]
         assert [each.plain for each in ran] == ["20", "20"]
         assert sum(seen.status == 429 for seen in server.core.log) <= 2
@@ -67,7 +67,7 @@ def test_two_kernels_share_a_limit(server: Simulated, home: Path) -> None:
 
 
 def test_a_killed_kernels_share_is_released(server: Simulated, home: Path) -> None:
-    """Ten seconds after it was killed, nothing is reserved for it."""
+    """Some seconds after it was killed, nothing is reserved for it."""
     environ = {**server.environ, "NBCODEX_HOME": str(home)}
     with kernel(**environ) as stays:
         started(stays)
@@ -75,11 +75,9 @@ def test_a_killed_kernels_share_is_released(server: Simulated, home: Path) -> No
             started(killed)
             asked = killed.start("await many(60)")
             killed.wait_for(asked, "await many")
-            time.sleep(2)
-            assert "shared with 1 other" in stays.run("%codex limits").stream
+            wait_until(lambda: "shared with 1 other" in stays.run("%codex limits").stream)
             killed.manager.signal_kernel(signal.SIGKILL)
-            time.sleep(8)
-        assert "shared with" not in stays.run("%codex limits").stream
+            wait_until(lambda: "shared with" not in stays.run("%codex limits").stream)
         assert stays.run("nbcodex.ask('hello', max_output=16).status").plain == "'done'"
 
 

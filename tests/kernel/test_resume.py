@@ -1,10 +1,9 @@
-"""A kernel resumes what another one left, and pays for nothing twice."""
+"""Kernels that resume the requests of earlier kernels, without paying twice."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nbcodex.simulator import Fault
-from tests.kernel_client import Kernel, kernel
+from tests.kernel_client import MESSAGE_TIMEOUT_S, Kernel, kernel, wait_until
 from tests.simulated import Simulated, simulated
 
 pytestmark = pytest.mark.kernel
@@ -27,35 +26,35 @@ def server() -> Iterator[Simulated]:
         yield running
 
 
-def begin(
+def started_kernel(
     server: Simulated, home: Path, notebook: str = NOTEBOOK
 ) -> AbstractContextManager[Kernel]:
     """Return a kernel of a notebook, as a context."""
     return kernel(**server.environ, NBCODEX_HOME=str(home / "kept"), JPY_SESSION_NAME=notebook)
 
 
-def loaded(cell: Kernel) -> str:
-    """Load the extension; return what it says."""
-    said = cell.run("%load_ext nbcodex").stream
+def load_extension(cell: Kernel) -> str:
+    """Load the extension, and return what it prints."""
+    printed = cell.run("%load_ext nbcodex").stream
     cell.run("%config Codex.display = 'text'")
-    return said
+    return printed
 
 
-def parked(cell: Kernel, server: Simulated, cellmagic: str) -> None:
-    """Ask something that a day's limit parks."""
+def park_request(cell: Kernel, server: Simulated, cellmagic: str) -> None:
+    """Run a cell whose request a daily limit parks."""
     server.core.script([Fault("requests_per_day", seconds=5000)])
     assert cell.run(cellmagic).error == "ParkedError"
 
 
 def test_a_parked_request_is_listed_and_resumed(server: Simulated, tmp_path: Path) -> None:
     """The next kernel of the notebook lists it, and resuming assigns its variable."""
-    with begin(server, tmp_path) as cell:
-        assert loaded(cell) == ""
-        parked(cell, server, "%%codex -o b\n[[echo: the answer]]")
-    with begin(server, tmp_path, "/lessons/two.ipynb") as cell:
-        assert loaded(cell) == ""
-    with begin(server, tmp_path) as cell:
-        assert "1 parked or abandoned here" in loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        assert load_extension(cell) == ""
+        park_request(cell, server, "%%codex -o b\n[[echo: the answer]]")
+    with started_kernel(server, tmp_path, "/lessons/two.ipynb") as cell:
+        assert load_extension(cell) == ""
+    with started_kernel(server, tmp_path) as cell:
+        assert "1 parked or abandoned here" in load_extension(cell)
         known = len(server.prompts)
         ran = cell.run("%codex resume")
         assert "the answer" in ran.markdown
@@ -66,14 +65,15 @@ def test_a_parked_request_is_listed_and_resumed(server: Simulated, tmp_path: Pat
 
 def test_a_killed_kernels_request_is_resumed(server: Simulated, tmp_path: Path) -> None:
     """After SIGKILL in mid-stream the prompt is abandoned, its text kept, its answer complete."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         pid = int(cell.run("import os; os.getpid()").plain)
-        asked = cell.start("%%codex -o a\n[[tokens=1500]] a long one")
+        asked = cell.start("%%codex -o a\n[[tokens=6000]] a long one")
         cell.wait_for(asked, "tokens/s")
         os.kill(pid, signal.SIGKILL)
-    with begin(server, tmp_path) as cell:
-        assert "1 parked or abandoned here" in loaded(cell)
+    server.core.change_knobs(speed=10_000.0)
+    with started_kernel(server, tmp_path) as cell:
+        assert "1 parked or abandoned here" in load_extension(cell)
         listed = cell.run("%codex journal").stream
         assert "abandoned" in listed
         assert "(possibly paid)" in listed
@@ -85,12 +85,12 @@ def test_a_killed_kernels_request_is_resumed(server: Simulated, tmp_path: Path) 
 
 def test_two_kernels_that_resume_send_once(server: Simulated, tmp_path: Path) -> None:
     """Of two that resume the same request, one sends it."""
-    with begin(server, tmp_path) as one:
-        loaded(one)
-        parked(one, server, "%%codex -o b\n[[tokens=100]] once")
+    with started_kernel(server, tmp_path) as one:
+        load_extension(one)
+        park_request(one, server, "%%codex -o b\n[[tokens=100]] once")
         entry = one.run("%codex journal").stream.split()[0]
-        with begin(server, tmp_path) as two:
-            loaded(two)
+        with started_kernel(server, tmp_path) as two:
+            load_extension(two)
             known = len(server.prompts)
             asked = [cell.start(f"%codex resume {entry}") for cell in (one, two)]
             ends = [cell.finish(a).status for cell, a in zip((one, two), asked, strict=True)]
@@ -100,8 +100,8 @@ def test_two_kernels_that_resume_send_once(server: Simulated, tmp_path: Path) ->
 
 def test_resuming_a_done_or_running_request_is_refused(server: Simulated, tmp_path: Path) -> None:
     """The error takes no answer away."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         cell.run("%%codex -o good\n[[echo: an answer]]")
         cell.run("%%codex -b -o later\n[[tokens=200]] slow")
         for name in ("good", "later"):
@@ -114,33 +114,31 @@ def test_resuming_a_done_or_running_request_is_refused(server: Simulated, tmp_pa
 
 def test_the_slower_of_two_kernels_keeps_its_variable(server: Simulated, tmp_path: Path) -> None:
     """Of two kernels that resume, the slower one's variable keeps its value."""
-    with begin(server, tmp_path) as one, begin(server, tmp_path) as two:
-        loaded(one), loaded(two)
-        parked(one, server, "%%codex -o b\n[[tokens=100]] once")
+    with started_kernel(server, tmp_path) as one, started_kernel(server, tmp_path) as two:
+        load_extension(one), load_extension(two)
+        park_request(one, server, "%%codex -o b\n[[tokens=100]] once")
         assert two.run("b = 'mine'").status == "ok"
         entry = one.run("%codex journal").stream.split()[0]
         asked = [cell.start(f"%codex resume {entry}") for cell in (one, two)]
         ends = [cell.finish(a).status for cell, a in zip((one, two), asked, strict=True)]
         assert sorted(ends) == ["error", "ok"]
-        held = {"ok": "done", "error": "parked"}
-        assert one.run("b.status").plain == repr(held[ends[0]])
+        expected = {"ok": "done", "error": "parked"}
+        assert one.run("b.status").plain == repr(expected[ends[0]])
         if ends[1] == "error":
             assert two.run("b").plain == "'mine'"
 
 
 def test_a_resume_without_text_keeps_the_earlier_text(server: Simulated, tmp_path: Path) -> None:
     """Parked before anything arrives, the variable has the text of the earlier attempt."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
-        cell.run("%%codex -b -o r\n[[tokens=2000]] slow")
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
+        cell.run("%%codex -b -o r\n[[tokens=12000]] slow")
         entry = cell.run("print(r.id)").stream.strip()
-        deadline = time.monotonic() + 30
-        while len(cell.run(f"%codex journal {entry}").stream) < 300:
-            assert time.monotonic() < deadline, "no text has arrived"
+        wait_until(lambda: len(cell.run(f"%codex journal {entry}").stream) > 300)
         cell.run("%codex park")
         text = cell.run("r.text").plain
         assert len(text) > 50
-        parked(cell, server, f"%codex resume {entry}")
+        park_request(cell, server, f"%codex resume {entry}")
         assert cell.run("r.text").plain == text
 
 
@@ -148,8 +146,8 @@ def test_run_all_again_sends_changed_cells_only(server: Simulated, tmp_path: Pat
     """With reuse, a restarted notebook sends nothing but what was changed."""
     cells = [f"%%codex -o r{n}\n[[echo: prompt {n}]]" for n in range(10)]
     for known in (10, 10):
-        with begin(server, tmp_path) as cell:
-            loaded(cell)
+        with started_kernel(server, tmp_path) as cell:
+            load_extension(cell)
             cell.run("%config Codex.reuse = True")
             ran = [cell.run(each) for each in cells]
             assert len(server.prompts) == known
@@ -169,28 +167,28 @@ def test_run_all_again_sends_changed_cells_only(server: Simulated, tmp_path: Pat
 
 def test_background_answers_appear_in_their_cells(server: Simulated, tmp_path: Path) -> None:
     """Cells return at once; each answer replaces its own cell's output and fills its variable."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
-        for n in range(4):
-            # Reads the reply in the same cell: the magic returned before the answer was complete.
-            magic = f"run_cell_magic('codex', '-b -o r{n}', '[[tokens=120]] number {n}')"
-            ran = cell.run(f"get_ipython().{magic}\ntype(r{n}).__name__, bool(r{n})")
-            assert ran.plain.endswith("('PendingReply', False)")
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
+        with server.held("number"):
+            for n in range(4):
+                cell.run(f"%%codex -b -o r{n}\n[[tokens=120]] number {n}")
+                ran = cell.run(f"type(r{n}).__name__, bool(r{n})")
+                assert ran.plain == "('PendingReply', False)"
         assert cell.run("all(len(r.text) > 100 for r in (r0, r1, r2, r3))").plain == "True"
         assert cell.run("[bool(r) for r in (r0, r1, r2, r3)]").plain == str([True] * 4)
 
 
 def test_a_background_failure_is_shown_in_its_cell(server: Simulated, tmp_path: Path) -> None:
     """Its place names the limit or budget, and how to continue."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         server.core.script([Fault("requests_per_day", seconds=5000)])
         for cap, why in (("off", "Requests per day (RPD) reached"), ("500", "budget")):
             cell.run(f"%codex budget {cap}")
             cell.start("%%codex -b -o r --max-output 3000\n[[tokens=20]]")
             shown = ""
             while "parked" not in shown:
-                message = cell.client.get_iopub_msg(timeout=10)
+                message = cell.client.get_iopub_msg(timeout=MESSAGE_TIMEOUT_S)
                 if message["msg_type"] in {"display_data", "update_display_data"}:
                     shown = str(message["content"]["data"])
             assert why in shown
@@ -199,55 +197,57 @@ def test_a_background_failure_is_shown_in_its_cell(server: Simulated, tmp_path: 
 
 def test_a_killed_kernels_ask_is_resumed(server: Simulated, tmp_path: Path) -> None:
     """Requests of `nbcodex.ask` belong to their notebook, as cells do."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         pid = int(cell.run("import os, nbcodex; os.getpid()").plain)
         known = len(server.prompts)
-        cell.start("nbcodex.ask('[[tokens=1500]] a long one')")
-        end = time.monotonic() + 10.0
-        while len(server.prompts) == known and time.monotonic() < end:
-            time.sleep(0.01)
+        cell.start("nbcodex.ask('[[tokens=6000]] a long one')")
+        wait_until(lambda: len(server.prompts) > known)
         os.kill(pid, signal.SIGKILL)
-    with begin(server, tmp_path, "/lessons/two.ipynb") as cell:
-        assert loaded(cell) == ""
-    with begin(server, tmp_path) as cell:
-        assert "1 parked or abandoned here" in loaded(cell)
+    server.core.change_knobs(speed=10_000.0)
+    with started_kernel(server, tmp_path, "/lessons/two.ipynb") as cell:
+        assert load_extension(cell) == ""
+    with started_kernel(server, tmp_path) as cell:
+        assert "1 parked or abandoned here" in load_extension(cell)
         assert "a long one" in cell.run("%codex resume").markdown
 
 
 def test_stop_ends_only_the_wait_for_a_background_reply(server: Simulated, tmp_path: Path) -> None:
     """Reading `.text` early waits; Stop ends that wait, and the request continues."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
-        cell.run("%%codex -b -o r\n[[tokens=300]] slow")
-        asked = cell.start("print('reading')\nr.text")
-        cell.wait_for(asked, "'text': 'reading")  # printed, and not the cell as it was sent
-        cell.interrupt()
-        assert cell.finish(asked).error == "KeyboardInterrupt"
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
+        with server.held("slow"):
+            cell.run("%%codex -b -o r\n[[tokens=300]] slow")
+            asked = cell.start("print('reading')\nr.text")
+            cell.wait_for(asked, "'text': 'reading")  # printed, and not the cell as it was sent
+            cell.interrupt()
+            assert cell.finish(asked).error == "KeyboardInterrupt"
         assert cell.run("len(r.text) > 100, r.status").plain == "(True, 'done')"
 
 
 def test_a_kernel_shutdown_parks_running_requests(server: Simulated, tmp_path: Path) -> None:
     """A background request is parked by a shutdown, not abandoned."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
-        cell.run("%%codex -b -o r\n[[tokens=2000]] slow")
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
+        cell.run("%%codex -b -o r\n[[tokens=12000]] slow")
+        wait_until(lambda: len(server.prompts) == 1)  # the SDK is loaded
         cell.manager.shutdown_wait_time = 30.0  # a busy machine needs more than the usual 5 s
         cell.manager.shutdown_kernel(now=False)
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         assert " parked " in cell.run("%codex journal").stream
 
 
 def test_a_kernel_restart_parks_the_running_cell(server: Simulated, tmp_path: Path) -> None:
     """The interrupt before a restart is not a Stop: the next kernel lists the request."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
-        asked = cell.start("%%codex -o r\n[[tokens=2000]] slow")
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
+        asked = cell.start("%%codex -o r\n[[tokens=12000]] slow")
         cell.wait_for(asked, "tokens/s")
+        cell.manager.shutdown_wait_time = 30.0
         cell.manager.shutdown_kernel(now=False)
-    with begin(server, tmp_path) as cell:
-        assert "1 parked or abandoned here" in loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        assert "1 parked or abandoned here" in load_extension(cell)
         server.core.change_knobs(speed=10_000.0)
         assert cell.run("%codex resume").status == "ok"
         assert cell.run("r.status").plain == "'done'"
@@ -255,8 +255,8 @@ def test_a_kernel_restart_parks_the_running_cell(server: Simulated, tmp_path: Pa
 
 def test_forget_erases_from_every_file(server: Simulated, tmp_path: Path) -> None:
     """Forgotten text is in no file."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         cell.run("%%codex\n[[echo: extraordinary secret]]")
         assert "1 erased" in cell.run("%codex forget all").stream
     for path in (tmp_path / "kept").rglob("*"):
@@ -266,8 +266,8 @@ def test_forget_erases_from_every_file(server: Simulated, tmp_path: Path) -> Non
 
 def test_without_journal_nothing_is_written(server: Simulated, tmp_path: Path) -> None:
     """`%config Codex.journal = False` keeps everything in memory."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         cell.run("%config Codex.journal = False")
         assert "hello" in cell.run("%%codex\n[[echo: hello]]").markdown
         assert "hello" in cell.run("%codex journal").stream
@@ -280,8 +280,8 @@ def test_an_unusable_journal_is_reported(server: Simulated, tmp_path: Path) -> N
     (tmp_path / "kept" / "journal.sqlite3").write_bytes(
         b"this is no database, but it is long enough" * 50
     )
-    with begin(server, tmp_path) as cell:
-        assert "is damaged" in loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        assert "is damaged" in load_extension(cell)
         assert "is damaged" in cell.run("%codex resume").stream
         ran = cell.run("%%codex\n[[echo: hello]]")
         assert "hello" in ran.markdown
@@ -290,13 +290,13 @@ def test_an_unusable_journal_is_reported(server: Simulated, tmp_path: Path) -> N
 
 def test_a_damaged_journal_does_not_stop_loading(server: Simulated, tmp_path: Path) -> None:
     """A file whose schema is damaged is reported when the extension is loaded."""
-    with begin(server, tmp_path) as cell:
-        loaded(cell)
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
         cell.run("%%codex\n[[echo: hello]]")
         cell.manager.shutdown_kernel(now=False)
     path = tmp_path / "kept" / "journal.sqlite3"
     path.write_bytes(path.read_bytes().replace(b"CREATE TABLE entries", b"CREATE T\xa8BLE entries"))
-    with begin(server, tmp_path) as cell:
+    with started_kernel(server, tmp_path) as cell:
         ran = cell.run("%load_ext nbcodex")
         assert ran.status == "ok", ran.shown_error
         assert "is damaged" in ran.stream

@@ -17,11 +17,10 @@ pytestmark = pytest.mark.kernel
 OTHER = "sk-other-9876543210fedcba"
 
 
-def everything(cell: Kernel, code: str) -> str:
-    """Run a cell; return all that the kernel publishes on the way, widgets' messages included."""
-    asked = cell.start(code)
-    published = [m["content"] for m in cell.messages(asked)]
-    return json.dumps(published, default=str)
+def published(cell: Kernel, code: str) -> str:
+    """Run a cell; return all that the kernel publishes meanwhile, widgets' messages included."""
+    contents = [message["content"] for message in cell.messages(cell.start(code))]
+    return json.dumps(contents, default=str)
 
 
 def test_the_key_appears_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -38,7 +37,7 @@ def test_the_key_appears_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixtur
             JPY_SESSION_NAME="/somewhere/lesson.ipynb",
         ) as cell,
     ):
-        said = everything(
+        said = published(
             cell,
             "import logging, os\n"
             f"logging.basicConfig(filename={str(log)!r}, level=logging.DEBUG, force=True)\n"
@@ -48,9 +47,9 @@ def test_the_key_appears_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         )
         for kind in KINDS:
             server.core.script([Fault(kind, seconds=0.05, after=1, message=f"bad key {KEY}")])
-            said += everything(cell, "%%codex --patience 1s -o r\n[[echo: hello]]")
-            said += everything(cell, "sys_exc = __import__('sys').exc_info()\nr")
-            # The hold is shared by all who have the folder: the next fault gets another.
+            said += published(cell, "%%codex --patience 1s -o r\n[[echo: hello]]")
+            said += published(cell, "sys_exc = __import__('sys').exc_info()\nr")
+            # A cooldown is shared through the folder, so the next fault gets another folder.
             cell.run(f"os.environ['NBCODEX_HOME'] = {str(home / kind)!r}")
         for code in (
             f"%%codex\n[[echo: {KEY}]]",
@@ -66,8 +65,7 @@ def test_the_key_appears_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixtur
             "from nbcodex.settings import Settings\nSettings.read()",
             "%xmode Verbose\nimport nbcodex\nnbcodex.ask('hello', api_base='http://127.0.0.1:9/v1')",
         ):
-            published = everything(cell, code)
-            said += published.replace(f"[[echo: {KEY}]]", "")
+            said += published(cell, code).replace(f"[[echo: {KEY}]]", "")
     assert KEY not in said
     assert OTHER not in said
     for path in (log, *home.rglob("*")):

@@ -493,7 +493,7 @@ def test_time_grows_linearly_with_braces(piece: str) -> None:
 
 @pytest.mark.slow
 def test_many_different_names_are_fast() -> None:
-    """A hundred thousand expressions are parsed in seconds."""
+    """A hundred thousand expressions are parsed within a minute."""
     start = time.process_time()
     fill("".join(f"{{m{i}}}" for i in range(100_000)), NAMES)
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 60
