@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jupyter_client.blocking.client import BlockingKernelClient
 
-_HERE = Path(__file__).parent
-# A cell of the quick start waits for limits of at most a minute.
-CELL_TIMEOUT_S = 120.0
+_PACKAGE_FOLDER = Path(__file__).parent
+CELL_TIMEOUT_S = 120.0  # a cell of the quick start waits for a limit at most a minute
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,9 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--headless", action="store_true", help="run it in a kernel and print what happens"
     )
     commands.add_parser("doctor", help="show the settings in force, and check them")
-    options, further = parser.parse_known_args(arguments)
-    if further and (options.command != "demo" or options.headless):
-        parser.error(f"unrecognized option {further[0]}")
+    options, lab_options = parser.parse_known_args(arguments)
+    if lab_options and (options.command != "demo" or options.headless):
+        parser.error(f"unrecognized option {lab_options[0]}")
     if options.command is None:
         parser.print_help()
         return 0
@@ -47,38 +46,41 @@ def main(arguments: list[str] | None = None) -> int:
         from nbcodex.client import current
         from nbcodex.settings import Settings
 
-        is_wrong = False
+        has_problem = False
         for finding in doctor.report(Settings.read(), current()):
             print(finding, flush=True)
-            is_wrong = is_wrong or finding.wrong
-        return int(is_wrong)
+            has_problem = has_problem or finding.wrong
+        return int(has_problem)
     if find_spec("jupyterlab") is None:
         print("The demo needs JupyterLab: pip install 'nbcodex[lab]'", file=sys.stderr)
         return 1
-    return run_notebook(quickstart()) if options.headless else _lab(further)
+    return run_notebook(quickstart()) if options.headless else _open_lab(lab_options)
 
 
 def quickstart() -> Path:
     """Return the path of the quick start notebook, in the wheel or in a checkout."""
-    installed = _HERE / "quickstart.ipynb"
-    return installed if installed.exists() else _HERE.parent / "notebooks" / "quickstart.ipynb"
+    in_wheel = _PACKAGE_FOLDER / "quickstart.ipynb"
+    in_checkout = _PACKAGE_FOLDER.parent / "notebooks" / "quickstart.ipynb"
+    return in_wheel if in_wheel.exists() else in_checkout
 
 
-def _lab(options: list[str]) -> int:
+def _open_lab(options: list[str]) -> int:
     """Open JupyterLab with a copy of the quick start, so that the original stays unchanged."""
     if getattr(os, "geteuid", lambda: 1)() == 0:
-        # Containers often run as root, which JupyterLab refuses by default; it listens on loopback.
+        # JupyterLab refuses to run as root, which is usual in containers. Without other options, it
+        # accepts connections from this machine only.
         options = ["--allow-root", *options]
     folder = tempfile.mkdtemp(prefix="nbcodex-demo-")
     copy = shutil.copy(quickstart(), folder)
     print(f"The quick start is a copy: {copy}", flush=True)
     command = [sys.executable, "-m", "jupyterlab", "--notebook-dir", folder, *options, str(copy)]
     if os.name == "posix":
-        # JupyterLab replaces this process: it receives the signals, and shuts its kernels down.
+        # JupyterLab replaces this process, receives its signals and shuts its own kernels down.
         os.execv(command[0], command)  # noqa: S606 - our own interpreter
-    # On Ctrl+C the console signals both processes; JupyterLab asks the user, and we wait.
+    # On Ctrl+C, Windows interrupts both processes. JupyterLab asks the user whether to end, so this
+    # process must wait.
     signal.signal(signal.SIGINT, lambda *_: None)
-    return subprocess.call(command)  # noqa: S603 - the same
+    return subprocess.call(command)  # noqa: S603 - our own interpreter
 
 
 def run_notebook(path: Path) -> int:
@@ -87,7 +89,7 @@ def run_notebook(path: Path) -> int:
     Cell metadata may state what is expected: ``{"nbcodex": {"error": NAME, "shows": [TEXT]}}`` with
     the name of the error that ends the cell, and texts that its output must contain.
     """
-    from jupyter_client.manager import start_new_kernel  # slow, and not needed by the doctor
+    from jupyter_client.manager import start_new_kernel  # slow to import, not used by the doctor
 
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     manager, client = start_new_kernel(kernel_name="python3")
@@ -101,7 +103,7 @@ def run_notebook(path: Path) -> int:
 
 
 def _run_cell(client: BlockingKernelClient, cell: dict[str, Any]) -> bool:
-    """Run and print one cell; return whether it did what its metadata expects."""
+    """Run one cell and print its outputs; return whether they are as its metadata states."""
     source = "".join(cell["source"])
     if cell["cell_type"] != "code":
         print(f"\n{source}")
@@ -118,8 +120,8 @@ def _run_cell(client: BlockingKernelClient, cell: dict[str, Any]) -> bool:
                 text, end = content["text"], ""
             case "execute_result" | "display_data" | "update_display_data":
                 text = content["data"].get("text/plain", "")
-                # A panel's text form ends with a status line in brackets until the request has
-                # ended. Only this line is new.
+                # While a request runs, its panel's text ends with a status line in brackets. Only
+                # this line has changed.
                 text = text.rpartition("\n")[2] if text.endswith("]") else text
             case "error":
                 text, error = "\n".join(content["traceback"]), content["ename"]

@@ -1,7 +1,4 @@
-"""Checks the settings in force and says where each comes from. Never shows a secret.
-
-Needs no notebook: checks that depend on one are in the notebook package.
-"""
+"""Checks the settings in force and reports where each comes from, without showing a secret."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
     from nbcodex.openai_api.endpoints import Endpoint
 
 _PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # also read in lower case
-# Variables of requests and curl: users expect them to be read, but httpx2 does not.
+# Variables of other HTTP clients, requests and curl, which httpx2 does not read.
 _UNUSED_CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _PROXY_SCHEMES = {"http", "https", "socks5", "socks5h"}
 
@@ -46,7 +43,7 @@ class Finding:
     title: str  # what was checked
     text: str  # what was found
     advice: str = ""  # what to do about it
-    wrong: bool = False  # whether requests fail or degrade because of it
+    wrong: bool = False  # whether requests fail, or lose a feature, because of it
 
     def __str__(self) -> str:
         line = f"{self.title:<10} {'✗' if self.wrong else '✓'} {self.text}"
@@ -56,7 +53,7 @@ class Finding:
 def report(
     settings: Settings, client: Client, environ: Mapping[str, str] = os.environ
 ) -> Iterator[Finding]:
-    """Yield the findings on settings, and on the variables that the HTTP library reads itself."""
+    """Yield the findings on the settings, and on environment variables that httpx2 reads."""
     endpoint = None
     try:
         endpoint = client.services().api_client.endpoint(Request(prompt="?"), settings)
@@ -65,38 +62,35 @@ def report(
     else:
         where = endpoint.base_url or "known when Codex.client has been awaited"
         yield Finding("server", f"{endpoint.kind}, {where}")
-        yield Finding("key", _key(settings, endpoint))
-    yield from proxies(environ)
-    yield from authorities(environ)
+        yield Finding("key", _key_source(settings, endpoint))
+    yield from check_proxies(environ)
+    yield from check_authorities(environ)
     if endpoint is not None:
         yield from _check_server(settings, client, endpoint)
-    yield Finding(
-        "patience",
-        f"{format_duration(settings.patience)}; idle timeout: {settings.idle_timeout:g} s",
-    )
-    yield from journal(settings)
+    patience, idle_timeout = format_duration(settings.patience), settings.idle_timeout
+    yield Finding("patience", f"{patience}; idle timeout: {idle_timeout:g} s")
+    yield from check_journal(settings)
 
 
-def proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
+def check_proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Check the proxies in the environment."""
     found = [(n, v) for n in _PROXY_VARIABLES if (v := environ.get(n) or environ.get(n.lower()))]
     for name, value in found:
         try:
             url = urlsplit(value if "://" in value else f"http://{value}")
-            host, good = f"{url.hostname}:{url.port or 80}", url.scheme in _PROXY_SCHEMES
+            host, is_valid = f"{url.hostname}:{url.port or 80}", url.scheme in _PROXY_SCHEMES
         except ValueError:
-            host, good = "", False
-        if good and url.hostname:
+            host, is_valid = "", False
+        if is_valid and url.hostname:
             yield Finding("proxy", f"{name}: {host}")
         else:
-            yield Finding(
-                "proxy", f"{name} is not a valid address.", "Write http://HOST:PORT.", wrong=True
-            )
+            text = f"{name} is not a valid address."
+            yield Finding("proxy", text, "Write http://HOST:PORT.", wrong=True)
     if not found:
         yield Finding("proxy", "none set")
 
 
-def authorities(environ: Mapping[str, str]) -> Iterator[Finding]:
+def check_authorities(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Check the certificate authorities in the environment."""
     file, folder = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
     if file:
@@ -110,17 +104,17 @@ def authorities(environ: Mapping[str, str]) -> Iterator[Finding]:
         text, advice = f"SSL_CERT_FILE: {file} {problem}".rstrip(), "Correct it, or unset it."
         yield Finding("CA", text, advice if problem else "", wrong=bool(problem))
     if folder:
-        good = Path(folder).is_dir()
-        text = f"SSL_CERT_DIR: {folder}" if good else f"SSL_CERT_DIR: {folder} is not a folder."
-        yield Finding("CA", text, "" if good else "Correct it, or unset it.", wrong=not good)
-    others = [name for name in _UNUSED_CA_VARIABLES if environ.get(name)]
-    if others and not (file or folder):
-        yield Finding("CA", f"{others[0]} is set but not used.", "Set SSL_CERT_FILE to the same.")
+        problem = "" if Path(folder).is_dir() else "is not a folder."
+        text, advice = f"SSL_CERT_DIR: {folder} {problem}".rstrip(), "Correct it, or unset it."
+        yield Finding("CA", text, advice if problem else "", wrong=bool(problem))
+    unused = [name for name in _UNUSED_CA_VARIABLES if environ.get(name)]
+    if unused and not (file or folder):
+        yield Finding("CA", f"{unused[0]} is set but not used.", "Set SSL_CERT_FILE to the same.")
     elif not (file or folder):
         yield Finding("CA", "the default ones")
 
 
-def journal(settings: Settings) -> Iterator[Finding]:
+def check_journal(settings: Settings) -> Iterator[Finding]:
     """Check the folder of the journal without creating anything."""
     from nbcodex.runtime.sqlite_files import is_on_network
 
@@ -147,10 +141,10 @@ def _folder_problem(folder: Path) -> str:
         if not os.access(existing, os.W_OK | os.X_OK):
             return f"{existing} is not writable."
         if existing == folder and hasattr(os, "geteuid"):
-            found = folder.stat()
-            if found.st_uid != os.geteuid():
+            status = folder.stat()
+            if status.st_uid != os.geteuid():
                 return f"{folder} belongs to another user."
-            if found.st_mode & 0o022:
+            if status.st_mode & 0o022:  # the bits of group and others
                 return f"Other users can write to {folder}; run chmod 700 on it."
         path = folder / JOURNAL_FILENAME
         if path.exists():
@@ -163,19 +157,19 @@ def _folder_problem(folder: Path) -> str:
     return ""
 
 
-def _key(settings: Settings, endpoint: Endpoint) -> str:
-    """Return where the key comes from, never the key."""
+def _key_source(settings: Settings, endpoint: Endpoint) -> str:
+    """Return where the key comes from, but never the key itself."""
     if settings.client is not None:
         return "from Codex.client"
     from nbcodex.openai_api.endpoints import key_for_host
 
-    named = {
+    keys = {
         "Codex.keys, or `%codex login`": key_for_host(settings, urlsplit(endpoint.base_url)),
         "AZURE_OPENAI_API_KEY": settings.azure_key if endpoint.kind == "azure" else None,
         "AZURE_OPENAI_AD_TOKEN": settings.azure_ad_token if endpoint.kind == "azure" else None,
         "OPENAI_API_KEY": settings.api_key,
     }
-    source = next((n for n, key in named.items() if key and key == endpoint.key), "Codex.keys")
+    source = next((name for name, key in keys.items() if key and key == endpoint.key), "Codex.keys")
     text = f"{source}, for {endpoint.host} (not shown)"
     if settings.azure_endpoint and endpoint.kind != "azure":
         text += "; AZURE_OPENAI_ENDPOINT is not used because OPENAI_… is set"
@@ -183,12 +177,12 @@ def _key(settings: Settings, endpoint: Endpoint) -> str:
 
 
 def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[Finding]:
-    """Check the configured model, the API and the limits."""
-    # The one request is free: the list of models.
-    short = replace(settings, idle_timeout=min(settings.idle_timeout, MODEL_LIST_TIMEOUT_S))
+    """Check the key, the configured model, the API and the limits."""
+    # The only request of the doctor lists the models, which costs nothing.
+    timeout_s = min(settings.idle_timeout, MODEL_LIST_TIMEOUT_S)
     api_client = client.services().api_client
     try:
-        names = event_loop.run(api_client.list_models(short))
+        names = event_loop.run(api_client.list_models(replace(settings, idle_timeout=timeout_s)))
     except ModelError:
         # A server without a list of models may still answer prompts.
         yield Finding("reached", "the server has no list of models (404)", "Name one with -m.")
@@ -206,35 +200,36 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
     else:
         models = "1 model" if len(names) == 1 else f"{len(names)} models"
         yield Finding("reached", f"{endpoint.host or 'the server'} lists {models}")
-        yield _model(settings, endpoint, names)
-    known_apis = api_client.capabilities.detected_apis
-    used = "responses" if endpoint.kind == "openai" else known_apis.get(endpoint.base_url)
-    detected = used or "detected with the first request"
-    yield Finding("API", detected if settings.api == "auto" else f"{settings.api}, as set")
-    known = event_loop.run(client.limits(settings))
-    # Labels are `MODEL at BASE_URL`: other servers' limits say nothing about this one.
-    limits = [each for label, each in known.items() if label.endswith(f" at {endpoint.base_url}")]
+        yield _check_model(settings, endpoint, names)
+    detected_apis = api_client.capabilities.detected_apis
+    api = "responses" if endpoint.kind == "openai" else detected_apis.get(endpoint.base_url)
+    text = api or "detected with the first request"
+    yield Finding("API", text if settings.api == "auto" else f"{settings.api}, as set")
+    by_label = event_loop.run(client.limits(settings))
+    # A label is `MODEL at BASE_URL`; the limits of other servers are left out.
+    server = f" at {endpoint.base_url}"
+    limits = [state for label, state in by_label.items() if label.endswith(server)]
     if not limits:
         yield Finding("limits", "unknown until the first request")
         return
-    declared = any(each.declared for each in limits)
-    charged = {each.policy for each in limits if each.output_share is not None}
-    policy = f"charged: {', '.join(sorted(charged))}" if charged else "charging not known yet"
+    declared = any(state.declared for state in limits)
+    policies = {state.policy for state in limits if state.output_share is not None}
+    charging = f"charged: {', '.join(sorted(policies))}" if policies else "charging not known yet"
     headers = "stated by x-ratelimit headers" if declared else "not stated by headers"
-    yield Finding("limits", f"{headers}; {policy}; details: `%codex limits`")
+    yield Finding("limits", f"{headers}; {charging}; details: `%codex limits`")
 
 
-def _model(settings: Settings, endpoint: Endpoint, names: list[str]) -> Finding:
-    named = settings.model or (DEFAULT_MODEL if endpoint.kind == "openai" else None)
-    model = settings.aliases.get(named, named) if named else None
+def _check_model(settings: Settings, endpoint: Endpoint, names: list[str]) -> Finding:
+    """Check the configured model against the names that the server lists."""
+    name = settings.model or (DEFAULT_MODEL if endpoint.kind == "openai" else None)
+    model = settings.aliases.get(name, name) if name else None
     examples = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
-    # Azure lists the models of a resource; a request names one of its deployments.
     if model is None and len(names) == 1:
         return Finding("model", f"{names[0]}, the only one")
     if model is None:
-        return Finding(
-            "model", "none is set.", f"Set NBCODEX_MODEL to one of {examples}", wrong=True
-        )
+        advice = f"Set NBCODEX_MODEL to one of {examples}"
+        return Finding("model", "none is set.", advice, wrong=True)
+    # Azure lists the models of a resource, but a request names one of its deployments.
     if model in names or endpoint.kind == "azure":
         return Finding("model", model)
     advice = f"`%codex models` lists the models: {examples}"

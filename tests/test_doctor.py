@@ -34,7 +34,7 @@ def only(findings: Iterator[Finding]) -> Finding:
 def test_proxy_is_shown_without_credentials_and_checked(
     environ: dict[str, str], wrong: bool, says: str
 ) -> None:
-    found = only(doctor.proxies(environ))
+    found = only(doctor.check_proxies(environ))
     assert found.wrong == wrong
     assert says in found.text
     assert "secret" not in str(found)
@@ -51,7 +51,7 @@ def test_missing_and_unused_certificate_files_are_reported(tmp_path: Path) -> No
         ({"REQUESTS_CA_BUNDLE": "/x.pem"}, False, "is set but not used"),
     ]
     for environ, wrong, says in cases:
-        found = only(doctor.authorities(environ))
+        found = only(doctor.check_authorities(environ))
         assert found.wrong == wrong, environ
         assert says in found.text
 
@@ -83,14 +83,14 @@ def writable_by_others(folder: Path) -> Path:
 def test_unusable_folder_is_wrong_and_advises_another(
     tmp_path: Path, make: Callable[[Path], Path], says: str
 ) -> None:
-    found = only(doctor.journal(Settings(home=make(tmp_path))))
+    found = only(doctor.check_journal(Settings(home=make(tmp_path))))
     assert found.wrong
     assert says in found.text
     assert "NBCODEX_HOME" in found.advice
 
 
 def test_missing_folder_is_accepted_and_not_created(tmp_path: Path) -> None:
-    assert not only(doctor.journal(Settings(home=tmp_path / "a" / "b"))).wrong
+    assert not only(doctor.check_journal(Settings(home=tmp_path / "a" / "b"))).wrong
     assert not (tmp_path / "a").exists()
 
 

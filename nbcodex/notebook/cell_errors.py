@@ -1,7 +1,6 @@
 """The errors of the notebook's cells as text for a prompt: for ``{Err[3]}`` and for `%codex fix`.
 
-Owns how a cell's traceback is formatted. Keeps text only, because an exception would keep alive
-every variable in its frames.
+Only text is stored: an exception would keep every variable in its frames alive.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ MAX_KEPT_ERRORS = 50  # a notebook that fails in a loop must not fill the memory
 MAX_ERROR_CHARS = 10_000  # of one traceback, and of one cell's code; the middle is left out
 MAX_FRAMES = 30  # of one traceback, counted from the place of the error
 
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_FILE = re.compile(r'File "([^"\n]+)", line')
-_IPYTHON = str(Path(IPython.__file__).parent)
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # terminal codes: ``\x1b[31m`` begins red text
+_FILE = re.compile(r'File "([^"\n]+)", line')  # ``File "/tmp/ipykernel_7/12.py", line``
+_IPYTHON_FOLDER = str(Path(IPython.__file__).parent)
 
 
 class CellErrors(dict[int, str]):
     """Errors by the number of their cell; ``-1`` is the last one."""
 
     def record(self, result: ExecutionResult) -> None:
-        """Keep the error of a cell that has run, if it raised one."""
+        """Store the error of a cell that has run, if it raised one."""
         error = result.error_before_exec or result.error_in_exec
         if error is None or result.execution_count is None:
             return
         code = result.info.raw_cell if result.info else ""
-        # A cell number occurs again after `%reset`: the newest error must also be the last key.
+        # After `%reset`, cell numbers begin again, and the newest error must be the last key.
         self.pop(result.execution_count, None)
         self[result.execution_count] = f"{_cut_middle(code)}\n\n{format_traceback(error)}".strip()
         while len(self) > MAX_KEPT_ERRORS:
@@ -59,17 +58,16 @@ cell_errors = CellErrors()  # of this process's shell; `%reload_ext` must not lo
 class LastError:
     """The user's last error, for `%codex fix`."""
 
-    # Number of the cell, as in ``In[3]``; None for an error outside of cells.
-    cell_number: int | None
+    cell_number: int | None  # as in ``In[3]``; None for an error outside of cells
     code: str  # source of the cells that the error passed through
-    traceback: str  # python's traceback without colours
+    traceback: str  # Python's traceback without colours
 
     def as_prompt(self) -> str:
         """Return the prompt that asks for an explanation and a corrected cell."""
-        code, shown = code_fence(self.code, "python"), code_fence(self.traceback, "text")
+        code, error = code_fence(self.code, "python"), code_fence(self.traceback, "text")
         cell = f"This cell of a Jupyter notebook raised an error.\n\n{code}\n\n"
         return (
-            f"{cell if self.code else ''}The error:\n\n{shown}\n\nExplain its cause in a few "
+            f"{cell if self.code else ''}The error:\n\n{error}\n\nExplain its cause in a few "
             "sentences, without quoting code blocks. Then give the corrected cell, all of it, as "
             "the only fenced block."
         )
@@ -85,12 +83,12 @@ def last_error(shell: InteractiveShell) -> LastError | None:
     files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         files.append(error.filename)  # its cell never ran, so no frame names it
-    # IPython has no public way from a compiled file's name to its cell; without it, the prompt
-    # only lacks the code.
+    # IPython has no public way from a compiled file's name to its cell. Where this attribute is
+    # missing, the prompt only lacks the code.
     cells = getattr(shell.compile, "_filename_map", {})
     numbers = [n for n in dict.fromkeys(map(cells.get, files)) if isinstance(n, int)]
-    typed = getattr(shell.history_manager, "input_hist_raw", [])
-    code = "\n\n".join(str(typed[n]) for n in numbers if n < len(typed) and typed[n])
+    inputs = getattr(shell.history_manager, "input_hist_raw", [])
+    code = "\n\n".join(str(inputs[n]) for n in numbers if n < len(inputs) and inputs[n])
     if not code and isinstance(error, SyntaxError):
         code = error.text or ""
     return LastError(
@@ -106,12 +104,12 @@ def format_traceback(error: BaseException) -> str:
     try:
         if callable(render):
             text = "\n".join(render())
-        elif isinstance(error, UsageError):  # IPython shows it in one line, too
+        elif isinstance(error, UsageError):  # as IPython shows it
             text = f"UsageError: {error}"
         else:
             formatted = traceback.TracebackException.from_exception(error)
-            # IPython's frames around the cell would make up most of a short traceback.
-            frames = [f for f in formatted.stack if not f.filename.startswith(_IPYTHON)]
+            # Without this, IPython's own frames would make up most of a short traceback.
+            frames = [f for f in formatted.stack if not f.filename.startswith(_IPYTHON_FOLDER)]
             formatted.stack = traceback.StackSummary.from_list(frames[-MAX_FRAMES:])
             text = _FILE.sub(_name_cell, "".join(formatted.format()))
     except Exception:  # the `__str__` of a user's own exception may raise
@@ -120,9 +118,10 @@ def format_traceback(error: BaseException) -> str:
 
 
 def _name_cell(line: re.Match[str]) -> str:
+    """Return ``Cell In[3], line`` for a match of `_FILE` that is a cell."""
     shell: Any = IPython.get_ipython()
-    name = shell and shell.compile.format_code_name(line[1])
-    return f"{name[0]} {name[1]}, line" if name else line[0]
+    words = shell and shell.compile.format_code_name(line[1])  # such as ("Cell", "In[3]")
+    return f"{words[0]} {words[1]}, line" if words else line[0]
 
 
 def _cut_middle(text: str) -> str:

@@ -1,7 +1,7 @@
-"""The options of a `%%codex` cell: parsing its first line, and what the answer's format needs.
+"""The options in a cell's first line: their names, help, checks and effects on the request.
 
-Owns the options' names, help and checks. An option in `_OPTIONS` with the name of a field of
-`RequestOptions` reaches the request without further code here.
+An option in `_OPTIONS` that has the name of a field of `RequestOptions` becomes that field without
+further code here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ APIS = get_args(Api)
 # IPython needs these names itself: binding a reply to one of them would break the shell.
 _RESERVED_NAMES = {"In", "Out", "get_ipython", "exit", "quit", "_", "_i", "_ih", "_oh", "_dh"}
 
-# Providers that Jupyter AI's `%%ai` puts before a model's name, with a colon.
+# Providers that Jupyter AI's `%%ai` puts before a model's name, as in ``openai-chat:gpt-4o``.
 _OPENAI_PROVIDERS = {
     *("openai", "openai-chat", "openai-chat-custom", "openai-custom", "azure-chat-openai")
 }
@@ -45,9 +45,10 @@ _OTHER_PROVIDERS = {
     *("vertexai",),
 }
 
-_PARAMS = ("-p", "--params", "--model-parameters")
-_DOLLAR_NAME = re.compile(r"\$([^\W\d]\w*)")
-_UNQUOTED_PARAMS = re.compile(rf"(?<!\S)({'|'.join(_PARAMS)})(?:\s+|=)(?=\{{)")
+_PARAMS_NAMES = ("-p", "--params", "--model-parameters")
+_DOLLAR_NAME = re.compile(r"\$([^\W\d]\w*)")  # ``$topic``
+# ``-p`` or ``--params=`` before a brace, as in ``-p {"temperature": 0}``.
+_UNQUOTED_PARAMS = re.compile(rf"(?<!\S)({'|'.join(_PARAMS_NAMES)})(?:\s+|=)(?=\{{)")
 
 _EPILOG = """\
 {name} in the prompt is filled in from the notebook's variables; --raw turns this off. Examples:
@@ -66,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"%%codex: {message.rstrip('.')}. See %%codex?")
 
 
-def _token_count(text: str) -> int:
+def _parse_token_count(text: str) -> int:
     """Parse a number of tokens such as ``800`` or ``2k``."""
     try:
         number = int(float(text[:-1]) * 1000) if text.lower().endswith("k") else int(text)
@@ -78,15 +79,15 @@ def _token_count(text: str) -> int:
     return number
 
 
-def _model(text: str) -> str:
-    # Jupyter AI's `-m` takes the JSON that `-p` takes here. `{name}` is a variable.
+def _check_model(text: str) -> str:
+    # Jupyter AI's `-m` takes the JSON that `-p` takes here. ``{name}`` is not JSON but a variable.
     if text.lstrip().startswith("{") and not re.fullmatch(r"\{[^{}\"':\s]+\}", text):
         raise ArgumentTypeError("takes a model's name; API parameters go to -p/--params")
-    check_provider(text)
+    refuse_provider(text)
     return text
 
 
-def _params(text: str) -> dict[str, Any]:
+def _parse_params(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
         if not isinstance(value, dict):
@@ -99,17 +100,20 @@ def _params(text: str) -> dict[str, Any]:
     return value
 
 
-def _variable(text: str) -> str:
-    is_taken = keyword.iskeyword(text) or text.startswith("__") or text in _RESERVED_NAMES
-    if not text.isidentifier() or is_taken:
+def _check_variable(text: str) -> str:
+    is_reserved = keyword.iskeyword(text) or text.startswith("__") or text in _RESERVED_NAMES
+    if not text.isidentifier() or is_reserved:
         raise ArgumentTypeError(f"{text!r} cannot be the name of a variable")
     return text
 
 
 def _option(
-    typed: str, explanation: str, *, check: Callable[[str], object] | None = None, **settings: Any
+    syntax: str, explanation: str, *, check: Callable[[str], object] | None = None, **settings: Any
 ) -> tuple[str, str, dict[str, Any]]:
-    """Return a row of `_OPTIONS`; `check` raises a ConfigurationError for an invalid value."""
+    """Return syntax, explanation and argparse's settings of an option.
+
+    `check` raises a ConfigurationError for an invalid value.
+    """
 
     def checked(text: str) -> str:
         try:
@@ -118,38 +122,41 @@ def _option(
             raise ArgumentTypeError(str(error)) from None
         return text
 
-    return typed, explanation, {"type": checked, **settings} if check else settings
+    return syntax, explanation, {"type": checked, **settings} if check else settings
 
 
-# What a user types for each option, its line of help, and how argparse reads it. An option whose
-# value has no name here is a flag.
+# The options by the titles of the help. An option without the name of a value is a flag.
 _OPTIONS = {
     "the question": (
-        _option("MODEL", "model (on Azure: deployment) to ask", nargs="?", type=_model),
-        _option("-m --model MODEL", "the same, as an option", type=_model),
+        _option("MODEL", "model (on Azure: deployment) to ask", nargs="?", type=_check_model),
+        _option("-m --model MODEL", "the same, as an option", type=_check_model),
         _option("--system TEXT", "instructions that precede the prompt"),
         _option(
             "--image EXPR", "picture to send: a path or a variable", action="append", default=[]
         ),
-        _option("--map NAME", "ask once for each row of a variable: {column}, {}", type=_variable),
+        _option(
+            "--map NAME", "ask once for each row of a variable: {column}, {}", type=_check_variable
+        ),
         _option("--eval", "run the cell and send what it prints"),
         _option("--raw", "leave {…} in the prompt as it is"),
-        _option("--max-output N", "maximum of output tokens", type=_token_count),
+        _option("--max-output N", "maximum of output tokens", type=_parse_token_count),
         _option("--effort LEVEL", "reasoning effort, such as low or high"),
         _option(
-            f"{' '.join(_PARAMS)} JSON",
+            f"{' '.join(_PARAMS_NAMES)} JSON",
             "further parameters of the API: '{\"temperature\": 0}'",
-            type=_params,
+            type=_parse_params,
         ),
     ),
     "the answer": (
-        _option("-o --out NAME", "variable to assign the Reply to", type=_variable),
+        _option("-o --out NAME", "variable to assign the Reply to", type=_check_variable),
         _option(
             "-f --format FORMAT",
             f"one of {', '.join(FORMATS)}; code goes into a new cell, and is never run",
             choices=FORMATS,
         ),
-        _option("--schema NAME", "variable: a pydantic class or a JSON schema", type=_variable),
+        _option(
+            "--schema NAME", "variable: a pydantic class or a JSON schema", type=_check_variable
+        ),
     ),
     "the conversation": (
         _option("--thread NAME", "conversation to join (default: main)", check=check_thread_name),
@@ -193,14 +200,14 @@ def parser() -> argparse.ArgumentParser:
     )
     for title, options in _OPTIONS.items():
         group = cell.add_argument_group(title)
-        for typed, explanation, settings in options:
-            *names, value = typed.split()
-            if value.startswith("-"):
-                group.add_argument(*names, value, help=explanation, action="store_true")
+        for syntax, explanation, settings in options:
+            *names, last_word = syntax.split()
+            if last_word.startswith("-"):
+                group.add_argument(*names, last_word, help=explanation, action="store_true")
             elif names:
-                group.add_argument(*names, help=explanation, metavar=value, **settings)
+                group.add_argument(*names, help=explanation, metavar=last_word, **settings)
             else:
-                group.add_argument(value, help=explanation, **settings)
+                group.add_argument(last_word, help=explanation, **settings)
     return cell
 
 
@@ -210,11 +217,11 @@ def parse_options(line: str) -> Namespace:
         words = shlex.split(_quote_params(line))
     except ValueError as error:
         raise UsageError(f"%%codex: {error} in the options: {line.strip()[:80]}") from None
-    options, rest = parser().parse_known_args(words)
-    if rest:
+    options, unknown = parser().parse_known_args(words)
+    if unknown:
         known = [name for action in parser()._actions for name in action.option_strings]
-        hint = did_you_mean(rest[0].partition("=")[0], known)
-        raise UsageError(f"%%codex: there is no option {rest[0][:60]}{hint} See %%codex?")
+        hint = did_you_mean(unknown[0].partition("=")[0], known)
+        raise UsageError(f"%%codex: there is no option {unknown[0][:60]}{hint} See %%codex?")
     if options.MODEL and options.model and options.model != options.MODEL:
         raise UsageError(f"%%codex: two models, {options.MODEL} and {options.model}: name one")
     if options.no_history and (options.new or options.thread):
@@ -232,14 +239,14 @@ def fill_options(chosen: Namespace, namespace: Mapping[str, object]) -> list[str
         text = getattr(chosen, option)
         if text is None:
             continue
-        # IPython's `$name` works as well, where it is the whole value.
-        if whole := _DOLLAR_NAME.fullmatch(text.strip()):
-            text = f"{{{whole[1]}}}"
+        # IPython's `$name` works as well if it is the whole value.
+        if dollar_name := _DOLLAR_NAME.fullmatch(text.strip()):
+            text = f"{{{dollar_name[1]}}}"
         for name in _DOLLAR_NAME.findall(text):
             if name in namespace:
                 raise UsageError(f"%%codex: --{option}: write {{{name}}} instead of ${name}")
         filled = fill(text, namespace)
-        # Otherwise the server would get the braces, and nothing would show it.
+        # Refused, because the server would get the braces and the user would not see it.
         if (unfilled := [*filled.missing, *filled.restricted]) or filled.images:
             name = shorten((unfilled or filled.filled)[0], 40)
             why = "is not a variable" if filled.missing else "cannot be filled in here"
@@ -247,7 +254,7 @@ def fill_options(chosen: Namespace, namespace: Mapping[str, object]) -> list[str
                 f"%%codex: --{option}: {{{name}}} {why}. Write {{{{{name}}}}} for the text itself"
             )
         if option == "model":
-            check_provider(filled.text)
+            refuse_provider(filled.text)
         setattr(chosen, option, filled.text)
         notes += filled.notes
     chosen.params = _fill_values(chosen.params, namespace)
@@ -255,7 +262,7 @@ def fill_options(chosen: Namespace, namespace: Mapping[str, object]) -> list[str
 
 
 def _fill_values(value: Any, namespace: Mapping[str, object]) -> Any:
-    """Fill in the texts in a JSON value; braces that are no field stay, and are common there."""
+    """Return a JSON value with the fields in its texts filled in; all other braces stay."""
     match value:
         case str():
             return fill(value, namespace).text
@@ -268,19 +275,19 @@ def _fill_values(value: Any, namespace: Mapping[str, object]) -> Any:
 
 
 def _quote_params(line: str) -> str:
-    """Return a line whose unquoted JSON, as `%%ai` takes it, is in quotes."""
-    for found in _UNQUOTED_PARAMS.finditer(line):
+    """Return a line with quotes around its unquoted JSON, which `%%ai` takes, too."""
+    for option in _UNQUOTED_PARAMS.finditer(line):
         try:
-            shlex.split(line[: found.start()])  # fails if the match is inside of quotes
-            _, end = json.JSONDecoder().raw_decode(line, found.end())
+            shlex.split(line[: option.start()])  # fails if the match is inside of quotes
+            _, end = json.JSONDecoder().raw_decode(line, option.end())
         except (ValueError, RecursionError):
             continue
-        rest = _quote_params(line[end:])
-        return f"{line[: found.start()]}{found[1]} {shlex.quote(line[found.end() : end])}{rest}"
+        before, value = line[: option.start()], shlex.quote(line[option.end() : end])
+        return f"{before}{option[1]} {value}{_quote_params(line[end:])}"
     return line
 
 
-def check_provider(model: str) -> None:
+def refuse_provider(model: str) -> None:
     """Raise a UsageError if a provider stands before a model's name, as in `%%ai`."""
     provider, colon, name = model.partition(":")
     if name and provider in _OPENAI_PROVIDERS:
@@ -304,13 +311,13 @@ def request_options(
                 advice="Define a pydantic class, or a dict with a JSON schema, in a cell above.",
             )
         schema = to_schema(variables[chosen.schema])
-    named = {"md": "markdown"}.get(chosen.format, chosen.format)
-    format_: Format = named or ("json" if schema else "markdown")
+    given_format = {"md": "markdown"}.get(chosen.format, chosen.format)
+    format_: Format = given_format or ("json" if schema else "markdown")
     if schema and format_ not in {"json", "markdown", "text"}:
         raise UsageError(
             f"%%codex: --schema makes JSON, which -f {format_} cannot show: drop one of them"
         )
-    # A schema describes the answer better than the format's instructions.
+    # With a schema, the format's instructions would be superfluous.
     instructions = "" if schema else INSTRUCTIONS.get(format_, "")
     arguments = vars(chosen) | {
         "system": "\n\n".join(filter(None, (chosen.system, instructions))) or None,
@@ -322,5 +329,5 @@ def request_options(
             raise UsageError("%%codex: -f image needs the Responses API: drop --api chat")
         arguments["api"] = "responses"
         arguments["params"] = request_body.image_generation_params() | (chosen.params or {})
-    # An option with the name of a field is passed on as it is.
+    # Arguments that are not fields of `RequestOptions` are ignored.
     return RequestOptions.from_arguments(arguments), format_

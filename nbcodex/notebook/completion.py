@@ -1,7 +1,6 @@
-"""Tab completion in the lines of `%%codex` and `%codex`. Never uses the network.
+"""Tab completion in the lines of `%%codex` and `%codex`. It never uses the network.
 
-Imports what knows options, commands and entries only at the first Tab: it is loaded with the
-extension.
+It is loaded with the extension, so it imports the options, commands and entries at the first Tab.
 """
 
 from __future__ import annotations
@@ -21,11 +20,13 @@ if TYPE_CHECKING:
 
     from nbcodex.notebook.config import Codex
 
-# The known levels; the server decides which of them a model takes.
+# Reasoning efforts of OpenAI's models; which of them a model accepts is up to the server.
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
-COMPLETED_ENTRIES = 50  # how many of the newest journal entries are offered
+OFFERED_ENTRIES = 50  # of the newest journal entries, whose ids are offered
 
 _MATCHER_ID = "codex"
+_ARGUMENT = re.compile(r"[^\[\]| ]+")  # ``on``, ``calm`` and ``off`` in ``[on|calm|off]``
+_LITERAL_ARGUMENT = re.compile(r"[a-z-]+")  # ``off`` or ``--at-reset``, but not ``ID``
 
 
 def install(shell: InteractiveShell, config: Codex) -> None:
@@ -37,7 +38,8 @@ def install(shell: InteractiveShell, config: Codex) -> None:
         if context.text_until_cursor[-1:].isspace():
             words.append("")
         names: list[str] = []
-        with contextlib.suppress(Exception):  # such as an invalid setting, which a cell reports
+        # An error, such as that of an invalid setting, is left to the cell that uses it.
+        with contextlib.suppress(Exception):
             if words and magic == "%%codex" and context.cursor_line == 0:
                 names = list(_cell_candidates(words, shell, config))
             elif words and magic == "%codex":
@@ -56,7 +58,7 @@ def install(shell: InteractiveShell, config: Codex) -> None:
 
 
 def uninstall(shell: InteractiveShell) -> None:
-    """Remove the completion, even that of this module before a reload."""
+    """Remove the completion, even one that was installed before this module was reloaded."""
     matchers = shell.Completer.custom_matchers
     matchers[:] = [m for m in matchers if getattr(m, "matcher_identifier", "") != _MATCHER_ID]
 
@@ -66,13 +68,13 @@ def _cell_candidates(words: list[str], shell: InteractiveShell, config: Codex) -
     from nbcodex.notebook import cell_options
 
     actions = cell_options.parser()._actions
-    option = words[-2] if len(words) > 1 else ""
-    before = next((a for a in actions if option in a.option_strings), None)
-    if before is None or before.nargs == 0:
+    word_before = words[-2] if len(words) > 1 else ""
+    option = next((a for a in actions if word_before in a.option_strings), None)
+    if option is None or option.nargs == 0:  # not the value of an option, but the next option
         names = [name for action in actions for name in action.option_strings if name[1] == "-"]
-        is_first = all(word.startswith("-") for word in words[:-1])
-        return [*names, *(_models(config) if is_first else [])]
-    match before.dest:
+        may_be_model = all(word.startswith("-") for word in words[:-1])
+        return [*names, *(_models(config) if may_be_model else [])]
+    match option.dest:
         case "model":
             return _models(config)
         case "effort":
@@ -80,10 +82,10 @@ def _cell_candidates(words: list[str], shell: InteractiveShell, config: Codex) -
         case "thread":
             return sorted({e.request.thread for e in _entries(config) if e.request.thread})
         case "out" | "schema" | "map":
-            # Of any type: checking each value could run a property of the user's object.
+            # Of any type, because a check of each value could run code of the user's objects.
             return [name for name in shell.user_ns if not name.startswith("_")]
         case _:
-            return [str(choice) for choice in before.choices or ()]
+            return [str(choice) for choice in option.choices or ()]
 
 
 def _line_candidates(words: list[str], config: Codex) -> Iterable[str]:
@@ -94,8 +96,8 @@ def _line_candidates(words: list[str], config: Codex) -> Iterable[str]:
     if len(words) == 1:
         yield from commands.COMMANDS
     elif command in commands.COMMANDS:
-        typed, _ = commands.usage_of(command)
-        for argument in re.findall(r"[^\[\]| ]+", " ".join(typed.split()[len(words) - 1 :])):
+        syntax, _ = commands.syntax_and_explanation(command)
+        for argument in _ARGUMENT.findall(" ".join(syntax.split()[len(words) - 1 :])):
             match argument:
                 case "ID":
                     yield from (entry.id for entry in _entries(config))
@@ -105,14 +107,14 @@ def _line_candidates(words: list[str], config: Codex) -> Iterable[str]:
                     yield from _models(config)
                 case "TOPIC":
                     yield from commands.page_names()
-                case _ if re.fullmatch(r"[a-z-]+", argument):
+                case _ if _LITERAL_ARGUMENT.fullmatch(argument):
                     yield argument
 
 
 def _models(config: Codex) -> list[str]:
     """Return the models that are known without a request."""
-    named = (config.settings().model, DEFAULT_MODEL)
-    return list(dict.fromkeys([*config.listed_models, *config.aliases, *filter(None, named)]))
+    defaults = filter(None, (config.settings().model, DEFAULT_MODEL))
+    return list(dict.fromkeys([*config.listed_models, *config.aliases, *defaults]))
 
 
 def _entries(config: Codex) -> list[Any]:
@@ -120,7 +122,7 @@ def _entries(config: Codex) -> list[Any]:
     from nbcodex.client import current
 
     settings = config.settings()
-    # Opening the journal would create its file, and Tab must change nothing.
+    # `journal` would create the file, and Tab must change nothing; one in memory has no file.
     find_journal = current().journal_on_disk if settings.journal else current().journal
     journal = find_journal(settings)
-    return list(journal.recent_entries(COMPLETED_ENTRIES)) if journal else []
+    return list(journal.recent_entries(OFFERED_ENTRIES)) if journal else []

@@ -18,16 +18,8 @@ if TYPE_CHECKING:
 
 # The demo replaces all other settings, because they are about the real server and its key.
 _KEPT_IN_DEMO = {
-    "aliases",
-    "max_history",
-    "display",
-    "patience",
-    "journal",
-    "reuse",
-    "remote_images",
-    "budgets",
-    "ask_above",
-    "keep_files",
+    *("aliases", "max_history", "display", "patience", "journal", "reuse", "remote_images"),
+    *("budgets", "ask_above", "keep_files"),
 }
 
 
@@ -120,8 +112,8 @@ class Codex(Configurable):
         }
 
     # The state of a session; not traits, so that neither `%config` nor a file sets them.
-    demo: Settings | None = None  # replaces all settings, the environment included
-    own_budget: str = ""  # set by `%codex budget`
+    demo: Settings | None = None  # while the demo is on: its settings, instead of all others
+    own_budget: str = ""  # the session's cap, set by `%codex budget`
     last_reply: Reply | None = None  # the newest answer, whose code `%codex insert` takes
     last_error: LastError | None = None  # for `%codex fix`; our own errors do not replace it
     listed_models: tuple[str, ...] = ()  # models that the server listed last, for Tab
@@ -129,7 +121,7 @@ class Codex(Configurable):
     def copy_state(self, earlier: Any) -> None:
         """Copy what the user typed in before a reload, which is in no file."""
         for name in ("demo", "own_budget", "last_reply", "last_error", "listed_models"):
-            # After an upgrade in the same kernel, the earlier class may not have them all.
+            # After an upgrade in the same kernel, the earlier class may lack some of them.
             setattr(self, name, getattr(earlier, name, getattr(self, name)))
         self.keys = {**self.keys, **earlier.keys}
         self.aliases = {**self.aliases, **earlier.aliases}
@@ -138,14 +130,14 @@ class Codex(Configurable):
         """Return the settings in force now."""
         traits = self.traits(config=True)
         values = {name: getattr(self, name) for name in traits if name != "budget"}
-        # What equals the default is left out, so that the environment applies to it.
-        chosen = {name: v for name, v in values.items() if v != traits[name].default()}
-        chosen["budgets"] = tuple(filter(None, (self.budget, self.own_budget)))
+        # A value that equals the default is left out, so that the environment applies to it.
+        changed = {name: v for name, v in values.items() if v != traits[name].default()}
+        changed["budgets"] = tuple(filter(None, (self.budget, self.own_budget)))
         if self.demo is None:
-            return Settings.read(chosen)
+            return Settings.read(changed)
         from nbcodex.simulator import Knobs
 
-        kept = {name: value for name, value in chosen.items() if name in _KEPT_IN_DEMO}
+        kept = {name: value for name, value in changed.items() if name in _KEPT_IN_DEMO}
         if self.model in Knobs().models:
             kept["model"] = self.model
         return replace(self.demo, **Settings.typed(kept))

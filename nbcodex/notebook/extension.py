@@ -1,6 +1,6 @@
 """`%load_ext nbcodex`: registers the magics and the settings.
 
-Must not import what takes time: the extension is loaded at the start of every notebook.
+It imports no slow module, because it is loaded at the start of every notebook.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from nbcodex.settings import JOURNAL_FILENAME, data_folder
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
-# The settings before an unload: `%reload_ext` must not lose keys and aliases that were typed in.
-_unloaded: list[Any] = []
+# The settings of before the last unload: `%reload_ext` must not lose typed keys and aliases.
+_config_before_unload: list[Any] = []
 
 
 def load(shell: InteractiveShell) -> None:
     """Register the magics and `%config Codex`."""
     # `%load_ext` after an upgrade in the same kernel must not leave the old magics in place.
     unload(shell)
-    config = _configured(shell)
-    if _unloaded:
-        config.copy_state(_unloaded.pop())
+    config = _create_config(shell)
+    if _config_before_unload:
+        config.copy_state(_config_before_unload.pop())
     shell.configurables.append(config)  # type: ignore[arg-type]  # annotated as a list of shells
     shell.register_magics(CodexMagics(shell, config))
     shell.events.register("post_run_cell", _record_error)
@@ -49,65 +49,67 @@ def _record_error(result: ExecutionResult) -> None:
         cell_errors.record(result)
 
 
-def _configured(shell: InteractiveShell) -> Codex:
+def _create_config(shell: InteractiveShell) -> Codex:
     try:
         return Codex(parent=shell)
     except TraitError as error:
-        if not _unloaded:
+        if not _config_before_unload:
             raise ConfigurationError(
                 f"A setting of Codex is not valid: {error}",
                 advice="Correct it in ipython_config.py.",
             ) from None
     # `%config` leaves a value that a trait refused in the shell's configuration, where a reload
     # finds it again. The earlier value stays in force.
-    chosen: Any = shell.config.Codex
-    for name in chosen:
+    configured: Any = shell.config.Codex
+    for name in configured:
         try:
-            Codex(**{name: chosen[name]})
+            Codex(**{name: configured[name]})
         except TraitError:
-            chosen[name] = getattr(_unloaded[0], name)
+            configured[name] = getattr(_config_before_unload[0], name)
     return Codex(parent=shell)
 
 
 def connect_host() -> None:
     """Make the notebook that loaded the extension the host of `nbcodex.ask`."""
     shell = get_ipython()
-    config = [c for c in getattr(shell, "configurables", ()) if type(c).__name__ == "Codex"]
-    if shell is not None and config:
+    configs = [c for c in getattr(shell, "configurables", ()) if type(c).__name__ == "Codex"]
+    if shell is not None and configs:
         from nbcodex.notebook.session import Session
 
         with contextlib.suppress(ConfigurationError):  # the next request reports it
-            Session(shell, cast("Codex", config[0]))
+            Session(shell, cast("Codex", configs[0]))
 
 
 def _report_unfinished(shell: InteractiveShell, config: Codex) -> None:
-    """Print in one line what can be resumed in this notebook; nothing is sent by itself."""
+    """Print in one line which requests and maps of this notebook can be resumed; send nothing."""
     path = data_folder(config.settings()) / JOURNAL_FILENAME
     if not may_have_unfinished(path, notebook_id(shell)):
         return
     from nbcodex.notebook.session import Session
 
     journal, notebook = Session(shell, config).journal, notebook_id(shell)
-    found = [entry.id for entry in journal.resumable_entries(notebook=notebook)]
-    found += [f"map {batch.id}" for batch in journal.maps.unfinished(notebook=notebook)]
-    if found:
-        ids = ", ".join(found[:3]) + (" …" if len(found) > 3 else "")
+    ids = [entry.id for entry in journal.resumable_entries(notebook=notebook)]
+    ids += [f"map {map_run.id}" for map_run in journal.maps.unfinished(notebook=notebook)]
+    if ids:
+        listed = ", ".join(ids[:3]) + (" …" if len(ids) > 3 else "")
         print(
-            f"{len(found)} parked or abandoned here ({ids}): `%codex resume` resumes them, "
+            f"{len(ids)} parked or abandoned here ({listed}): `%codex resume` resumes them, "
             "`%codex journal` lists them."
         )
     elif journal.problem:
-        print(journal.problem)  # then entries may exist that could not be read
+        print(journal.problem)  # because entries may exist that could not be read
 
 
 def unload(shell: InteractiveShell) -> None:
     """Remove the magics and the settings; running requests continue to their ends."""
-    # Found by name, because a reloaded module has another function and another class.
+    # Compared by name: after a reload, this module's function and class are other objects than the
+    # registered ones.
     for callback in list(shell.events.callbacks["post_run_cell"]):
         if getattr(callback, "__qualname__", "") == _record_error.__name__:
             shell.events.unregister("post_run_cell", callback)
     completion.uninstall(shell)
-    for kind in ("line", "cell"):
-        shell.magics_manager.magics[kind].pop("codex", None)
-    _unloaded[:] = [c for c in shell.configurables if type(c).__name__ == "Codex"] or _unloaded
+    for magic_kind in ("line", "cell"):
+        shell.magics_manager.magics[magic_kind].pop("codex", None)
+    configs = [c for c in shell.configurables if type(c).__name__ == "Codex"]
+    _config_before_unload[:] = configs or _config_before_unload
     shell.configurables[:] = [c for c in shell.configurables if type(c).__name__ != "Codex"]

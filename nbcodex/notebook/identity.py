@@ -25,14 +25,15 @@ def notebook_id(shell: InteractiveShell) -> str:
 
 def kernel_id(shell: InteractiveShell | None) -> str:
     """Return the id by which a Jupyter server knows this kernel; empty in a terminal."""
-    # The protocol does not send the kernel's id; Jupyter Server names the connection file after it.
+    # Jupyter's messages do not contain the id, but Jupyter Server names the connection file after
+    # it: ``kernel-ID.json``.
     file = getattr(getattr(getattr(shell, "kernel", None), "parent", None), "connection_file", "")
     return Path(file).stem.removeprefix("kernel-")
 
 
 def cell_number(shell: InteractiveShell) -> int:
     """Return the running cell's number, as in ``In[3]``."""
-    # `execution_count` is that of the next cell already, since IPython 9.
+    # Since IPython 9, `execution_count` is the number of the next cell already.
     return len(shell.user_ns["In"]) - 1
 
 

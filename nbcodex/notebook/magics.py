@@ -1,6 +1,6 @@
-"""The magics `%%codex` and `%codex`: what a shell does with the text of such a cell or line.
+"""The magics: `%%codex` sends a cell's text as a prompt, `%codex` runs a command.
 
-Imports what requests need only when a magic runs, because `%load_ext` has to be fast.
+The modules that requests need are imported when a magic runs, because `%load_ext` has to be fast.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class CodexMagics(Magics):
     @no_var_expand  # IPython would expand braces and `$` in prompts by rules of its own
     @cell_magic("codex")  # type: ignore[arg-type]  # IPython annotates it too narrowly
     def ask(self, line: str, cell: str) -> None:  # noqa: D102 - its options document it
-        __tracebackhide__ = True  # an error in a cell that --eval runs then shows that cell only
+        # With `--eval`, the traceback of an error in the user's cell then shows that cell only.
+        __tracebackhide__ = True
         self._remember_error()
         from nbcodex.notebook import cell_options
 
@@ -67,7 +68,7 @@ class CodexMagics(Magics):
         scope = variables.caller_scope(self._shell)
         session = Session(self._shell, self._config, scope)
         text = cell.removesuffix("\n")
-        names = variables.variables(self._shell, scope)
+        names = variables.user_variables(self._shell, scope)
         option_notes = cell_options.fill_options(chosen, names)
         if chosen.map:
             from nbcodex.notebook import map_cells
@@ -79,8 +80,8 @@ class CodexMagics(Magics):
         elif chosen.raw:
             prompt = variables.FilledPrompt(text)
         else:
-            prompt = variables.fill(text, variables.variables(self._shell, scope, text))
-        options, format_ = cell_options.request_options(chosen, session.names)
+            prompt = variables.fill(text, variables.user_variables(self._shell, scope, text))
+        options, format_ = cell_options.request_options(chosen, session.variables)
         thread = MAIN_THREAD if chosen.thread is None else chosen.thread
         request = build_request(
             prompt.text,

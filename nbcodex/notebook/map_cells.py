@@ -44,7 +44,7 @@ def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
     for option in _ONE_PROMPT_OPTIONS:
         if getattr(chosen, option):
             raise UsageError(f"%%codex: --{option} cannot be used with --map")
-    names = session.names
+    names = session.variables
     if chosen.map not in names:
         raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
     request, _ = cell_options.request_options(chosen, names)

@@ -1,7 +1,7 @@
 """Evaluates chains of attributes, indexes and calls that begin with a name: ``df.head()[0]``.
 
-Owns which expressions are a chain. A chain is walked, not compiled and run, so it can do no more
-than the objects in it. Must not know prompts.
+A chain is interpreted node by node instead of being compiled, so that it cannot do anything but
+access attributes and items of the named objects, and call them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def parse(source: str) -> ast.expr | None:
 
 def is_known(node: ast.expr, namespace: Mapping[str, object]) -> bool:
     """Whether the namespace has every name in a chain."""
-    return all(part.id in namespace for part in ast.walk(node) if isinstance(part, ast.Name))
+    return all(inner.id in namespace for inner in ast.walk(node) if isinstance(inner, ast.Name))
 
 
 def is_restricted(node: ast.expr, namespace: Mapping[str, object]) -> bool:
-    """Whether a chain, or one in it, begins with a module or has a name with `_` in front."""
-    for part in ast.walk(node):
-        match part:
+    """Whether a chain, or one inside of it, begins with a module or has a name with a leading _."""
+    for inner in ast.walk(node):
+        match inner:
             case ast.Name(id=name) | ast.Attribute(attr=name) if name.startswith("_"):
                 return True
             case ast.Name(id=name) if isinstance(namespace.get(name), ModuleType):
@@ -56,18 +56,17 @@ def evaluate(node: ast.expr | None, namespace: Mapping[str, object]) -> Any:
         case ast.Subscript(value=owner, slice=index):
             return value_of(owner)[value_of(index)]
         case ast.Call(func=func, args=args, keywords=keywords):
-            function = value_of(func)
-            given = [value_of(arg) for arg in args]
-            return function(*given, **{str(k.arg): value_of(k.value) for k in keywords})
+            function, positional = value_of(func), [value_of(arg) for arg in args]
+            return function(*positional, **{str(k.arg): value_of(k.value) for k in keywords})
         case ast.Slice(lower=lower, upper=upper, step=step):
             return slice(value_of(lower), value_of(upper), value_of(step))
         case ast.UnaryOp(operand=operand):
             return -value_of(operand)
-        case ast.Tuple(elts=parts):
-            return tuple(map(value_of, parts))
-        case ast.List(elts=parts):
-            return list(map(value_of, parts))
-        case _:
+        case ast.Tuple(elts=elements):
+            return tuple(map(value_of, elements))
+        case ast.List(elts=elements):
+            return list(map(value_of, elements))
+        case _:  # an absent bound of a slice
             return None
 
 
@@ -80,8 +79,8 @@ def describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-# Operators, comparisons, lambdas and comprehensions are left out on purpose: braces around them are
-# far more often code in the prompt than a request to evaluate it.
+# Operators, comparisons, lambdas and comprehensions are no chains: in braces, they are far more
+# often code that belongs to the prompt than an expression to evaluate.
 def _is_chain(node: ast.expr) -> bool:
     match node:
         case ast.Name():
@@ -91,9 +90,9 @@ def _is_chain(node: ast.expr) -> bool:
         case ast.Subscript(value=value, slice=index):
             return _is_chain(value) and _is_index(index)
         case ast.Call(func=func, args=args, keywords=keywords):
-            given = [*args, *(keyword.value for keyword in keywords)]
-            named = all(keyword.arg for keyword in keywords)
-            return _is_chain(func) and named and all(map(_is_argument, given))
+            arguments = [*args, *(keyword.value for keyword in keywords)]
+            has_no_dictionary = all(keyword.arg for keyword in keywords)  # such as ``**options``
+            return _is_chain(func) and has_no_dictionary and all(map(_is_argument, arguments))
         case _:
             return False
 
@@ -101,9 +100,9 @@ def _is_chain(node: ast.expr) -> bool:
 def _is_index(node: ast.expr) -> bool:
     match node:
         case ast.Slice(lower=lower, upper=upper, step=step):
-            return all(part is None or _is_argument(part) for part in (lower, upper, step))
-        case ast.Tuple(elts=parts) | ast.List(elts=parts):
-            return all(map(_is_index, parts))
+            return all(bound is None or _is_argument(bound) for bound in (lower, upper, step))
+        case ast.Tuple(elts=elements) | ast.List(elts=elements):
+            return all(map(_is_index, elements))
         case _:
             return _is_argument(node)
 
@@ -112,7 +111,7 @@ def _is_argument(node: ast.expr) -> bool:
     match node:
         case ast.Constant():
             return True
-        # -1 is an operator on a constant to Python's parser.
+        # Python's parser reads -1 as an operator and the constant 1.
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return _is_argument(operand)
         case _:

@@ -1,7 +1,4 @@
-"""The requests of one shell: shows them below their cells and assigns replies to variables.
-
-Must not know how options are written.
-"""
+"""The requests of one shell: shows them below their cells and assigns replies to variables."""
 
 from __future__ import annotations
 
@@ -42,9 +39,9 @@ class Session:
     ) -> None:
         self.shell, self.config, self.scope = shell, config, scope or CallerScope({})
         self._pid = os.getpid()
-        # `nbcodex.ask` and `nbcodex.map` then use this notebook's settings and display.
+        # From here on, `nbcodex.ask` and `nbcodex.map` use this notebook's settings and display.
         host.current.settings = config.settings
-        host.current.follow = self._follow
+        host.current.follow = self._follow_ask
         host.current.notebook = partial(identity.notebook_id, shell)
         host.current.origin = partial(identity.current_origin, shell)
         host.current.map_listener = self.map_listener
@@ -53,7 +50,7 @@ class Session:
         collector_of(current())
 
     @property
-    def names(self) -> Mapping[str, object]:
+    def variables(self) -> Mapping[str, object]:
         """The variables that options may name; the caller's hide the notebook's."""
         return {**self.shell.user_ns, **self.scope.names}
 
@@ -78,7 +75,7 @@ class Session:
                 reply = replace(reply, text=earlier_text)
             self.assign(handle.request.origin.variable, reply)
 
-        ending = self._show(handle, self._output(handle, options), on_end=assign)
+        ending = self._show_until_end(handle, self._create_output(handle, options), on_end=assign)
         reply = reply_or_raise(ending, handle.request)
         blocks = formats.code_of(reply) if options.format in {"code", "fix"} else []
         # Never run. If the code may be incomplete, the output says why there is no new cell.
@@ -89,7 +86,8 @@ class Session:
     def answer_in_background(self, handle: Handle, options: OutputOptions) -> None:
         """Run a request while other cells run; its answer is shown in this cell."""
         if options.format == "code":
-            # From another thread than the cell's, IPython would insert a cell below any other one.
+            # From another thread than the cell's, IPython would insert the new cell below whichever
+            # cell runs by then.
             notes = [*options.notes, "`%codex insert` puts it into a cell"]
             options = replace(options, notes=notes)
         pending, name = PendingReply(handle), handle.request.origin.variable
@@ -97,7 +95,7 @@ class Session:
             for namespace in self._namespaces():
                 namespace[name] = pending
         self.config.last_reply = pending
-        output = self._output(handle, replace(options, background=True))
+        output = self._create_output(handle, replace(options, background=True))
         output.show()
 
         def assign(reply: Reply) -> None:
@@ -106,27 +104,27 @@ class Session:
                 if name and namespace.get(name) is pending:
                     namespace[name] = reply
 
-        follow = partial(self._show, handle, output, on_end=assign)
+        follow = partial(self._show_until_end, handle, output, on_end=assign)
         handle.start()
         threading.Thread(target=follow, name=f"codex-{pending.id}", daemon=True).start()
         # Once the cell has returned, its request must survive the kernel's end.
         handle.wait_until_committed()
 
     def dry_run(self, request: Request, notes: Collection[str] = ()) -> None:
-        """Print what a request would use and cost; nothing is sent."""
+        """Print the tokens and the cost of a request, without sending it."""
         client = current()
         model, estimate = event_loop.run(client.estimate(request, self.settings))
         base_url = client.services().api_client.endpoint(request, self.settings).base_url
         tokens = estimate.input_tokens + estimate.output_tokens
         budgets = client.budget_outlook(self.settings, base_url, tokens=tokens, cost=estimate.cost)
-        parts = [
+        figures = [
             shorten(model or "", 80),
             str(estimate),
             "" if estimate.cost else "cost unknown",
             *event_loop.run(budgets),
             *notes,
         ]
-        print(f"Dry run, nothing was sent: {' · '.join(filter(None, parts))}")
+        print(f"Dry run, nothing was sent: {' · '.join(filter(None, figures))}")
 
     def map_listener(self, *, preview: Callable[[bool], str] = lambda _: "") -> MapListener:
         """Return a listener that shows a map's progress below the cell."""
@@ -146,25 +144,27 @@ class Session:
         self.shell.user_ns["Out"][identity.cell_number(self.shell)] = value
 
     def _namespaces(self) -> list[dict[str, Any]]:
-        # IPython's own magics assign in the notebook. A script that `%run` runs has another
-        # namespace, and would not find the variable in its next line.
+        # IPython's own magics assign in the notebook's namespace. A script that `%run` executes has
+        # one of its own, and would not find the variable in its next line.
         script = self.scope.script
         return [self.shell.user_ns] if script is None else [self.shell.user_ns, script]
 
-    def _follow(self, handle: Handle) -> Ending:
-        """Wait for a request of `nbcodex.ask`."""
+    def _follow_ask(self, handle: Handle) -> Ending:
+        """Wait until a request of `nbcodex.ask` has ended; show it only if it has to wait."""
         if os.getpid() != self._pid:
             return handle.follow()  # a forked child has no display
-        return self._show(handle, self._output(handle, OutputOptions(only_if_waiting=True)))
+        return self._show_until_end(
+            handle, self._create_output(handle, OutputOptions(only_if_waiting=True))
+        )
 
-    def _show(
+    def _show_until_end(
         self,
         handle: Handle,
         output: CellOutput,
         *,
         on_end: Callable[[Reply], None] = lambda _: None,
     ) -> Ending:
-        """Show a request until it ends, and leave its answer there in any case."""
+        """Show a request until it ends; its answer stays in the output, even after Stop."""
         stopped: Stopped | None = None
         try:
             ending = handle.follow(output.on_events, max_idle_s=lambda: output.render_interval_s)
@@ -189,11 +189,11 @@ class Session:
         return ending
 
     def _take_notice(self) -> str:
-        """Return the journal's problem; otherwise, once, where prompts are kept."""
+        """Return the journal's problem, or else the notice where prompts are kept, only once."""
         notice, current().notices = current().notices, ""
         return self.journal.problem or notice
 
-    def _output(self, handle: Handle, options: OutputOptions) -> CellOutput:
+    def _create_output(self, handle: Handle, options: OutputOptions) -> CellOutput:
         # Buttons call these from another thread, while the cell's thread waits in `follow`.
         actions: dict[ActionName, Callable[[], None]] = {
             "cancel": partial(handle.end, "cancel"),
@@ -213,7 +213,7 @@ class Session:
 
 
 def _confirm(question: str) -> bool | None:
-    """Ask the user; None if the front end cannot ask."""
+    """Return the user's answer to a question; None if the front end cannot ask."""
     try:
         return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
     except Exception:  # each front end without an input line raises an error of its own

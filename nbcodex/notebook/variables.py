@@ -1,7 +1,7 @@
 """What a cell's prompt takes from the notebook: variables, histories, tables, images, output.
 
-Owns which names count, and how a value reads in a prompt. Imports no library whose values it
-shows: frames and images are recognised by their methods.
+Values of pandas, polars, matplotlib and the like are recognised by their methods, so that none of
+these libraries is imported.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _INTERNAL_FILES = (
     "<decorator-gen",
 )
 
-# `struct` formats of the columns of floats that have less than Python's precision.
+# `struct` formats by the dtypes of columns whose floats are less precise than Python's.
 _STRUCT_FORMATS = {"float16": "e", "float32": "f"}
 
 _HISTORIES = ("In", "Out", "Err")
-_NAME = re.compile(r"[^\W\d]\w*")
+_NAME = re.compile(r"[^\W\d]\w*")  # an identifier: ``df2``
 
 
 class _CellResults(dict[int, object]):
@@ -67,17 +67,17 @@ class _CellResults(dict[int, object]):
 
 @dataclass(frozen=True, slots=True)
 class CallerScope:
-    """The names that the code which calls a magic has besides the notebook's."""
+    """The variables of the code that calls a magic, beside the notebook's."""
 
     # Locals and globals of a function, or the globals of a script; empty for an ordinary cell.
     names: Mapping[str, object]
-    # The globals of a script that calls the magic at its top level, as by `%run`.
+    # The globals of a script that `%run` executes, if the script calls the magic at its top level.
     script: dict[str, object] | None = None
 
 
 def caller_scope(shell: InteractiveShell) -> CallerScope:
     """Return the scope of the code that calls a magic."""
-    # IPython offers `needs_local_scope`, but gives a cell magic the notebook's namespace always.
+    # IPython's decorator `needs_local_scope` gives a cell magic the notebook's namespace always.
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_INTERNAL_FILES):
         frame = frame.f_back
@@ -94,19 +94,21 @@ def caller_scope(shell: InteractiveShell) -> CallerScope:
     return CallerScope({**frame.f_globals, **names}, frame.f_globals if is_script else None)
 
 
-def variables(shell: InteractiveShell, scope: CallerScope, text: str = "") -> dict[str, object]:
+def user_variables(
+    shell: InteractiveShell, scope: CallerScope, text: str = ""
+) -> dict[str, object]:
     """Return the user's own variables, without what IPython adds (`exit`, `open` …)."""
     # A prompt never means a whole history: one is included only if `text` indexes it.
-    added, absent = shell.user_ns_hidden, object()
+    added_by_ipython, absent = shell.user_ns_hidden, object()
     names = shell.user_ns | {k: v for k, v in scope.names.items() if not k.startswith("__")}
-    named = {name for name in _HISTORIES if f"{{{name}[" in text}
-    histories: dict[str, object] = {"Err": cell_errors} if "Err" in named else {}
-    if "Out" in named and isinstance(results := shell.user_ns.get("Out"), dict):
+    indexed = {name for name in _HISTORIES if f"{{{name}[" in text}
+    histories: dict[str, object] = {"Err": cell_errors} if "Err" in indexed else {}
+    if "Out" in indexed and isinstance(results := shell.user_ns.get("Out"), dict):
         histories["Out"] = _CellResults(results)
     return {
         name: value
         for name, value in names.items()
-        if name in named or value is not added.get(name, absent)
+        if name in indexed or value is not added_by_ipython.get(name, absent)
     } | histories
 
 
@@ -130,15 +132,15 @@ class FilledPrompt:
         more = len(filled) - MAX_LISTED_NAMES
         listed = filled[:MAX_LISTED_NAMES] + ([f"{more} more"] if more > 0 else [])
         notes = [f"{', '.join(listed)} filled in"] if listed else []
-        for names, what in ((self.missing, "not found"), (self.restricted, "left as written")):
-            notes += [f"{{{shorten(name, 40)}}} {what}" for name in dict.fromkeys(names)]
+        for names, problem in ((self.missing, "not found"), (self.restricted, "left as written")):
+            notes += [f"{{{shorten(name, 40)}}} {problem}" for name in dict.fromkeys(names)]
         return notes
 
 
 def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
     """Return a prompt with ``{name}``, ``{name.attribute[0]:.2f}`` and the like filled in.
 
-    Filled in are chains of attributes, indexes and calls that begin with a name in `namespace`;
+    A field is a chain of attributes, indexes and calls that begins with a name in `namespace`;
     ``{{name}}`` is the literal ``{name}``. Everything else stays as it is, and values are not
     searched for fields. An expression that fails raises a ConfigurationError.
     """
@@ -150,37 +152,40 @@ def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
         return None if node is None else (node, safe_eval.is_known(node, namespace))
 
     with warnings.catch_warnings():
-        # Python's warnings about the user's braces, such as an invalid escape in a string.
+        # Python warns about text in the user's braces, such as an invalid escape in a string.
         warnings.simplefilter("ignore", SyntaxWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         fields = list(parse_fields(text, recognise))
-    prompt, parts, done = FilledPrompt(""), list[str](), 0
+    prompt, pieces, copied = FilledPrompt(""), list[str](), 0
     for found in fields:
         as_written = text[found.start : found.end]
-        parts.append(text[done : found.start])
-        done = found.end
+        pieces.append(text[copied : found.start])
+        copied = found.end
         if found.is_literal:
-            parts.append(as_written[1:-1] if found.is_known else as_written)
+            pieces.append(as_written[1:-1] if found.is_known else as_written)
         elif not found.is_known:
-            parts.append(as_written)
+            pieces.append(as_written)
             prompt.missing.append(found.source)
         elif found.has_nested_format:
-            parts.append(as_written)
+            pieces.append(as_written)
         elif safe_eval.is_restricted(found.expression, namespace):
             # In pasted code or logs, `{os.system('…')}` must not run.
-            parts.append(as_written)
+            pieces.append(as_written)
             prompt.restricted.append(found.source)
         else:
-            parts.append(_evaluate(found, namespace, parts, prompt.images))
+            pieces.append(_field_text(found, namespace, pieces, prompt.images))
             prompt.filled.append(found.source)
-    prompt.text = "".join([*parts, text[done:]])
+    prompt.text = "".join([*pieces, text[copied:]])
     return prompt
 
 
-def _evaluate(
-    found: Field[ast.expr], namespace: Mapping[str, object], parts: list[str], images: list[object]
+def _field_text(
+    found: Field[ast.expr], namespace: Mapping[str, object], before: list[str], images: list[object]
 ) -> str:
-    """Return the text of a field's value; `parts` is the prompt before it."""
+    """Return the text of a field's value; `before` is the prompt up to the field, in pieces.
+
+    An image is added to `images`, and its text is a placeholder.
+    """
     try:
         value = safe_eval.evaluate(found.expression, namespace)
         if found.conversion or found.spec:
@@ -191,11 +196,11 @@ def _evaluate(
             number = next(n for n, image in enumerate(images, 1) if image is value)
             return f"[image {number}]"
         if (table := _format_table(value)) is not None:
-            before = next((text for text in reversed(parts) if text), "\n")
+            last_text = next((text for text in reversed(before) if text), "\n")
             # Markdown recognises a table only on lines of its own.
-            return table if before.endswith("\n") else f"\n\n{table}"
+            return table if last_text.endswith("\n") else f"\n\n{table}"
         if f"{type(value).__module__}.{type(value).__name__}" == "numpy.ndarray":
-            # `str` of an array rounds its numbers.
+            # `str` of an array would round its numbers.
             return str(sys.modules["numpy"].array2string(value, floatmode="unique"))
         return str(value)
     except Exception as error:
@@ -212,21 +217,21 @@ def _format_table(value: Any) -> str | None:
         value = value.to_frame()
     if not type_has(value, "columns", "shape"):
         return None
-    names, labels = list(value.columns), []
+    columns, index_columns = list(value.columns), []
     rows: Iterable[tuple[object, ...]]
-    if type_has(value, "itertuples"):
+    if type_has(value, "itertuples"):  # pandas
         # A plain index only counts the rows; any other has a meaning, and becomes a column.
         is_plain = type(value.index).__name__ == "RangeIndex" and value.index.name is None
         rows = value.itertuples(index=not is_plain, name=None)
-        labels = [] if is_plain else [value.index.name or ""]
-    elif type_has(value, "iter_rows"):
+        index_columns = [] if is_plain else [value.index.name or ""]
+    elif type_has(value, "iter_rows"):  # polars
         rows = value.iter_rows()
     else:
         return None
-    width = len(labels) + MAX_TABLE_COLUMNS
+    width = len(index_columns) + MAX_TABLE_COLUMNS
     dtypes = [str(dtype).lower() for dtype in getattr(value, "dtypes", ())]
-    formats = [""] * len(labels) + [_STRUCT_FORMATS.get(dtype, "") for dtype in dtypes]
-    header = [*labels, *names][:width]
+    formats = [""] * len(index_columns) + [_STRUCT_FORMATS.get(dtype, "") for dtype in dtypes]
+    header = [*index_columns, *columns][:width]
     lines = [_table_row(header), _table_row(["---"] * len(header))]
     shown = size = 0
     for row in islice(rows, MAX_TABLE_ROWS):
@@ -236,9 +241,9 @@ def _format_table(value: Any) -> str | None:
             break
         lines.append(line)
         shown += 1
-    hidden = {"row": value.shape[0] - shown, "column": len(names) - MAX_TABLE_COLUMNS}
-    for what, more in hidden.items():
-        lines += [f"… {more:,} more {what}{'s' * (more > 1)}"] if more > 0 else []
+    hidden = {"row": value.shape[0] - shown, "column": len(columns) - MAX_TABLE_COLUMNS}
+    for unit, more in hidden.items():
+        lines += [f"… {more:,} more {unit}{'s' * (more > 1)}"] if more > 0 else []
     return "\n".join(lines) + "\n"
 
 
@@ -254,8 +259,8 @@ def _table_row(cells: Iterable[object], formats: Iterable[str] = ()) -> str:
 def _float_text(value: Any, struct_format: str) -> str:
     """Return the shortest text that reads back as the same number, in the column's precision."""
     if struct_format:
-        # Rows hold Python's floats also for columns of lower precision: 52.52 as a float32 would
-        # be 52.52000045776367.
+        # The rows hold Python's floats for columns of lower precision, too: 52.52 in a float32
+        # column would read 52.52000045776367.
         for digits in range(1, 10):
             text = f"{value:.{digits}g}"
             try:
@@ -273,9 +278,9 @@ def images_of(
     """Return the images that `--image` names: paths of files, or expressions of variables."""
     images = []
     for text in expressions:
-        names, name = variables(shell, scope, f"{{{text}"), _NAME.match(text)
+        names, name = user_variables(shell, scope, f"{{{text}"), _NAME.match(text)
         value: object = Path(text)
-        # A file comes before a variable: `plot.png` may be an attribute, too.
+        # A file takes precedence, because `plot.png` could also be an attribute of a variable.
         is_file = os.path.isfile(text)  # noqa: PTH113 - `Path.is_file` raises for a long text
         if name and name[0] in names and not is_file and (expression := safe_eval.parse(text)):
             try:
@@ -290,8 +295,8 @@ def images_of(
 
 
 def run_for_prompt(shell: InteractiveShell, cell: str, scope: CallerScope) -> FilledPrompt:
-    """Run the user's cell for `--eval`; what it prints and its last expression are the prompt."""
-    # The cell runs as IPython would run it, except for `await` at its top level.
+    """Run the user's cell for `--eval`, and return its output and its last value as the prompt."""
+    # The cell runs as IPython would run it, except that it cannot use `await` at its top level.
     __tracebackhide__ = True  # a traceback then begins with the user's cell
     source = shell.transform_cell(cell)  # type: ignore[no-untyped-call]
     # A file name from IPython's compiler lets tracebacks show the cell's lines.

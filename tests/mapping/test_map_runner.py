@@ -20,7 +20,7 @@ from nbcodex.mapping import map_runner
 from nbcodex.mapping.map_api import resume_map
 from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.models import Origin, Request
-from nbcodex.notebook.commands.entries import _running
+from nbcodex.notebook.commands.entries import _find_running
 from nbcodex.notebook.monitor import Monitor
 
 from .conftest import SimulatedClient, texts
@@ -185,9 +185,9 @@ def test_id_prefix_names_the_map_not_its_rows(
     handles = [SimpleNamespace(request=row) for row in rows]
     with monkeypatch.context() as patch:
         patch.setattr(type(simulated.client), "active_handles", lambda _: handles)
-        assert _running(map_id[:5]) == ([runner], [])
-        assert _running(map_id) == ([runner], [])
-        assert _running(f"{map_id}-1") == ([], handles[:1])
+        assert _find_running(map_id[:5]) == ([runner], [])
+        assert _find_running(map_id) == ([runner], [])
+        assert _find_running(f"{map_id}-1") == ([], handles[:1])
     runner.end("park")
     result.exception(timeout=5)
 

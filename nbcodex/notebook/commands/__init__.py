@@ -1,7 +1,4 @@
-"""The line magic `%codex`: finds and runs a command, and shows help and the documentation pages.
-
-Owns the table of the commands, which are functions in the other modules.
-"""
+"""The commands of the line magic `%codex`: their table, their help, and the documentation pages."""
 
 from __future__ import annotations
 
@@ -20,16 +17,16 @@ from nbcodex.models import match_prefix
 from nbcodex.notebook.commands import entries, setup, usage
 from nbcodex.notebook.session import Session
 
-HELP_COLUMN = 32  # where a line of help begins to explain a command
+HELP_COLUMN = 32  # the column of the explanations in the list of commands
 
 PAGES_FOLDER = Path(__file__).parents[2] / "docs"
 
-# A picture is a file of the checkout, and not in the package.
+# Pictures are left out of pages, because their files are not in the package.
 _COMMENT_OR_PICTURE = re.compile(r"<!--.*?-->\n*|^!\[[^\]]*\]\(\S*\)\n\n", re.DOTALL | re.MULTILINE)
-_PAGE_LINK = re.compile(r"\[([^\]]+)\]\(([a-z-]+)\.md(?:#[\w-]*)?\)")
-_LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
-_HEADING = re.compile(r"^(#+) (.*)$", re.MULTILINE)
-_MARKUP = re.compile(r"\*\*|(?<![\w*])\*(?=\S)|(?<=\S)\*(?![\w*])")
+_PAGE_LINK = re.compile(r"\[([^\]]+)\]\(([a-z-]+)\.md(?:#[\w-]*)?\)")  # ``[maps](maps.md#stop)``
+_LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")  # ``[text](https://example.org)``
+_HEADING = re.compile(r"^(#+) (.*)$", re.MULTILINE)  # ``## Title``
+_EMPHASIS = re.compile(r"\*\*|(?<![\w*])\*(?=\S)|(?<=\S)\*(?![\w*])")  # the marks of ``**bold**``
 
 
 def show_help(_: Session, *topic: str) -> None:
@@ -49,8 +46,8 @@ def show_help(_: Session, *topic: str) -> None:
         print(_help_line(name))
         return
     page = find_page(name)
-    shown = {"text/markdown": page_markdown(page), "text/plain": page_text(page)}
-    display(shown, raw=True)  # type: ignore[no-untyped-call]
+    mime_bundle = {"text/markdown": page_markdown(page), "text/plain": page_text(page)}
+    display(mime_bundle, raw=True)  # type: ignore[no-untyped-call]
 
 
 def show_version(_: Session) -> None:
@@ -60,8 +57,8 @@ def show_version(_: Session) -> None:
     print(f"Python {platform.python_version()} on {platform.system()}")
 
 
-# A command takes the words after its name. Its docstring is its line of help: what it does and,
-# after a colon, its arguments, from which Tab completes them as well.
+# A command is called with the words after its name. Its docstring is its help: an explanation and,
+# after a colon, the syntax if there are arguments. Tab completes the arguments that it names.
 COMMAND_GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "Requests and maps": {
         "journal": entries.show_journal,
@@ -91,7 +88,7 @@ COMMAND_GROUPS: dict[str, dict[str, Callable[..., None]]] = {
 }
 COMMANDS = {name: command for group in COMMAND_GROUPS.values() for name, command in group.items()}
 
-# All but the first are what Jupyter AI's `%ai` calls these commands.
+# All but the first are the names of these commands in Jupyter AI's `%ai`.
 _SYNONYMS = {
     "reset": "new",
     "list": "models",
@@ -103,7 +100,7 @@ _SYNONYMS = {
 
 def run(session: Session, line: str) -> None:
     """Run the command in a line of `%codex`, or raise a UsageError if there is none."""
-    # Not shlex: no command takes a value with blanks, and `%codex budget $5/day` has no quotes.
+    # Not split by shlex, because no argument contains blanks or needs quotes.
     name, *arguments = line.split() or ["help"]
     name = _SYNONYMS.get(name, name)
     if name not in COMMANDS:
@@ -111,28 +108,27 @@ def run(session: Session, line: str) -> None:
         raise UsageError(f"%codex: there is no command {name[:40]}{hint} See %codex help")
     command = COMMANDS[name]
     try:
-        # Checked beforehand, so that a TypeError from inside a command is not mistaken for this.
+        # Before the call, so that a TypeError inside of the command is not mistaken for this one.
         inspect.signature(command).bind(session, *arguments)
     except TypeError:
         raise UsageError(f"%codex {name}: {command.__doc__}") from None
     command(session, *arguments)
 
 
-def usage_of(name: str) -> tuple[str, str]:
-    """Return how a command is typed, with its arguments, and what it does."""
-    explanation, _, typed = (COMMANDS[name].__doc__ or "").removesuffix(".").rpartition(": ")
-    if typed.split()[:1] == [name]:
-        return typed, explanation
+def syntax_and_explanation(name: str) -> tuple[str, str]:
+    """Return how a command is typed, such as ``help [TOPIC]``, and what it does."""
+    explanation, _, syntax = (COMMANDS[name].__doc__ or "").removesuffix(".").rpartition(": ")
+    if syntax.split()[:1] == [name]:
+        return syntax, explanation
     # The colon belongs to the sentence: the command has no arguments.
-    return name, f"{explanation}: {typed}" if explanation else typed
+    return name, f"{explanation}: {syntax}" if explanation else syntax
 
 
 def _help_line(name: str) -> str:
-    typed, explanation = usage_of(name)
-    command = f"  %codex {typed}"
-    if len(command) < HELP_COLUMN:
-        return f"{command:<{HELP_COLUMN}}{explanation}"
-    return f"{command}\n{'':<{HELP_COLUMN}}{explanation}"
+    syntax, explanation = syntax_and_explanation(name)
+    command = f"  %codex {syntax}"
+    line_break = "" if len(command) < HELP_COLUMN else f"\n{'':<{HELP_COLUMN}}"
+    return f"{command:<{HELP_COLUMN}}{line_break}{explanation}"
 
 
 def page_names() -> list[str]:
@@ -164,17 +160,17 @@ def page_markdown(topic: str) -> str:
 
 
 def page_text(topic: str) -> str:
-    """Return a page for a terminal: code unchanged, prose without markup."""
+    """Return a page for a terminal: code indented, the rest without Markdown's marks."""
     parts = re.split(r"^```\w*\n(.*?)^```$", page_markdown(topic), flags=re.DOTALL | re.MULTILINE)
     for index, part in enumerate(parts):
-        if index % 2:
+        if index % 2:  # the code between two fences
             parts[index] = re.sub(r"^(?=.)", "    ", part, flags=re.MULTILINE).rstrip("\n")
         else:
-            linked = _LINK.sub(lambda found: f"{found[1]} ({found[2]})", part)
-            parts[index] = _MARKUP.sub("", _HEADING.sub(_underlined, linked))
+            linked = _LINK.sub(r"\1 (\2)", part)
+            parts[index] = _EMPHASIS.sub("", _HEADING.sub(_underlined, linked))
     return "".join(parts)
 
 
 def _underlined(heading: re.Match[str]) -> str:
-    line = "=" if heading[1] == "#" else "-"
-    return f"{heading[2]}\n{line * len(heading[2])}"
+    underline_char = "=" if heading[1] == "#" else "-"
+    return f"{heading[2]}\n{underline_char * len(heading[2])}"

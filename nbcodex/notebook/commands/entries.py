@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from nbcodex.settings import Settings
 
 LISTED_ENTRIES = 20
-MAP_END_TIMEOUT_S = 3.0  # how long a command waits until another thread has ended its map
+MAP_END_TIMEOUT_S = 3.0  # `cancel` and `park` wait no longer for a map of another thread to end
 ERASE_TIMEOUT_S, ERASED_AT_ONCE = 30.0, 8  # of what the provider keeps
 
 
@@ -52,10 +52,10 @@ def show_journal(session: Session, prefix: str = "") -> None:
         return
     if prefix:
         entry = journal.find_entry(prefix)
-        origin, uncertainty = entry.request.origin, entry.cost_uncertainty
+        origin, note = entry.request.origin, entry.cost_uncertainty
         lines = [
             f"{entry.id}: {'abandoned' if entry.abandoned else entry.status}",
-            f"{uncertainty}: it was sent, but its outcome is unknown" if uncertainty else "",
+            f"{note}: it was sent, but its outcome is unknown" if note else "",
             f"notebook: {origin.notebook}" if origin.notebook else "",
             f"variable: {origin.variable}" if origin.variable else "",
             f"\n{html.printable(entry.request.prompt)}\n",
@@ -79,31 +79,31 @@ def show_journal(session: Session, prefix: str = "") -> None:
         print(journal.problem)
 
 
-def resume(session: Session, which: str = "all", *flags: str) -> None:
+def resume(session: Session, prefix: str = "all", *flags: str) -> None:
     """Resume what is open: resume [ID|all] [--everywhere] [--at-reset] [--new-server]."""
-    if which.startswith("--"):
-        which, flags = "all", (which, *flags)
+    if prefix.startswith("--"):
+        prefix, flags = "all", (prefix, *flags)
     if unknown := set(flags) - {"--everywhere", "--at-reset", "--new-server"}:
         raise UsageError(f"%codex resume: there is no option {unknown.pop()}")
-    journal, maps, at_reset = session.journal, 0, "--at-reset" in flags
+    journal, map_count, at_reset = session.journal, 0, "--at-reset" in flags
     any_server = "--new-server" in flags
-    if which == "all":
+    if prefix == "all":
         notebook = None if "--everywhere" in flags else session.notebook
         entries = journal.resumable_entries(notebook=notebook)
-        maps = map_cells.resume_all(session, notebook, *flags, only_maps=not entries)
-    elif at_reset and map_cells.rows_of(session, which):
+        map_count = map_cells.resume_all(session, notebook, *flags, only_maps=not entries)
+    elif at_reset and map_cells.rows_of(session, prefix):
         raise UsageError(f"%codex resume: {map_cells.NOT_AT_RESET}")
-    elif map_cells.resume_one(session, which, any_server=any_server):
+    elif map_cells.resume_one(session, prefix, any_server=any_server):
         return
     else:
-        entries = [journal.find_entry(which)]
+        entries = [journal.find_entry(prefix)]
         if not entries[0].resumable:
             raise not_resumable(entries[0].id)
-    if not (entries or maps):
+    if not (entries or map_count):
         print("Nothing is parked or abandoned here.")
-        if journal.problem:  # then entries may exist that could not be read
+        if journal.problem:  # entries may exist that could not be read
             print(journal.problem)
-    # All are started before the first is shown: they queue together, oldest first.
+    # All are started before the first is shown, so that they queue in their order, oldest first.
     handles, failures = [], dict[str, NbcodexError]()
     for entry in entries:
         if entry.possibly_paid:
@@ -115,10 +115,9 @@ def resume(session: Session, which: str = "all", *flags: str) -> None:
         )
         handles.append(handle)
         handle.start()
-    for number, (entry, handle) in enumerate(zip(entries, handles, strict=True)):
-        options = _output_options(
-            entry.request, f"{entry.id} · {shorten(entry.request.prompt, 60)}"
-        )
+    for index, (entry, handle) in enumerate(zip(entries, handles, strict=True)):
+        heading = f"{entry.id} · {shorten(entry.request.prompt, 60)}"
+        options = _output_options(entry.request, heading)
         if at_reset:
             session.answer_in_background(handle, options)
             continue
@@ -126,16 +125,17 @@ def resume(session: Session, which: str = "all", *flags: str) -> None:
             session.show_answer(handle, options, earlier_text=entry.reply.text)
         except Stopped:
             # Stop ends all of them: cells that run later must not find them running.
-            for other in handles[number:]:
+            for other in handles[index:]:
                 other.end("stop")
             raise
         except NbcodexError as error:
-            failures.setdefault(str(error), error)  # all may fail alike: it is shown once
-    # Raised last, because one that fails must not hide the answers of the others.
-    for number, failure in enumerate(failures.values(), start=1):
-        if number == len(failures):
-            raise failure
-        print("\n".join(render(failure.title, failure.message, failure.advice)))
+            failures.setdefault(str(error), error)  # the same failure of several is shown once
+    # Failures come last, so that they do not hide the answers of the other requests.
+    if failures:
+        *printed, raised = failures.values()
+        for failure in printed:
+            print("\n".join(render(failure.title, failure.message, failure.advice)))
+        raise raised
 
 
 def retry(session: Session, prefix: str, flag: str = "") -> None:
@@ -148,7 +148,7 @@ def retry(session: Session, prefix: str, flag: str = "") -> None:
         check_server(request, api_client.endpoint(request, session.settings), command="retry")
     origin = identity.current_origin(session.shell, variable=request.origin.variable)
     origin = replace(origin, position=request.origin.position)
-    # Asked again on purpose: the stored answer is not what is wanted.
+    # Without `reuse`, because another answer than the stored one is wanted.
     request = replace(
         request, id=new_id(), created_at=client.clock.wall(), origin=origin, reuse=False
     )
@@ -158,48 +158,48 @@ def retry(session: Session, prefix: str, flag: str = "") -> None:
 
 def cancel(session: Session, prefix: str = "all") -> None:
     """Cancel running requests of this kernel, or a map at the Batch API: cancel [ID|all]."""
-    # A map whose rows are at the provider is not running here, but can be cancelled there.
-    is_map = prefix.startswith("m") and not any(_running(prefix))
+    # A map whose batch job is at the provider may not be running here, but can be cancelled there.
+    is_map = prefix.startswith("m") and not any(_find_running(prefix))
     if is_map and map_cells.resume_one(session, prefix, cancel_jobs=True):
         return
-    for runner in _end("cancel", prefix):
+    for runner in _end_running("cancel", prefix):
         if runner.ended.is_set() and runner.run.origin.engine == "batch":
             map_cells.resume_one(session, runner.run.id, cancel_jobs=True)
 
 
 def park(_: Session, prefix: str = "all") -> None:
     """Park running requests or a map, to resume them later: park [ID|all]."""
-    _end("park", prefix)
+    _end_running("park", prefix)
 
 
-def _end(action: EndAction, prefix: str) -> list[MapRunner]:
-    """Cancel or park what a prefix of ids names, print each outcome, and return the maps."""
-    maps, handles = _running(prefix)
-    found = [runner.run.id for runner in maps] + [h.request.id for h in handles]
-    if not found:
-        what = "Nothing" if prefix == "all" else f"No request {prefix[:40]!r}"
+def _end_running(action: EndAction, prefix: str) -> list[MapRunner]:
+    """Cancel or park the requests and maps with a prefix, print each outcome, return the maps."""
+    runners, handles = _find_running(prefix)
+    ids = [runner.run.id for runner in runners] + [handle.request.id for handle in handles]
+    if not ids:
+        subject = "Nothing" if prefix == "all" else f"No request {prefix[:40]!r}"
         raise NbcodexError(
-            f"{what} is running in this kernel.", advice="`%codex journal` lists requests."
+            f"{subject} is running in this kernel.", advice="`%codex journal` lists requests."
         )
-    if prefix != "all" and len(found) > 1:
-        ids = ", ".join(found)
-        raise NbcodexError(f"{prefix[:40]!r} may be {ids}.", advice="Type more of the id.")
-    for runner in maps:
+    if prefix != "all" and len(ids) > 1:
+        message = f"{prefix[:40]!r} may be {', '.join(ids)}."
+        raise NbcodexError(message, advice="Type more of the id.")
+    for runner in runners:
         runner.end(action)
-    # End all before waiting for the first: together they take as long as the slowest.
+    # All end before the first is waited for: together they take only as long as the slowest.
     for handle in handles:
         handle.end(action)
-    for runner in maps:
+    for runner in runners:
         runner.ended.wait(timeout=MAP_END_TIMEOUT_S)
         print(map_runner.describe_outcome(runner.run))
     for handle in handles:
         print(f"{handle.request.id}: {handle.wait().reply.status}")
-    return maps
+    return runners
 
 
 def forget(session: Session, prefix: str) -> None:
     """Delete an entry, or the whole journal, permanently: forget ID|all."""
-    # What is on disk counts as kept even while the journal is off, or the demo on.
+    # The journal on disk is erased, too, while `Codex.journal` is off or the demo is on.
     on_disk = current().journal_on_disk(session.settings)
     journals = list(dict.fromkeys(filter(None, (session.journal, on_disk))))
     if prefix != "all":
@@ -214,19 +214,19 @@ def forget(session: Session, prefix: str) -> None:
             print(f"{erased} erased.")
             _forget_elsewhere(session, [journal], durable)
             return
-    places = []
+    counts = []
     for journal in journals:
         count = journal.count_entries()
         if count or journal is on_disk:
-            places.append(f"{count:,} request{'s' * (count != 1)} {journal.location}")
-    where = " and ".join(places) or f"0 requests {journals[0].location}"
-    # A front end without an input line cannot be asked; the command itself says "all".
-    if host.current.confirm(f"Erase {where}, permanently?") is False:
+            counts.append(f"{count:,} request{'s' * (count != 1)} {journal.location}")
+    contents = " and ".join(counts) or f"0 requests {journals[0].location}"
+    # In a front end that cannot ask, the word "all" in the command is the confirmation.
+    if host.current.confirm(f"Erase {contents}, permanently?") is False:
         print("Nothing was erased.")
         return
     durable = [entry for journal in journals for entry in journal.durable_entries()]
     erased = sum(event_loop.run(journal.delete()) for journal in journals)
-    print(f"{erased} erased: {where}.")
+    print(f"{erased} erased: {contents}.")
     _forget_elsewhere(session, journals, durable)
 
 
@@ -276,33 +276,31 @@ async def _erase_at_provider(
     return left
 
 
-def _running(prefix: str) -> tuple[list[MapRunner], list[Handle]]:
+def _find_running(prefix: str) -> tuple[list[MapRunner], list[Handle]]:
     """Return the running maps, and the requests outside of these, whose id has a prefix."""
-    prefix = "" if prefix == "all" else prefix  # the beginning of every id
-    maps = {runner.run.id: runner for runner in active_runners()}
-    named_maps = match_prefix(prefix, maps)
+    prefix = "" if prefix == "all" else prefix  # every id begins with the empty text
+    runners = {runner.run.id: runner for runner in active_runners()}
+    map_ids = match_prefix(prefix, runners)
     handles = {
         handle.request.id: handle
         for handle in current().active_handles()
-        # A map ends its rows itself.
-        if handle.request.origin.map_id not in named_maps
+        if handle.request.origin.map_id not in map_ids  # because a map ends its rows itself
     }
-    return [maps[name] for name in named_maps], [
-        handles[name] for name in match_prefix(prefix, handles)
-    ]
+    request_ids = match_prefix(prefix, handles)
+    return [runners[id_] for id_ in map_ids], [handles[id_] for id_ in request_ids]
 
 
 def _output_options(request: Request, heading: str) -> OutputOptions:
-    # The journal does not keep the format, but a schema implies JSON.
+    # The journal does not contain the format, but a schema implies JSON.
     return OutputOptions(format="json" if request.schema else "markdown", heading=heading)
 
 
 def _entry_line(entry: Entry, now: float) -> str:
-    state = "abandoned" if entry.abandoned else entry.status
-    when = format_time(entry.added_at, now=now)
+    status = "abandoned" if entry.abandoned else entry.status
+    added = format_time(entry.added_at, now=now)
     until = f" (not before {format_time(entry.resume_at, now=now)})" if entry.resume_at else ""
     note = f" ({entry.cost_uncertainty})" if entry.cost_uncertainty else ""
-    return f"{entry.id}  {state:<11} {when:<16} {shorten(entry.request.prompt, 60)}{until}{note}"
+    return f"{entry.id}  {status:<11} {added:<16} {shorten(entry.request.prompt, 60)}{until}{note}"
 
 
 def insert(session: Session, number: str = "1") -> None:
@@ -326,31 +324,31 @@ def insert(session: Session, number: str = "1") -> None:
     session.shell.set_next_input(block.code, replace=False)
     if block.warning:
         print(f"Read the code before you run it: {block.warning}.")
-    # VS Code and Colab ignore `set_next_input`: there the code can at least be copied.
-    shown = {"text/html": html.code_listing([block.code]), "text/plain": block.code}
-    display(shown, raw=True)  # type: ignore[no-untyped-call]
+    # VS Code and Colab ignore `set_next_input`; from this output, the code can be copied.
+    mime_bundle = {"text/html": html.code_listing([block.code]), "text/plain": block.code}
+    display(mime_bundle, raw=True)  # type: ignore[no-untyped-call]
 
 
 def fix(session: Session, cell: str = "") -> None:
     """Explain the last error and put a corrected cell below, without running it: fix [CELL]."""
-    found = session.config.last_error
-    if found is None:
+    error = session.config.last_error
+    if error is None:
         raise NbcodexError(
             "There is no error to explain.",
             advice="`%codex fix` explains the last error that a cell raised.",
         )
-    where = f" in cell {found.cell_number}" if found.cell_number else ""
-    if cell and cell != str(found.cell_number):
+    where = f" in cell {error.cell_number}" if error.cell_number else ""
+    if cell and cell != str(error.cell_number):
         raise UsageError(
             "%codex fix: only the last error can be explained, and it was"
             f"{where or ' not in a cell'}. "
             f"{{Err[{cell[:10]}]}} in a prompt is the error of another cell"
         )
-    # No thread: a question about an error does not belong to the conversation.
+    # Without a thread: a question about an error does not belong to the conversation.
     origin = identity.current_origin(session.shell)
-    request = build_request(found.as_prompt(), session.settings, origin=origin)
-    # The prompt is long and not the user's, so the error itself is the heading.
-    options = OutputOptions(format="fix", heading=found.traceback.rpartition("\n")[2] + where)
+    request = build_request(error.as_prompt(), session.settings, origin=origin)
+    # The heading is the error, because the user has not written the prompt.
+    options = OutputOptions(format="fix", heading=error.traceback.rpartition("\n")[2] + where)
     session.show_answer(current().handle(request, session.settings), options)
 
 
@@ -368,16 +366,17 @@ def history(session: Session, thread: str = MAIN_THREAD) -> None:
         images = f" [{len(turn.images)} images]" if turn.images else ""
         prompt, answer = shorten(turn.prompt, 70), shorten(turn.answer, 70)
         print(f"{number:>3}  {prompt}{images}\n     → {answer}")
-    within = f" in the conversation{_suffix(thread)}" if thread != MAIN_THREAD else ""
+    where = f" in the conversation{_suffix(thread)}" if thread != MAIN_THREAD else ""
     if not turns:
-        print(f"There are no turns{within} yet: the next cell sends its prompt alone.")
+        print(f"There are no turns{where} yet: the next cell sends its prompt alone.")
         return
-    size, count = sum(map(pricing.estimate_turn_tokens, turns)), len(turns)
+    tokens, count = sum(map(pricing.estimate_turn_tokens, turns)), len(turns)
     print(
-        f"{count} turn{'s' * (count > 1)}{within}, about {size:,} token{'s' * (size != 1)}; "
+        f"{count} turn{'s' * (count > 1)}{where}, about {tokens:,} token{'s' * (tokens != 1)}; "
         f"`%codex new{_suffix(thread)}` starts afresh."
     )
 
 
 def _suffix(thread: str) -> str:
+    """Return a blank and the thread's name; an empty text for the main thread."""
     return "" if thread == MAIN_THREAD else f" {shorten(thread, 60)}"

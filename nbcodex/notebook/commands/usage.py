@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nbcodex.ratelimit.charge_policy import ChargePolicy
     from nbcodex.ratelimit.sharing import LimitState
 
-# The charge policies as users read them.
+# What is charged under each charge policy, in users' words.
 _CHARGED: dict[ChargePolicy, str] = {
     "kept": "input and all of max_output, however much of it the answer uses",
     "refunded": "input and max_output; what the answer does not use is refunded at its end",
@@ -75,20 +75,20 @@ def show_limits(session: Session) -> None:
     client = current()
     known = event_loop.run(client.limits(session.settings))
     now = client.clock.now()
-    texts = [limit_lines(label, each, now) for label, each in known.items()]
-    for lines in filter(None, texts):
+    blocks = [limit_lines(label, state, now) for label, state in known.items()]
+    for lines in filter(None, blocks):
         print("\n".join(lines))
-    if not any(texts):
+    if not any(blocks):
         print("No limits are known before the first answer.")
     if problem := client.limiter(session.settings).sharing_problem:
         print(problem)
 
 
 def limit_lines(label: str, known: LimitState, now: float) -> list[str]:
-    """Return what is known of one model's limits at an instant; empty if nothing is."""
+    """Return what is known of one model's limits at an instant; empty if nothing is known."""
     readings = (("tokens", known.tokens), ("requests", known.requests))
-    lines = [_reading(kind, reading) for kind, reading in readings if reading]
-    lines += [f"{each.name}: {each.figures}, from a refusal" for each in known.undeclared]
+    lines = [_reading_line(resource, reading) for resource, reading in readings if reading]
+    lines += [f"{limit.name}: {limit.figures}, from a refusal" for limit in known.undeclared]
     if known.burst_tokens is not None and math.isfinite(known.burst_tokens):
         lines.append(f"at most about {known.burst_tokens:,.0f} tokens at once: a shorter window")
     if math.isfinite(at_once := known.max_parallel):
@@ -101,8 +101,8 @@ def limit_lines(label: str, known: LimitState, now: float) -> list[str]:
         name = f" ({known.limit.name})" if known.limit else ""
         lines.append(f"closed for another {format_duration(known.closed_until - now)}{name}")
     if known.limit_before_reboot:
-        earlier = f"{known.limit_before_reboot:,.0f} tokens a minute"
-        lines.append(f"{earlier} before the restart; the next answer shows the limit")
+        old_limit = f"{known.limit_before_reboot:,.0f} tokens a minute"
+        lines.append(f"{old_limit} before the restart; the next answer shows the limit")
     if not lines and not known.was_used:
         return []
     if not lines:
@@ -124,11 +124,12 @@ def limit_lines(label: str, known: LimitState, now: float) -> list[str]:
     return [label, *(f"  {line}" for line in lines)]
 
 
-def _reading(kind: str, reading: LimitReading) -> str:
+def _reading_line(resource: str, reading: LimitReading) -> str:
+    """Return such as ``500 of 1,000 tokens left, 1,000 a minute, full in 30 s``."""
     rate, full = reading.limit / MINUTE, ""
     if reading.full_in and reading.limit > reading.remaining:
-        # Measured, because a server may refill faster or slower than its limit says.
+        # From the reading, because a server may refill faster or slower than its limit says.
         rate = (reading.limit - reading.remaining) / reading.full_in
         full = f", full in {format_duration(reading.full_in)}"
     left, refill = max(0.0, reading.remaining), float(f"{rate * MINUTE:.3g}")
-    return f"{left:,.0f} of {reading.limit:,.0f} {kind} left, {refill:,.0f} a minute{full}"
+    return f"{left:,.0f} of {reading.limit:,.0f} {resource} left, {refill:,.0f} a minute{full}"
