@@ -139,4 +139,5 @@ def test_long_message_is_cut_before_the_search(unit: str) -> None:
     before = time.process_time()
     rate_limits.limit_in_message(text)
     rate_limits.wait_in_message(text)
-    assert time.process_time() - before < 0.5
+    # Without the cut it would take minutes.
+    assert time.process_time() - before < 5.0

@@ -104,4 +104,4 @@ def test_large_malformed_body_takes_linear_time(status: int, body: bytes) -> Non
     before = time.process_time()
     with pytest.raises(NbcodexError):
         play(Server(Script(parts, status)), chosen=settings(max_answer=10**8))
-    assert time.process_time() - before < 5.0
+    assert time.process_time() - before < 10.0

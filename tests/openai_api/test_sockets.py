@@ -27,6 +27,8 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 Behaviour = Callable[[Reader, Writer], Awaitable[None]]
 
+TEST_TIMEOUT_S = 60  # of a test that would otherwise wait for ever
+
 
 @pytest.fixture(autouse=True)
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +224,7 @@ def test_text_is_yielded_as_soon_as_it_arrives() -> None:
                     text_arrived.set()
             assert isinstance(event, CompletedAnswer)
 
-    asyncio.run(asyncio.wait_for(run(), 10))
+    asyncio.run(asyncio.wait_for(run(), TEST_TIMEOUT_S))
 
 
 def test_cancelled_request_closes_the_connection() -> None:
@@ -242,7 +244,7 @@ def test_cancelled_request_closes_the_connection() -> None:
             task.cancel()
             await closed.wait()
 
-    asyncio.run(asyncio.wait_for(run(), 10))
+    asyncio.run(asyncio.wait_for(run(), TEST_TIMEOUT_S))
 
 
 @pytest.mark.parametrize("hangs_up", [False, True])
@@ -319,6 +321,6 @@ assert nbcodex.ask("Why?", model="m").status == "done"
         env={**os.environ, "OPENAI_API_KEY": KEY, "NBCODEX_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=3 * TEST_TIMEOUT_S,  # it starts five processes
     )
     assert (done.returncode, done.stderr) == (0, "")

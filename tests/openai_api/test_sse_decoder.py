@@ -70,7 +70,8 @@ def test_long_line_in_small_chunks_takes_linear_time() -> None:
         assert not decoder.feed(b"x" * 64)
     [(_, data)] = decoder.feed(b"\n\n")
     assert len(data) == 10_000_000 // 64 * 64
-    assert time.process_time() - before < 2.0
+    # In quadratic time it would be minutes.
+    assert time.process_time() - before < 10.0
 
 
 @pytest.mark.parametrize("line", [b"x" * 100, b"data: " + b"x" * 90 + b"\n", b": " + b"x" * 90])

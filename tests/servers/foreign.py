@@ -271,7 +271,7 @@ NGINX_DIRECTIVES = """
 def start_nginx(home: Path, scratch: Path, upstream: str) -> AbstractContextManager[Running]:
     port = free_port()
     places = {"folder": scratch, "port": port, "upstream": upstream}
-    text = gateway.CONFIG.format(**places, directives=NGINX_DIRECTIVES)
+    text = gateway.CONFIG.format(**places, directives=NGINX_DIRECTIVES, rate="1r/s")
     config = _write(scratch, "nginx.conf", text)
     command = ["nginx", "-p", str(scratch), "-c", config, "-e", f"{scratch}/error.log"]
     return _gateway(command, scratch, port)

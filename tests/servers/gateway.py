@@ -25,7 +25,7 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     scgi_temp_path {folder}/scgi;
     uwsgi_temp_path {folder}/uwsgi;
-    limit_req_zone $server_port zone=all:64k rate=1r/s;
+    limit_req_zone $server_port zone=all:64k rate={rate};
     server {{
         listen 127.0.0.1:{port};
         location / {{
@@ -47,11 +47,13 @@ def program() -> str:
 
 
 @contextmanager
-def gateway(folder: Path, *, upstream: str, directives: str = "") -> Iterator[str]:
+def gateway(
+    folder: Path, *, upstream: str, directives: str = "", rate: str = "1r/s"
+) -> Iterator[str]:
     """Start an nginx before the server `upstream` and yield its URL; stop it afterwards."""
     command, port, config = program(), free_port(), folder / "nginx.conf"
-    text = CONFIG.format(folder=folder, port=port, upstream=upstream, directives=directives)
-    config.write_text(text)
+    places = {"folder": folder, "port": port, "upstream": upstream}
+    config.write_text(CONFIG.format(**places, directives=directives, rate=rate))
     options = ["-p", str(folder), "-c", str(config), "-e", f"{folder}/error.log"]
     with running([command, *options], port=port, log=folder / "nginx.log"):
         yield f"http://127.0.0.1:{port}"

@@ -97,6 +97,6 @@ def mocked(folder: Path, *, rpm: int = REQUESTS_PER_MINUTE) -> Iterator[Mock]:
     url, key = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {KEY}"}
     with (
         running(command, port=port, log=folder / "llmock.log", environ=environ),
-        httpx2.Client(base_url=url, headers=key, trust_env=False, timeout=10.0) as http,
+        httpx2.Client(base_url=url, headers=key, trust_env=False, timeout=60.0) as http,
     ):
         yield Mock(url, http)

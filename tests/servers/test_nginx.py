@@ -20,19 +20,20 @@ PROMPT = f"[[echo: {ANSWER}]]"
 
 STREAMING = "proxy_buffering off; proxy_http_version 1.1; proxy_set_header Connection '';"
 BUFFERED = ""
-SHORT_TIMEOUT = "proxy_read_timeout 300ms;"
+SHORT_TIMEOUT = "proxy_read_timeout 2s;"  # long enough for a busy machine to answer in
 
 
 def ask(kernel: Kernel, options: str = "") -> CellResult:
     return kernel.run(f"%%codex --api responses -o reply {options}\n{PROMPT}")
 
 
-def check_answer(kernel: Kernel, ran: CellResult, *, attempts: int) -> None:
+def check_answer(kernel: Kernel, ran: CellResult, *, attempts: int | range) -> None:
     """Check that the whole answer is shown once."""
     assert ran.status == "ok", ran.shown_error
     assert ran.markdown.count(ANSWER) == 1
-    figures = kernel.run("bool(reply), reply.text, reply.attempts").plain
-    assert figures == repr((True, ANSWER, attempts))
+    assert kernel.run("bool(reply), reply.text").plain == repr((True, ANSWER))
+    allowed = attempts if isinstance(attempts, range) else [attempts]
+    assert int(kernel.run("reply.attempts").plain) in allowed
 
 
 def check_error(ran: CellResult, title: str) -> None:
@@ -47,11 +48,12 @@ def check_error(ran: CellResult, title: str) -> None:
 def test_gateway_limit_in_html_is_retried(
     connect: Connect, simulator: Simulated, tmp_path: Path, status: int
 ) -> None:
+    # A request every five seconds: the second cell runs earlier, on a busy machine too.
     limit = f"limit_req zone=all; limit_req_status {status};"
-    with gateway(tmp_path, upstream=simulator.url, directives=limit) as url:
+    with gateway(tmp_path, upstream=simulator.url, directives=limit, rate="12r/m") as url:
         cell = connect({**simulator.environ, "OPENAI_BASE_URL": f"{url}/v1"})
         check_answer(cell, ask(cell), attempts=1)
-        check_answer(cell, ask(cell), attempts=2)
+        check_answer(cell, ask(cell), attempts=range(2, 9))
     assert "limiting requests" in (tmp_path / "error.log").read_text()
     assert len(simulator.prompts) == 2
 
@@ -101,8 +103,9 @@ def test_lasting_502_parks_the_request_within_its_patience(
     with gateway(tmp_path, upstream=f"http://127.0.0.1:{free_port()}") as url:
         environ = {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": KEY}
         cell = connect({**environ, "NBCODEX_MODEL": "gpt-5.6-sol"})
-        ran = ask(cell, "--patience 2200ms")
+        ran = ask(cell, "--patience 6s")
         check_error(ran, "Parked")
         assert "502" in ran.shown_error[0]
-        outcome = "reply.status, reply.attempts, reply.waited <= 2.2"
-        assert cell.run(outcome).plain == "('parked', 2, True)"
+        # It waits for about one and two seconds; the third wait would be four.
+        outcome = "reply.status, reply.attempts in (2, 3), reply.waited <= 6"
+        assert cell.run(outcome).plain == "('parked', True, True)"
