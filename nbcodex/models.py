@@ -146,9 +146,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarriedReasoning:
-    """Encrypted reasoning that the next turn sends back, to the server that produced it only."""
+    """Reasoning that the next turn can send back, to the server that produced it only."""
 
-    items: tuple[Mapping[str, Any], ...]  # Items of type ``reasoning`` in the response, unchanged
+    # Items of the response, unchanged; one with ``reasoning_content`` is of Chat Completions
+    items: tuple[Mapping[str, Any], ...]
     model: str  # The model that produced them
     base_url: str  # The server that produced them
 
@@ -338,12 +339,15 @@ class Usage:
     cache_written_tokens: int | None = None  # Part of the input: written to the prompt cache
     service_tier: str | None = None  # The provider's class of service, which has its own prices
     stated_cost: float | None = None  # US dollars, where the provider states a cost itself
+    # Calls of tools that the provider runs and charges for: for each, the tool's name
+    hosted_tool_calls: tuple[str, ...] = ()
 
     def __add__(self, other: Usage) -> Usage:
         """Return the sum; a figure that is unknown in one of them is unknown in the sum."""
         sums: dict[str, Any] = {
             "estimated": self.estimated or other.estimated,
             "service_tier": self.service_tier if self.service_tier == other.service_tier else None,
+            "hosted_tool_calls": self.hosted_tool_calls + other.hosted_tool_calls,
         }
         for name in {each.name for each in fields(self)} - sums.keys():
             figures = getattr(self, name), getattr(other, name)
@@ -368,6 +372,8 @@ class Reply:
     model: str | None = None  # The model that answered, as the server names it
     usage: Usage = Usage()  # Tokens of all attempts; those of broken attempts are estimates
     cost: float | None = None  # US dollars; None where no price is known
+    # Tools of the provider whose calls are not in `cost`, which is then a lower bound
+    unpriced_tools: tuple[str, ...] = ()
     attempts: int = 1  # HTTP attempts, the successful one included
     waited: float = 0.0  # Seconds spent waiting because of limits and faults
     seconds: float = 0.0  # From the prompt to the end of the answer, without the waiting
@@ -411,13 +417,13 @@ class UsageTotals:
     cost: float = 0.0  # US dollars, as far as prices are known
     waited: float = 0.0  # Sum of the requests' waits in seconds; they may wait at the same time
     unknown: int = 0  # Requests with unknown tokens
-    unpriced: int = 0  # Requests with an unknown price
+    unpriced: int = 0  # Requests whose price is unknown, in whole or in part
     estimated: int = 0  # Requests with estimated tokens
 
     @classmethod
     def of(cls, reply: Reply, *, refusals: int = 0) -> UsageTotals:
         """Return what one reply adds."""
-        usage = reply.usage
+        usage, is_priced = reply.usage, reply.cost is not None and not reply.unpriced_tools
         return cls(
             requests=1,
             answers=int(reply.status == "done"),
@@ -434,7 +440,7 @@ class UsageTotals:
             waited=reply.waited,
             unknown=int(usage.total_tokens is None),
             # An answer of the simulator, or one without tokens, has no price to know.
-            unpriced=int(reply.cost is None and not reply.simulated and usage.total_tokens != 0),
+            unpriced=int(not is_priced and not reply.simulated and usage.total_tokens != 0),
             estimated=int(usage.estimated),
         )
 

@@ -44,6 +44,7 @@ class Estimate:
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float | None = None  # US dollars; None if no price is known
+    paid_tools: tuple[str, ...] = ()  # `cost` has one call of each in each row
     model: str | None = None  # the model, if it is known without asking the server
     bounded: bool = False  # whether `max_output` bounds the output
     halved: bool = False  # whether the cost is that of the Batch API
@@ -51,6 +52,7 @@ class Estimate:
 
     def __str__(self) -> str:
         at_most = "at most " if self.bounded else ""
+        bound = "at least " if self.paid_tools else at_most
         assumed = "" if self.bounded else f" ({DEFAULT_OUTPUT_TOKENS} a row assumed)"
         parts = [
             f"{self.rows:,} rows",
@@ -59,7 +61,7 @@ class Estimate:
             f"{self.refused:,} make no request" if self.refused else "",
             f"~{self.input_tokens:,} in",
             f"{at_most}~{self.output_tokens:,} out{assumed}",
-            "price unknown" if self.cost is None else f"{at_most}~${self.cost:,.2f}",
+            "price unknown" if self.cost is None else f"{bound}~${self.cost:,.2f}",
             "half the usual price" if self.halved and self.cost else "",
             self.model or "",
             *self.budgets,
@@ -95,6 +97,7 @@ def estimate(
             input_tokens=counted.input_tokens // sent,
             output_tokens=counted.output_tokens // sent,
             service_tier=pricing.BATCH_TIER if counted.halved else None,
+            hosted_tool_calls=counted.paid_tools,
         )
         each = pricing.cost(mean, counted.model, base_url)
         cost = None if each is None else each * sent * scale
@@ -154,6 +157,7 @@ def _count(
         model=model,
         bounded=bool(first and first.max_output),
         halved=requests.origin.engine == "batch",
+        paid_tools=pricing.paid_tools(first, model) if first else (),
     )
     return counted, base_url
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbcodex.errors import AnswerError, shorten
@@ -20,22 +20,23 @@ from nbcodex.openai_api.api_errors import AnswerFailedError
 # Of tokens, events or requests: twice the longest context. More would use up any budget.
 MAX_PLAUSIBLE_COUNT = 20_000_000
 MAX_STATED_COST = 1e4  # US dollars for one request; more is not believed
-MAX_REASONING_CHARS = 1_000_000  # of encrypted reasoning that is sent with the next turn
+MAX_REASONING_CHARS = 1_000_000  # of the reasoning that the next turn can send back
 MAX_SOURCES, MAX_URL_CHARS = 100, 2000  # of the web pages that an answer cites
+MAX_HOSTED_TOOL_CALLS = 1_000  # of one answer; more are not believed
 
 NOTE_EMPTY = "the answer is empty"  # in the line of figures
 
 # Values of `CompletedAnswer.cut`; others are CONTENT_FILTER and endings that we do not know.
-MAX_OUTPUT, MAX_ANSWER, TOOL_CALLS = "max_output_tokens", "max_answer", "tool_calls"
+CUT_MAX_OUTPUT, CUT_MAX_ANSWER, CUT_TOOL_CALLS = "max_output_tokens", "max_answer", "tool_calls"
 
 # What the Responses API accepts of a reasoning item in its input (openai 3.54,
-# ResponseReasoningItemParam).
-_REASONING_FIELDS = ("type", "id", "summary", "encrypted_content")
+# ResponseReasoningItemParam), and the member of DeepSeek's messages in Chat Completions.
+_REASONING_FIELDS = ("type", "id", "summary", "encrypted_content", "reasoning_content")
 
 MASK = "[secret]"
 MIN_SECRET_CHARS = 8  # a shorter string occurs by chance, and no provider's keys are that short
 
-# Users set these where a local server requires any key at all; answers contain such words anyway.
+# Keys that users set where a local server requires any key at all: answers may contain them.
 _PLACEHOLDERS = frozenset(
     {"lm-studio", "not-needed", "not-used", "no-key-required", "sk-no-key-required", "anything"}
 )
@@ -87,7 +88,7 @@ class CompletedAnswer:
     model: str | None  # the model that answered, as the server names it
     cut: str | None  # why the answer ends early
     response_id: str | None  # the server's id of the answer
-    reasoning: tuple[dict[str, Any], ...] = ()  # encrypted, to be sent before the next turn's input
+    reasoning: tuple[dict[str, Any], ...] = ()  # what the next turn can send back of it
     images: tuple[Image, ...] = ()
     refused: bool = False
     simulated: bool = False  # only set for batches: for a stream, `ResponseStarted` states it
@@ -114,9 +115,11 @@ class RawAnswer:
     text: str = ""
     reasoning_text: str = ""  # of an answer in one piece
     reasoning: list[dict[str, Any]] = field(default_factory=list)
+    reasoning_content: list[str] = field(default_factory=list)  # deltas of this member, as in Chat
     images: list[Image] = field(default_factory=list)
     refused: bool = False
     tool_calls: list[str] = field(default_factory=list)
+    hosted_tool_calls: tuple[str, ...] = ()  # names of paid tools that the provider ran
     sources: dict[str, str] = field(default_factory=dict)  # titles of web pages by their URL
 
     def add_sources(self, listed: object) -> None:
@@ -131,7 +134,7 @@ class RawAnswer:
             if is_page and len(url) <= MAX_URL_CHARS and len(self.sources) < MAX_SOURCES:
                 self.sources[url] = self.sources.get(url) or title or ""
 
-    def end(self, reason: str) -> None:
+    def record_ending(self, reason: str) -> None:
         """Note how the answer ended; raise an AnswerFailedError if that was a failure."""
         # Google's enum has a prefix: ``FINISH_REASON_STOP``.
         name = reason.strip().lower().replace("-", "_").removeprefix("finish_reason_")
@@ -141,28 +144,30 @@ class RawAnswer:
         if self.cut:  # the first ending counts
             return
         if name in dialects.MAX_OUTPUT_ENDINGS:
-            self.cut = MAX_OUTPUT
+            self.cut = CUT_MAX_OUTPUT
         elif name in dialects.FILTER_ENDINGS:
             self.cut = CONTENT_FILTER
         elif name in dialects.TOOL_ENDINGS:
-            self.cut = TOOL_CALLS
+            self.cut = CUT_TOOL_CALLS
         elif name not in dialects.NORMAL_ENDINGS:
             self.cut = shorten(reason, 100)
 
     def completed(self, text: str, redactor: Redactor) -> CompletedAnswer:
         """Return the answer without secrets; `text` has been cleaned as it arrived."""
         reasoning, remaining = [], MAX_REASONING_CHARS
-        for item in self.reasoning:
+        of_chat = {"reasoning_content": text_value("".join(self.reasoning_content))}
+        for item in [*self.reasoning, of_chat]:
             kept = {name: item[name] for name in _REASONING_FIELDS if name in item}
             encoded = json.dumps(kept)
             remaining -= len(encoded)
             # The server accepts only what it sent: an item that contains a secret is left out.
             is_clean = redactor.clean(encoded) == encoded
-            if item.get("encrypted_content") and remaining >= 0 and is_clean:
+            is_useful = item.get("encrypted_content") or item.get("reasoning_content")
+            if is_useful and remaining >= 0 and is_clean:
                 reasoning.append(kept)
         return CompletedAnswer(
             text=text,
-            usage=self.usage,
+            usage=replace(self.usage, hosted_tool_calls=self.hosted_tool_calls),
             model=redactor.clean(self.model) if self.model else None,
             cut=redactor.clean(self.cut) if self.cut else None,
             response_id=redactor.clean(self.response_id) if self.response_id else None,
@@ -183,7 +188,7 @@ def judge(answer: CompletedAnswer) -> None:
     # and is charged, and the same request would end in the same way: no other place may decide that
     # an answer is a failure, and none may retry this one.
     is_empty = not (answer.text.strip() or answer.images)
-    if answer.cut == TOOL_CALLS or answer.tool_calls:
+    if answer.cut == CUT_TOOL_CALLS or answer.tool_calls:
         names = shorten(", ".join(answer.tool_calls) or "a function", 100)
         raise AnswerError(
             f"The model asked to call {names} instead of answering; nothing was called.",
@@ -195,14 +200,14 @@ def judge(answer: CompletedAnswer) -> None:
         raise AnswerError(
             f"The provider's content filter withheld {part}.", advice="Rephrase the prompt."
         )
-    if answer.cut not in (None, MAX_OUTPUT, MAX_ANSWER):
+    if answer.cut not in (None, CUT_MAX_OUTPUT, CUT_MAX_ANSWER):
         raise AnswerError(
             f'The answer ended with "{answer.cut}", which is not known as a complete ending.',
             advice="The text so far is kept; the server's log may say why it ended.",
         )
     if not is_empty:
         return
-    if answer.cut == MAX_OUTPUT:
+    if answer.cut == CUT_MAX_OUTPUT:
         output, reasoning = answer.usage.output_tokens, answer.usage.reasoning_tokens
         count = f"{output:,} output tokens" if output else "output tokens"
         where = "went into reasoning" if reasoning or output else "were used up"
@@ -312,7 +317,7 @@ def effective_secrets(secrets: Iterable[str]) -> list[str]:
 
 
 class Redactor:
-    """Replaces secrets in one text: a server may echo our key anywhere, split over chunks."""
+    """Replaces secrets in one text: a server may echo our key anywhere, split over deltas."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         self.secrets = effective_secrets(secrets)

@@ -13,10 +13,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import (
+    LONG_CONVERSATION_ADVICE,
     AnswerLostError,
     ConfigurationError,
+    LimitError,
     ModelError,
     NbcodexError,
+    OverloadedError,
     RequestError,
     ServerError,
     TransportError,
@@ -35,16 +38,18 @@ from nbcodex.openai_api.answers import (
 )
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.endpoints import Endpoint
-from nbcodex.openai_api.pricing import is_local_server
+from nbcodex.openai_api.pricing import is_local_server, paid_tools, requested_tier
 from nbcodex.openai_api.readers import AnswerReader, ChatReader, ResponsesReader, safe_response_id
 from nbcodex.openai_api.request_body import (
+    IMAGE_TOOL,
     NO_IMAGES_ADVICE,
     PATHS,
+    REASONING_NEEDED,
     SCHEMA_IN_PROMPT_NOTICE,
+    TURNS_LEFT_OUT_NOTICE,
     UNSTREAMED_NOTICE,
     PreparedRequest,
     ServerCapabilities,
-    asks_for_images,
     check_params,
 )
 from nbcodex.openai_api.stream import FIRST_TEXT_FACTOR, WHOLE_BODY_FACTOR, AnswerStream, read_body
@@ -56,10 +61,11 @@ if TYPE_CHECKING:
     from openai import AsyncAPIResponse, AsyncOpenAI
 
 NOT_DURABLE_NOTICE = "not durable: this server keeps no answers"
+FLEX_ADVICE = "It is retried automatically; the service tier `auto` has more capacity."
 SHORT_CALL_TIMEOUT_S = 5.0
 
 # The statuses of a server that lacks an answer, or the call that retrieves it.
-_ANSWER_UNKNOWN = {400, 404, 405, 410, 422, 501}
+_ANSWER_UNKNOWN_STATUSES = {400, 404, 405, 410, 422, 501}
 
 
 class ApiClient:
@@ -74,6 +80,7 @@ class ApiClient:
         self._has_transport = transport is not None  # in place of the network, in tests
         self.capabilities = ServerCapabilities()
         self._sole_models: dict[Endpoint, str] = {}
+        self._empty_streams: set[str] = set()  # ids of requests whose last stream was empty
 
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
         """Return where a request goes, or raise a ConfigurationError; nothing is sent."""
@@ -137,7 +144,13 @@ class ApiClient:
         """
         endpoint, client, redactor = await self._connect(request, settings)
         prepared = self.capabilities.prepare(request, settings, endpoint, _valid_model(model))
+        follows_empty_stream = request.id in self._empty_streams
+        if follows_empty_stream:
+            # Some servers state the reason of a refusal only where no stream was requested.
+            self._empty_streams.discard(request.id)
+            prepared.unsupported |= {"stream"}
         headers: rate_limits.Headers | None = None
+        stream: AnswerStream | None = None
         try:
             async with contextlib.AsyncExitStack() as stack:
                 response, reader, stream = await self._send(
@@ -146,8 +159,9 @@ class ApiClient:
                 # Azure states the wait in the headers of the HTTP 200 whose stream fails.
                 headers = response.headers
                 # The server accepted the parameters: no failure after this is due to them.
-                self.capabilities.learn(prepared)
-                yield self._started(response, redactor, api=prepared.api, model=prepared.model)
+                if not follows_empty_stream:
+                    self.capabilities.learn(prepared)
+                yield self._start_event(response, redactor, api=prepared.api, model=prepared.model)
                 async with contextlib.aclosing(stream.events()) as events:
                     async for event in events:
                         yield event
@@ -155,12 +169,16 @@ class ApiClient:
             failure = self.translate(error, redactor, headers)
             generated = api_errors.failed_generation(error)
             if generated is None:
-                if asks_for_images(request.params) and isinstance(
-                    failure, RequestError | ModelError
-                ):
-                    failure.advice = NO_IMAGES_ADVICE
-                else:
-                    api_errors.name_address(failure, endpoint.base_url, PATHS[prepared.api])
+                if stream and stream.is_empty and not prepared.is_unstreamed:
+                    self._empty_streams.add(request.id)
+                # Missing capacity of the flex tier, for which OpenAI publishes no code, is HTTP 429
+                # without figures. It must not close the model to requests of other tiers.
+                is_flex = requested_tier(request) == "flex"
+                if is_flex and isinstance(failure, LimitError) and failure.limit.limit is None:
+                    failure = OverloadedError(
+                        failure.message, advice=FLEX_ADVICE, wait=failure.wait
+                    )
+                _improve_advice(failure, prepared)
                 raise failure from None
             # Groq validates the schema itself, and refuses what it has generated and charged. It is
             # treated as an answer that does not fit its schema, which the caller can repair.
@@ -176,8 +194,10 @@ class ApiClient:
         is_not_kept = request.durable and reader.position is None
         if is_not_kept and self.capabilities.mark_not_durable(prepared):
             yield Notice(NOT_DURABLE_NOTICE)
-        if prepared.is_unstreamed:
+        if prepared.is_unstreamed and not follows_empty_stream:
             yield Notice(UNSTREAMED_NOTICE)
+        if count := len(request.turns) - len(prepared.turns):
+            yield Notice(TURNS_LEFT_OUT_NOTICE.format(count=count))
         if prepared.has_schema_in_prompt:
             yield Notice(SCHEMA_IN_PROMPT_NOTICE)
         yield reader.answer.completed(stream.text, redactor)
@@ -208,7 +228,7 @@ class ApiClient:
                         response = await stack.enter_async_context(
                             retrieve(position.response_id, **options)
                         )
-                    yield self._started(response, redactor, api="responses", model=None)
+                    yield self._start_event(response, redactor, api="responses", model=None)
                     stream = AnswerStream(
                         response.iter_bytes(),
                         reader,
@@ -229,7 +249,7 @@ class ApiClient:
             except Exception as error:
                 failure = self.translate(error, redactor)
                 status = getattr(error, "status_code", None)
-                is_lost = isinstance(error, AnswerFailedError) or status in _ANSWER_UNKNOWN
+                is_lost = isinstance(error, AnswerFailedError) or status in _ANSWER_UNKNOWN_STATUSES
                 is_disconnected = isinstance(failure, TransportError | ServerError)
                 # The answer may still be there when its stream fails: the server may have dropped
                 # its events, a cancelled answer's stream merely ends, and an `error` event may
@@ -292,7 +312,7 @@ class ApiClient:
         except Exception as error:
             failure = self.translate(error, redactor)
             if path:  # the block calls no other
-                api_errors.name_address(failure, str(client.base_url).rstrip("/"), path)
+                api_errors.explain_wrong_address(failure, str(client.base_url).rstrip("/"), path)
             raise failure from None
 
     async def _connect(
@@ -328,9 +348,13 @@ class ApiClient:
             failure.snapshot = failure.snapshot or rate_limits.read_snapshot(
                 response.headers, at=self.clock.now(), clean=redactor.clean
             )
-        # The SDK's frames hold the key, which debuggers and verbose tracebacks would show.
+        # The SDK's frames and requests hold the key, which debuggers and verbose tracebacks would
+        # show: its exceptions stay reachable as the context of ours.
         for each in api_errors.exception_chain(error):
             traceback.clear_frames(each.__traceback__)
+            sent = getattr(each, "_request", None) or vars(each).get("request")  # httpx2, SDK
+            if headers_sent := getattr(sent, "headers", None):
+                headers_sent.clear()
         return failure
 
     async def _send(
@@ -350,7 +374,9 @@ class ApiClient:
             named: Any = {name: body.pop(name) for name in required if name in body}
             resource: Any = client.chat.completions if is_chat else client.responses
             create = resource.with_streaming_response.create
-            reader = ChatReader() if is_chat else ResponsesReader(durable=prepared.durable)
+            # The answers of Chat Completions do not list the calls of paid tools.
+            calls = paid_tools(prepared.request, prepared.model) if is_chat else ()
+            reader = ChatReader(calls) if is_chat else ResponsesReader(durable=prepared.durable)
             try:
                 # Without streaming, the headers come when the answer is complete.
                 factor = WHOLE_BODY_FACTOR if prepared.is_unstreamed else FIRST_TEXT_FACTOR
@@ -377,7 +403,7 @@ class ApiClient:
                     raise connections.factory_error(error) from None
                 raise
 
-    def _started(
+    def _start_event(
         self, response: AsyncAPIResponse[Any], redactor: Redactor, *, api: str, model: str | None
     ) -> ResponseStarted:
         headers = dict(response.headers.items())  # a lookup in httpx2's headers is linear
@@ -390,6 +416,17 @@ class ApiClient:
             simulated=self.is_simulated(headers, str(response.url)),
             request_id=shorten(request_id, 100) or None,
         )
+
+
+def _improve_advice(failure: NbcodexError, prepared: PreparedRequest) -> None:
+    """Replace the advice of a refusal whose cause the request shows."""
+    is_refusal = isinstance(failure, RequestError | ModelError)
+    if is_refusal and IMAGE_TOOL in paid_tools(prepared.request, None):
+        failure.advice = NO_IMAGES_ADVICE
+    elif is_refusal and prepared.request.turns and REASONING_NEEDED.search(failure.message):
+        failure.advice = LONG_CONVERSATION_ADVICE
+    else:
+        api_errors.explain_wrong_address(failure, prepared.endpoint.base_url, PATHS[prepared.api])
 
 
 def _valid_model(model: str) -> str:

@@ -71,7 +71,7 @@ class AnswerFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ErrorInfo:
-    """An error as the server describes it, safe to show; members that it has not are empty."""
+    """An error as the server describes it, safe to show; what it does not state is empty."""
 
     status: int | None = None  # of HTTP, or the provider's as a gateway states it
     code: str = ""
@@ -79,17 +79,17 @@ class ErrorInfo:
     message: str = ""
     param: str = ""
     limit: Limit | None = None  # from structured details
-    wait: float | None = None
-    is_google: bool = False
+    wait: float | None = None  # seconds
+    is_google: bool = False  # whether the shape is that of Google's errors
     headers: Headers = field(default_factory=dict)  # of the provider behind a gateway
 
     @property
     def codes(self) -> set[str]:
-        """Code and type, as they are compared."""
+        """Code and type in lower case, as `dialects` lists them."""
         return {self.code.lower(), self.kind.lower()}
 
     def sentence(self, words: str) -> str:
-        """Return our words, then the server's."""
+        """Return `words`, the status and what the server states, as one line."""
         status = f" (HTTP {self.status})" if self.status is not None else ""
         stated = self.message or self.code or self.kind
         if self.param and self.param not in stated:
@@ -185,7 +185,7 @@ def is_api_exception(error: Exception) -> bool:
     return isinstance(error, ours | openai.OpenAIError | httpx2.HTTPError | OSError | ValueError)
 
 
-def name_address(error: NbcodexError, base_url: str, path: str) -> None:
+def explain_wrong_address(error: NbcodexError, base_url: str, path: str) -> None:
     """Name the address in an error about a wrong one, and advise one that is probably right."""
     if error.advice != _ADDRESS_ADVICE:
         return
@@ -202,7 +202,7 @@ def failed_generation(error: Exception) -> str | None:
     payload = (
         error.payload if isinstance(error, AnswerFailedError) else getattr(error, "body", None)
     )
-    details = _error_part(payload)
+    details = _error_object(payload)
     if isinstance(details, str) or details.get("code") != "json_validate_failed":
         return None
     generation = details.get("failed_generation")
@@ -236,45 +236,46 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
             payload = json.loads(payload)
     if isinstance(payload, list) and payload:  # Gemini
         payload = payload[0]
-    details = payload if isinstance(payload, str) else _error_part(payload)
+    details = payload if isinstance(payload, str) else _error_object(payload)
     if isinstance(details, str):
-        message = _line(details, clean)
+        message = _one_line(details, clean)
         if details.lstrip("\ufeff \t\r\n").startswith("<"):
             message = "it sent a web page instead of an answer"
         return ErrorInfo(status=status, message=message)
-    code = _line(_first(details, "code", "error_code", "status_code"), clean)[:100]
-    kind = _line(_first(details, "type", "error_type", "status"), clean)[:100]
+    code = _one_line(_first_value(details, "code", "error_code", "status_code"), clean)[:100]
+    kind = _one_line(_first_value(details, "type", "error_type", "status"), clean)[:100]
     # Gateways write the upstream status into `code` (OpenRouter: a number, Azure: a string).
     as_status = int(code) if len(code) == 3 and code.isascii() and code.isdigit() else None
     limit, wait = rate_limits.limit_in_google_details(details.get("details"))
+    # Hugging Face states when a model will be loaded, ChatGPT's plans when their usage limit ends.
+    seconds = _first_value(details, "estimated_time", "resets_in_seconds")
     info = ErrorInfo(
         status=as_status if status is None else status,
         code=code,
         kind=kind,
-        message=_line(_first(details, *_MESSAGE_MEMBERS), clean),
-        param=_line(details.get("param"), clean)[:100],
+        message=_one_line(_first_value(details, *_MESSAGE_MEMBERS), clean),
+        # LiteLLM writes "None" for a parameter that it does not know.
+        param=_one_line(details.get("param"), clean)[:100].removeprefix("None"),
         limit=limit,
-        # Hugging Face states in seconds when a model will be loaded.
-        wait=wait
-        or rate_limits.clamp_wait(rate_limits.parse_number(str(details.get("estimated_time")))),
+        wait=wait or rate_limits.clamp_wait(rate_limits.parse_number(str(seconds))),
         is_google=kind.isupper() and isinstance(details.get("details"), list),
     )
     metadata = details.get("metadata")
-    return _behind_gateway(info, metadata, clean) if isinstance(metadata, dict) else info
+    return _with_provider(info, metadata, clean) if isinstance(metadata, dict) else info
 
 
-def _behind_gateway(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText) -> ErrorInfo:
+def _with_provider(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText) -> ErrorInfo:
     """Return OpenRouter's error with the details of the provider behind it."""
     # ``headers`` are those of OpenRouter's own limits (openclaude #936), ``raw`` is the provider's
     # body, as text or as JSON in text (cline #813).
     headers = metadata.get("headers")
     if isinstance(headers, dict):
-        lower = {str(n).lower(): _line(v, clean) for n, v in list(headers.items())[:50]}
+        lower = {str(n).lower(): _one_line(v, clean) for n, v in list(headers.items())[:50]}
         info = replace(info, headers=lower)
     if not metadata.get("raw"):
         return info
     inner = _describe(metadata["raw"], clean)
-    provider = _line(metadata.get("provider_name"), clean)[:60]
+    provider = _one_line(metadata.get("provider_name"), clean)[:60]
     is_temporary = (
         inner.status == 429
         or any(phrase in inner.message.lower() for phrase in dialects.TEMPORARY_PHRASES)
@@ -290,21 +291,21 @@ def _behind_gateway(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText)
     )
 
 
-def _first(details: Mapping[str, Any], *names: str) -> object:
+def _first_value(details: Mapping[str, Any], *names: str) -> object:
     return next((details[name] for name in names if details.get(name)), None)
 
 
-def _error_part(payload: object) -> Mapping[str, Any] | str:
+def _error_object(payload: object) -> Mapping[str, Any] | str:
     """Return the part that describes the error: the payload, its error or its response's error."""
     for _ in range(3):
         if not isinstance(payload, dict):
             break
-        inner = _first(payload, "error", "response", "base_resp")  # MiniMax: base_resp
+        inner = _first_value(payload, "error", "response", "base_resp")  # MiniMax: base_resp
         if isinstance(inner, list) and inner:
             inner = inner[0]
         if not isinstance(inner, dict | str) or not inner:
             return payload
-        if isinstance(inner, str) and _first(payload, "message", "detail"):
+        if isinstance(inner, str) and _first_value(payload, "message", "detail"):
             return payload  # the HTTP library's name of the status (FastAPI, Spring)
         if isinstance(inner, str):
             return {**payload, "message": inner}  # TGI and xAI: the code is not in `error`
@@ -312,10 +313,10 @@ def _error_part(payload: object) -> Mapping[str, Any] | str:
     return payload if isinstance(payload, dict | str) else {}
 
 
-def _line(value: object, clean: CleanText) -> str:
+def _one_line(value: object, clean: CleanText) -> str:
     """Return a value of any type on one line, cut before anything expensive is done."""
     if isinstance(value, dict):  # Mistral: {"detail": [...]}
-        value = _first(value, "detail", "message", "msg")
+        value = _first_value(value, "detail", "message", "msg")
     if value is None or isinstance(value, dict | bool):
         return ""
     if isinstance(value, list):  # validation errors of FastAPI and pydantic (vLLM, Mistral)
@@ -348,6 +349,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
         or rate_limits.wait_in_message(info.message, wall=wall)
     )
     is_refusal = status == 429 or bool(codes & dialects.LIMIT_CODES)
+    is_refusal |= any(code.startswith(dialects.LIMIT_CODE_PREFIXES) for code in codes)
     is_refusal |= status is None and any(p in lower for p in dialects.LIMIT_PHRASES)
     # Gemini's per-minute limits are also "exceeded your current quota": a stated wait or limit
     # shows that waiting helps.
@@ -367,13 +369,14 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
             advice="Choose another model (`%codex models`), or a plan that includes this one.",
         )
     if codes & dialects.MODEL_CODES or any(p in lower for p in dialects.MODEL_PHRASES):
-        return _error(ModelError, info, "The server does not have this model")
+        return _new_error(ModelError, info, "The server does not have this model")
     if dialects.GROWTH_CODE in codes:
         return _limit_error(info, Limit(resource="traffic growth"), wait, headers, wall)
     # Before limits: overload also arrives as 429, and closes no limit of this account.
     is_overload = is_refusal and any(p in lower for p in dialects.OVERLOADED_PHRASES)
-    if codes & dialects.OVERLOADED_CODES or status in {498, 503, 529} or is_overload:
-        return _error(OverloadedError, info, "The server is overloaded", wait=wait)
+    is_overload |= any(word in code for code in codes for word in dialects.OVERLOADED_WORDS)
+    if status in {498, 503, 529} or is_overload:
+        return _new_error(OverloadedError, info, "The server is overloaded", wait=wait)
     if is_refusal:
         return _limit_error(info, limit, wait, headers, wall)
     return _classify_status(info, status, wait)
@@ -383,18 +386,18 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
     """Decide which error it is if it is not about limits, credit or size."""
     codes, lower = info.codes, info.message.lower()
     if status in {401, 403, 407} or codes & dialects.CREDENTIALS_CODES:
-        return _error(CredentialsError, info, "The server does not accept the key")
+        return _new_error(CredentialsError, info, "The server does not accept the key")
     is_no_call = any(phrase in lower for phrase in dialects.NO_SUCH_CALL_PHRASES)
     # If the message does not name the model, a 404 usually means a wrong base URL.
     if is_no_call or (status in {404, 405} and "model" not in lower and not info.code):
-        error = _error(ModelError, info, "The server does not have this address")
+        error = _new_error(ModelError, info, "The server does not have this address")
         error.advice = _ADDRESS_ADVICE
         return error
     if status == 404:
-        return _error(ModelError, info, "The server does not have this model or address")
+        return _new_error(ModelError, info, "The server does not have this model or address")
     # The SDK retries 408 and 409, too; 425 is "Too Early" (RFC 8470).
     if status in {408, 409, 425}:
-        return _error(ServerError, info, "The server asks to try again", wait=wait)
+        return _new_error(ServerError, info, "The server asks to try again", wait=wait)
     is_rejected = (
         400 <= status < 500
         if status is not None
@@ -406,14 +409,14 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
         )
     )
     if is_rejected:
-        return _error(RequestError, info, "The server rejects the request")
-    failure = _error(ServerError, info, "The server failed", wait=wait)
+        return _new_error(RequestError, info, "The server rejects the request")
+    failure = _new_error(ServerError, info, "The server failed", wait=wait)
     # After 502 to 504 of a gateway that gave up, the server may still have made a paid answer.
     failure.is_unbilled = status in {500, 501}
     return failure
 
 
-def _error(kind: type[Any], info: ErrorInfo, words: str, **details: Any) -> NbcodexError:
+def _new_error(kind: type[Any], info: ErrorInfo, words: str, **details: Any) -> NbcodexError:
     error: NbcodexError = kind(info.sentence(words), advice=_ADVICE[kind], **details)
     return error
 
@@ -463,7 +466,7 @@ def _quota_error(info: ErrorInfo, wall: float) -> NbcodexError:
     """Return the error of billing: credit, or a spend limit, which resets each month."""
     code = next((code for code in info.codes if code in dialects.QUOTA_TEXTS), None)
     if code is None:
-        return _error(QuotaError, info, "The account has no credit left")
+        return _new_error(QuotaError, info, "The account has no credit left")
     words, advice = dialects.QUOTA_TEXTS[code]
     today = datetime.fromtimestamp(wall, UTC)
     year, month = divmod(today.year * 12 + today.month, 12)

@@ -191,20 +191,20 @@ class BatchClient:
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     # `splitlines` would not do: JSON may contain every line separator but a newline.
-    rest = bytearray()
+    unfinished = bytearray()
     try:
         async for chunk in chunks:
             *complete, last = chunk.split(b"\n")
-            for part in complete:
-                yield bytes(rest + part)
-                rest.clear()
-            rest += last
-            if len(rest) > _MAX_LINE_BYTES:
+            for line in complete:
+                yield bytes(unfinished + line)
+                unfinished.clear()
+            unfinished += last
+            if len(unfinished) > _MAX_LINE_BYTES:
                 raise ServerError("The server sent a line without an end.")
     finally:
         await close_body(chunks)
-    if rest:
-        yield bytes(rest)
+    if unfinished:
+        yield bytes(unfinished)
 
 
 def _read_batch(payload: dict[str, Any], redactor: Redactor) -> Batch:

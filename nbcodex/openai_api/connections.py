@@ -11,11 +11,12 @@ import contextlib
 import inspect
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import ConfigurationError, ServerError, shorten
-from nbcodex.openai_api.endpoints import Endpoint, Kind, fingerprint
+from nbcodex.openai_api.endpoints import Endpoint, ServerKind, fingerprint
 from nbcodex.openai_api.pricing import provider_of
 
 if TYPE_CHECKING:
@@ -34,9 +35,10 @@ MAX_IDLE_CONNECTIONS = 10
 MAX_ERROR_BODY_BYTES = 65_536
 MAX_JSON_BODY_BYTES = 4 * 1024 * 1024  # a list of a hundred batches has some 100 kB
 
-_MAX_CLIENTS = 64  # Entra ID tokens, which are renewed every hour, make a client each
-_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-_ENVIRONMENT = (*_VARIABLES, *(v.upper() for v in _VARIABLES), "SSL_CERT_FILE", "SSL_CERT_DIR")
+_MAX_CLIENTS = 64  # each Entra ID token, valid for an hour, has a client of its own
+_PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+# The environment variables that a pool of connections obeys.
+_POOL_VARIABLES = (*_PROXY_NAMES, *map(str.upper, _PROXY_NAMES), "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 class Connections:
@@ -45,21 +47,16 @@ class Connections:
     def __init__(self, *, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self._transport = transport
         self._pools: dict[tuple[str | None, ...], httpx2.AsyncClient] = {}
-        self._clients: dict[tuple[Endpoint, httpx2.AsyncClient], AsyncOpenAI] = {}
+        self._cached_client = lru_cache(_MAX_CLIENTS)(_make_client)
         self._custom_clients: dict[Any, AsyncOpenAI] = {}
 
     def client(self, endpoint: Endpoint) -> AsyncOpenAI:
         """Return the client for an endpoint, or raise a ConfigurationError on a bad environment."""
         # Requests in progress keep the pool of the environment in which they began.
-        environment = tuple(os.environ.get(v) for v in _ENVIRONMENT)
+        environment = tuple(os.environ.get(v) for v in _POOL_VARIABLES)
         if environment not in self._pools:
             self._pools[environment] = _open_pool(self._transport)
-        name = (endpoint, self._pools[environment])
-        if name not in self._clients:
-            if len(self._clients) >= _MAX_CLIENTS:
-                self._clients.pop(next(iter(self._clients)))
-            self._clients[name] = _make_client(endpoint, self._pools[environment])
-        return self._clients[name]
+        return self._cached_client(endpoint, self._pools[environment])
 
     async def custom_client(self, factory: Callable[[], Any]) -> AsyncOpenAI:
         """Return the client that a user's factory makes, made once."""
@@ -68,7 +65,7 @@ class Connections:
                 made = await factory()
             except Exception as error:
                 raise factory_error(error) from None
-            self._adopt(factory, made)
+            self._keep_client(factory, made)
         return self._custom_clients[factory]
 
     def made_client(self, factory: Callable[[], Any]) -> AsyncOpenAI | None:
@@ -83,7 +80,7 @@ class Connections:
                 # again.
                 made.close()
             if not inspect.isawaitable(made):
-                self._adopt(factory, made)
+                self._keep_client(factory, made)
         return self._custom_clients.get(factory)
 
     def custom_endpoint(self, factory: Callable[[], Any]) -> tuple[Endpoint, list[str]]:
@@ -91,18 +88,19 @@ class Connections:
         import openai
 
         # The account is named by the factory, so that it is known before the client is made.
-        scope = fingerprint(f"client {id(factory)}")
+        account = fingerprint(f"client {id(factory)}")
         client = self.made_client(factory)
         if client is None:
-            return Endpoint(kind="compatible", base_url="", host="", scope=scope), []
+            return Endpoint(kind="compatible", base_url="", host="", account=account), []
         base_url = str(client.base_url).rstrip("/")
-        kind: Kind = provider_of(base_url) or "compatible"
+        kind: ServerKind = provider_of(base_url) or "compatible"
         if isinstance(client, openai.AsyncAzureOpenAI):
             kind = "azure"
         host = client.base_url.netloc.decode("ascii", "replace").rpartition("@")[2]
-        return Endpoint(kind=kind, base_url=base_url, host=host, scope=scope), secrets_of(client)
+        endpoint = Endpoint(kind=kind, base_url=base_url, host=host, account=account)
+        return endpoint, secrets_of(client)
 
-    def _adopt(self, factory: Callable[[], Any], made: object) -> None:
+    def _keep_client(self, factory: Callable[[], Any], made: object) -> None:
         import openai
 
         if not isinstance(made, openai.AsyncOpenAI):
@@ -112,15 +110,16 @@ class Connections:
                 advice="Let it return openai.AsyncOpenAI(…) or openai.AsyncAzureOpenAI(…).",
             )
         hooks = made._client.event_hooks["response"]
-        if _bound_body not in hooks:
-            hooks.append(_bound_body)
+        if _read_bounded_body not in hooks:
+            hooks.append(_read_bounded_body)
         self._custom_clients[factory] = made.with_options(max_retries=0)
 
     async def close(self) -> None:
         """Close every connection, except those of custom clients, which belong to the user."""
         pools = list(self._pools.values())
-        for made in (self._pools, self._clients, self._custom_clients):
-            made.clear()
+        self._pools.clear()
+        self._custom_clients.clear()
+        self._cached_client.cache_clear()
         for pool in pools:
             await pool.aclose()
 
@@ -155,7 +154,7 @@ def _open_pool(transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClien
             ),
             # The key for a server on this machine must not go through the proxy.
             mounts={f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")},
-            event_hooks={"response": [_bound_body]},
+            event_hooks={"response": [_read_bounded_body]},
         )
     except (ValueError, TypeError, ImportError, OSError, httpx2.InvalidURL) as error:
         raise ConfigurationError(
@@ -188,7 +187,7 @@ def _make_client(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:
     return client
 
 
-async def _bound_body(response: httpx2.Response) -> None:
+async def _read_bounded_body(response: httpx2.Response) -> None:
     """Read a body that the SDK would read whole, up to a bound on what it decodes to."""
     path = response.request.url.path.rstrip("/")
     is_error = response.status_code >= 300

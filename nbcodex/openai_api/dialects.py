@@ -63,32 +63,20 @@ MODEL_CODES = {
     "model_not_available",
     "unknown_model",
 }
-MODEL_PHRASES = ("no available channel", "无可用渠道")  # relays (one-api #2340, new-api #6310)
+# Relays (one-api #2340, new-api #6310), and LiteLLM.
+MODEL_PHRASES = ("no available channel", "无可用渠道", "invalid model name")
 # OpenAI, with HTTP 429 or 503: the traffic of this account grows too fast.
 GROWTH_CODE = "slow_down"
 # GLM: too many requests at once.
 PARALLEL_CODE = "1302"
-OVERLOADED_CODES = {
-    "server_is_overloaded",
-    "overloaded",
-    "overloaded_error",  # Anthropic, with HTTP 529
-    "engine_overloaded",
-    "engine_overloaded_error",  # Moonshot, with HTTP 429
-    "capacity_exceeded",  # Groq's flex tier, with HTTP 498
-    "unavailable",  # Google's `status`
-    "service_unavailable",
-    "service_unavailable_error",
-}
+# Parts of codes: ``server_is_overloaded``, Anthropic's ``overloaded_error`` (HTTP 529), Moonshot's
+# ``engine_overloaded_error`` (429), ``service_unavailable`` and Google's ``UNAVAILABLE``, and
+# ``capacity_exceeded`` of Groq's flex tier (498).
+OVERLOADED_WORDS = ("overloaded", "unavailable", "capacity_exceeded")
 OVERLOADED_PHRASES = ("no capacity available", "currently overloaded")  # HTTP 429: Google, Kimi
 LIMIT_PHRASES = ("request limit reached", "rate limit reached")  # HTTP 200: Baidu
 LIMIT_CODES = {
-    "rate_limit_exceeded",
-    "rate_limit_error",  # Anthropic
-    "rate_limit_reached",
-    "ratelimitreached",
     "resource_exhausted",  # Google's `status`
-    "too_many_requests",
-    "toomanyrequests",
     "1002",  # MiniMax
     PARALLEL_CODE,
     "1303",  # GLM: too many requests per minute; 1305: in all
@@ -97,7 +85,10 @@ LIMIT_CODES = {
     "336502",
     "tokens",  # OpenAI's `type` names the resource
     "requests",
+    "usage_limit_reached",  # ChatGPT's plans
 }
+# Such as ``rate_limit_exceeded``, and Anthropic's ``rate_limit_error``.
+LIMIT_CODE_PREFIXES = ("rate_limit", "ratelimit", "too_many_requests", "toomanyrequests")
 CREDENTIALS_CODES = {
     "invalid_api_key",
     "authentication_error",
@@ -106,13 +97,11 @@ CREDENTIALS_CODES = {
     "unauthenticated",  # Google's `status`
 }
 REQUEST_CODES = {
-    "invalid_request_error",
-    "invalid_prompt",
     "content_filter",
     "bad_request",
-    "invalid_argument",  # Google's `status`
     "extra_forbidden",  # pydantic (Mistral, vLLM)
 }
+# Such as ``invalid_request_error``, and Google's ``invalid_argument``.
 REQUEST_CODE_PREFIXES = ("invalid_", "unsupported_", "image_", "empty_image", "missing_")
 REQUEST_CODE_SUFFIXES = ("_policy", "policy_violation")
 
@@ -149,7 +138,6 @@ TOO_LARGE_PHRASES = (
 # ("is not supported"), pydantic servers ("Extra inputs are not permitted", "extra_forbidden").
 UNSUPPORTED_PHRASES = (
     "unsupported",
-    "not supported",
     "not support",
     "unrecognized",
     "unknown",

@@ -20,7 +20,7 @@ from nbcodex.openai_api.answers import effective_secrets
 from nbcodex.openai_api.pricing import is_local_server, is_loopback, provider_of
 from nbcodex.settings import OPENAI_BASE_URL, Secret, Settings
 
-Kind = Literal["openai", "azure", "compatible"]
+ServerKind = Literal["openai", "azure", "compatible"]
 
 NO_KEY = Secret("none")  # sent to a host whose entry in Codex.keys is empty: it needs none
 
@@ -38,13 +38,13 @@ _CALL_PATHS = ("/responses", "/chat/completions", "/completions", "/models")
 class Endpoint:
     """A server, and the account that requests to it use."""
 
-    kind: Kind  # whose server it is
+    kind: ServerKind  # whose server it is
     # Without a slash at the end; on a classic Azure endpoint, the part before ``/openai``.
     base_url: str
     host: str  # name, and the port unless it is the scheme's default
     # The account that has the limits: organization and project, else a salted hash of the key;
     # empty on Azure, where the resource has them.
-    scope: str = ""
+    account: str = ""
     key: Secret | None = None  # None on a custom client, which has its own
     entra: bool = False  # whether the key is an Entra ID token
     api_version: str | None = None  # only on a classic Azure endpoint
@@ -156,7 +156,7 @@ def _azure_endpoint(settings: Settings) -> Endpoint:
     return Endpoint(
         kind="azure",
         base_url=resource if version else f"{resource}/openai/v1",
-        host=_host_of(url),
+        host=_host_and_port(url),
         key=key or None,
         entra=bool(key) and not own_key and not settings.azure_key,
         api_version=version,
@@ -164,18 +164,18 @@ def _azure_endpoint(settings: Settings) -> Endpoint:
 
 
 def _endpoint_at(url: SplitResult, key: Secret | None, settings: Settings) -> Endpoint:
-    kind: Kind = provider_of(_without_slash(url)) or "compatible"
+    kind: ServerKind = provider_of(_without_slash(url)) or "compatible"
     # Other servers have no use for OpenAI's account names, and must not learn them.
     organization = settings.organization if kind == "openai" else None
     project = settings.project if kind == "openai" else None
-    scope = "/".join(s for s in (organization, project) if s)
-    if not scope and key and kind != "azure":
-        scope = fingerprint(key.reveal())
+    account = "/".join(s for s in (organization, project) if s)
+    if not account and key and kind != "azure":
+        account = fingerprint(key.reveal())
     return Endpoint(
         kind=kind,
         base_url=_without_slash(url),
-        host=_host_of(url),
-        scope=scope,
+        host=_host_and_port(url),
+        account=account,
         key=key,
         organization=organization,
         project=project,
@@ -184,9 +184,9 @@ def _endpoint_at(url: SplitResult, key: Secret | None, settings: Settings) -> En
 
 def bucket_id(endpoint: Endpoint, model: str, *, salt: bytes) -> str:
     """Return an id of the limits of a model and account, equal wherever the salt is equal."""
-    key, account = endpoint.key, endpoint.scope
+    key, account = endpoint.key, endpoint.account
     if key and account == fingerprint(key.reveal()):
-        # The hash in `scope` uses the salt of this process; other kernels share only `salt`.
+        # The hash in `account` uses the salt of this process; other kernels share only `salt`.
         account = fingerprint(key.reveal(), salt)
     return fingerprint(f"{endpoint.base_url} {account} {model}", salt)
 
@@ -198,7 +198,7 @@ def fingerprint(secret: str, salt: bytes = _PROCESS_SALT) -> str:
 
 def key_for_host(settings: Settings, url: SplitResult) -> Secret | None:
     """Return the key that `Codex.keys` has for a URL's host."""
-    host = _bare_host(url)
+    host = _host_name(url)
     port = url.port or _DEFAULT_PORTS[url.scheme]
     names = [f"{host}:{port}", f"{host}:*"]
     if port == _DEFAULT_PORTS[url.scheme]:
@@ -215,7 +215,7 @@ def key_for_host(settings: Settings, url: SplitResult) -> Secret | None:
 
 def _name_in_keys(url: SplitResult) -> str:
     """Return how `Codex.keys` names the host of a URL."""
-    return _host_of(url) if _is_secure(url) else _origin(url)
+    return _host_and_port(url) if _is_secure(url) else _origin(url)
 
 
 def _missing_key(endpoint: Endpoint, settings: Settings, *, is_configured: bool) -> MissingKeyError:
@@ -277,15 +277,15 @@ def _without_slash(url: SplitResult) -> str:
 
 
 def _origin(url: SplitResult) -> str:
-    return f"{url.scheme}://{_host_of(url)}"
+    return f"{url.scheme}://{_host_and_port(url)}"
 
 
-def _host_of(url: SplitResult) -> str:
-    name = _bare_host(url)
+def _host_and_port(url: SplitResult) -> str:
+    name = _host_name(url)
     return name if url.port in {None, _DEFAULT_PORTS[url.scheme]} else f"{name}:{url.port}"
 
 
-def _bare_host(url: SplitResult) -> str:
+def _host_name(url: SplitResult) -> str:
     name = (url.hostname or "").lower()
     return f"[{name}]" if ":" in name else name
 
@@ -300,12 +300,14 @@ def check_texts(request: Request, secrets: Iterable[str]) -> None:
         ("conversation", text) for turn in request.turns for text in (turn.prompt, turn.answer)
     ]
     try:
-        texts.append(("params", _encode(dict(request.params))))
+        params = json.dumps(dict(request.params), ensure_ascii=False, allow_nan=False)
+        texts.append(("params", params))
         schema = dict(request.schema.definition) if request.schema else {}
         texts.append(("schema", _encode(schema)))
     except (TypeError, ValueError, RecursionError):
         raise ConfigurationError(
-            "The params, or the schema, are not valid JSON, or are nested too deeply."
+            "The params, or the schema, are not valid JSON, or are nested too deeply.",
+            advice="Use strings, numbers, true, false, null, lists and objects.",
         ) from None
     plain = effective_secrets(secrets)
     # JSON escapes a quote or a backslash in a secret.

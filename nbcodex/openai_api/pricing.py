@@ -11,13 +11,20 @@ import ipaddress
 import json
 import re
 import threading
+from collections.abc import Iterable, Mapping
 from functools import cache, partial
 from typing import Literal
 from urllib.parse import urlsplit
 
 from nbcodex.models import Rates, Request, Turn, Usage
 
-_RATE_TOKENS = 1_000  # the price of one token is derived from theirs
+_RATE_TOKENS = 1_000  # the price of one token is the price of these, divided
+
+# Tools that OpenAI runs and charges for besides tokens (its price list), by the beginning of their
+# `type`, such as ``web_search_preview`` and ``web_search_call``. genai-prices knows the price of a
+# call of the first two, under these names.
+_TOOL_UNITS = {"web_search": "web_searches", "file_search": "storage_searches"}
+_PAID_TOOLS = (*_TOOL_UNITS, "code_interpreter", "image_generation", "computer", "shell")
 
 _OPENAI_HOST = "api.openai.com"  # and regional ones such as eu.api.openai.com
 _AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
@@ -78,6 +85,23 @@ def requested_tier(request: Request) -> str | None:
     """Return the service tier that a request names, by whose price its cost is estimated."""
     tier = request.params.get("service_tier")
     return tier if isinstance(tier, str) else None
+
+
+def paid_tool(kind: object) -> str | None:
+    """Return the name of the paid tool that a `type` of a request or an answer belongs to."""
+    return next((name for name in _PAID_TOOLS if str(kind).startswith(name)), None)
+
+
+def paid_tools(request: Request, model: str | None) -> tuple[str, ...]:
+    """Return the paid tools that a request allows its model to call, each once."""
+    tools = request.params.get("tools")
+    listed = tools if isinstance(tools, list | tuple) else ()
+    given = [tool.get("type") for tool in listed if isinstance(tool, Mapping)]
+    # Chat Completions has models with ``-search-`` in their name, which search before each answer
+    # (OpenAI's guide "Web search").
+    if "web_search_options" in request.params or "-search-" in (model or ""):
+        given.append("web_search")
+    return tuple(dict.fromkeys(filter(None, map(paid_tool, given))))
 
 
 def load_prices() -> None:
@@ -153,10 +177,32 @@ def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
         price = genai_prices.calc_price(tokens, model, provider_id=provider, price_context=tier)
         has_tier = any(tier == variant.when for variant in price.model.price_variants or ())
         factor = _BATCH_PRICE_FACTOR if is_batch and not has_tier else 1.0
-        return float(price.total_price) * factor or None
+        calls = [_call_price(tool, model, provider) for tool in usage.hosted_tool_calls]
+        return float(price.total_price) * factor + sum(filter(None, calls)) or None
     except Exception:
         # An unknown model, implausible figures or a broken table must not cost an answer.
         return None
+
+
+def unpriced_tools(tools: Iterable[str], model: str | None, base_url: str) -> tuple[str, ...]:
+    """Return those of some paid tools whose calls `cost` cannot count, sorted."""
+    provider = provider_of(base_url)
+    # Another provider's own figure includes its tools.
+    missing = [tool for tool in set(tools) if provider and not _call_price(tool, model, provider)]
+    return tuple(sorted(missing))
+
+
+@cache
+def _call_price(tool: str, model: str | None, provider: str) -> float | None:
+    """Return US dollars for one call of a tool, or None where the tables have no price."""
+    try:
+        import genai_prices
+
+        call = genai_prices.Usage(**{_TOOL_UNITS[tool]: 1})
+        price = genai_prices.calc_price(call, model or "", provider_id=provider)
+    except Exception:
+        return None
+    return float(price.total_price) or None
 
 
 def estimate_text_tokens(text: str) -> int:
@@ -171,7 +217,9 @@ def estimate_text_tokens(text: str) -> int:
 
 def estimate_turn_tokens(turn: Turn) -> int:
     """Return about how many input tokens an earlier turn has, with its pictures and reasoning."""
-    carried = sum(estimate_text_tokens(json.dumps(dict(i), default=str)) for i in turn.carried)
+    # The reasoning of Chat Completions is sent only to a server that demands it.
+    items = [dict(item) for item in turn.carried if "reasoning_content" not in item]
+    carried = sum(estimate_text_tokens(json.dumps(item, default=str)) for item in items)
     texts = estimate_text_tokens(turn.prompt) + estimate_text_tokens(turn.answer)
     return texts + 2 * MESSAGE_TOKENS + carried + IMAGE_TOKENS * len(turn.images)
 

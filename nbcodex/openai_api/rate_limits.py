@@ -48,11 +48,13 @@ _MODEL = re.compile(
     r"(?:model )?[`'\"]?([\w./:-]{1,100})",
     re.IGNORECASE,
 )
+# "tokens per min", "API calls / minute", "tokens. Limit: 150000.000000 / min".
 _PER_WINDOW = re.compile(
     r"(tokens?|requests?|calls?|queries|models?)"
     r"(?:[ -]per[ -]| / |\. limit: [\d.]{1,20} / )(?:1 )?(second|sec|minute|min|hour|day|week)\b",
     re.IGNORECASE,
 )
+# "daily request limit", "hourly usage limit".
 _PERIOD = re.compile(r"\b(hourly|daily|weekly) (?:\w{1,20} ){0,2}limit", re.IGNORECASE)
 # Anthropic: "rate limit for your organization of 20,000 input tokens per minute", Together: "rate
 # limit for this model is 9.0 queries per minute". A dot in between belongs to a name.
@@ -61,13 +63,14 @@ _RATE = re.compile(
     + _PER_WINDOW.pattern,
     re.IGNORECASE,
 )
-_ACRONYM = re.compile(r"\b([TR])P([SMHD])\b")
+_ACRONYM = re.compile(r"\b([TR])P([SMHD])\b")  # "TPM"
 _RESOURCE = re.compile(r"\b(token|request|call)s? (?:rate )?limit", re.IGNORECASE)
+# "Limit 30000", "Used: 22,999", "limited to 10", "Requested ~12903".
 _FIGURE = re.compile(
     r"\b(limit|used|current|requested)(?:ed to|):?\s{1,3}~?(\d[\d,]{0,18}(?:\.\d{1,9})?)",
     re.IGNORECASE,
 )
-# By the first letter; OpenRouter's "free-models-per-day" counts requests.
+# By the first letter of the word; OpenRouter's "free-models-per-day" counts requests.
 _RESOURCES = {"t": "tokens", **dict.fromkeys("rcqm", "requests")}
 
 # LiteLLM: "current rpm: 1, rpm limit: 15, current tpm: 12260, tpm limit: 5000" (litellm #13898) and
@@ -99,8 +102,8 @@ _LIMIT_OF = re.compile(
 # Moonshot: "request reached organization max RPM: 3".
 _MAX_LIMIT = re.compile(r"\bmax ([RT])P([SMHD]): (\d{1,12})")
 
-_COUNTED_WORD = re.compile(r"\b(\d{0,6})-?([a-z]+)\b")
-_POLICY_PART = re.compile(r"([a-z]+)=(\d{1,15})")
+_COUNTED_WORD = re.compile(r"\b(\d{0,6})-?([a-z]+)\b")  # "5-minute" in a header's name
+_POLICY_PART = re.compile(r"([a-z]+)=(\d{1,15})")  # "w=300"
 _EPOCH_S, _EPOCH_MS = 1e9, 1e12  # larger numbers are instants, not durations
 
 

@@ -12,8 +12,9 @@ from base64 import b64decode
 from typing import Any
 
 from nbcodex.models import Image, StreamPosition
-from nbcodex.openai_api import dialects
+from nbcodex.openai_api import dialects, pricing
 from nbcodex.openai_api.answers import (
+    MAX_HOSTED_TOOL_CALLS,
     RawAnswer,
     count_value,
     dict_items,
@@ -78,6 +79,12 @@ class ResponsesReader(_Reader):
         if not isinstance(payload.get("output"), list):
             raise AnswerFailedError(payload)
         self._finish(payload)
+        parts = [
+            text_value(part.get("text"))
+            for item in self.answer.reasoning
+            for part in dict_items(item, "summary") + dict_items(item, "content")
+        ]
+        self.answer.reasoning_text = "\n\n".join(filter(None, parts))
 
     def _read(self, event: dict[str, Any], name: str) -> tuple[str, str]:
         kind = event.get("type") or name
@@ -98,6 +105,7 @@ class ResponsesReader(_Reader):
             images, calls = _read_items([item])
             self.answer.images += images
             self.answer.tool_calls += calls
+            self.answer.hosted_tool_calls += _read_hosted_calls({}, [item])
         elif kind == "response.output_text.annotation.added":
             self.answer.add_sources([event.get("annotation")])
         elif kind in {"response.failed", "response.cancelled"}:
@@ -124,7 +132,7 @@ class ResponsesReader(_Reader):
         if is_error_object(response):
             raise AnswerFailedError(response)
         if status in ("failed", "cancelled"):
-            self.answer.end(status)
+            self.answer.record_ending(status)
         self._identify(response)
         answer, output = self.answer, dict_items(response, "output")
         answer.usage = read_usage(response.get("usage"), response.get("service_tier"))
@@ -135,6 +143,8 @@ class ResponsesReader(_Reader):
         # The final event repeats the whole text; the stream uses it only where no delta came.
         answer.text = text or answer.text
         answer.reasoning = [item for item in output if item.get("type") == "reasoning"]
+        hosted_tool_calls = _read_hosted_calls(response, output)
+        answer.hosted_tool_calls = hosted_tool_calls or answer.hosted_tool_calls
         images, calls = _read_items(output)
         answer.images = images or answer.images
         answer.tool_calls = calls or answer.tool_calls
@@ -143,15 +153,16 @@ class ResponsesReader(_Reader):
         answer.refused |= any(part.get("refusal") for part in parts)
         if kind == "response.incomplete" or status == "incomplete":
             reason = dict_member(response, "incomplete_details").get("reason")
-            answer.end(name_value(reason) or "incomplete")
+            answer.record_ending(name_value(reason) or "incomplete")
         self.is_complete = self.is_closed = True
 
 
 class ChatReader(_Reader):
     """Reads the chunks of Chat Completions."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosted_tool_calls: tuple[str, ...] = ()) -> None:
         super().__init__()
+        self.answer.hosted_tool_calls = hosted_tool_calls
         self._unrecognized: dict[str, Any] | None = None
         self._service_tier: object = None
 
@@ -205,7 +216,7 @@ class ChatReader(_Reader):
             raise AnswerFailedError(choice)
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason:
-            self.answer.end(reason)
+            self.answer.record_ending(reason)
             # Usage may still follow, so this completes the answer but does not close the stream.
             self.is_complete = True
         delta = choice.get(member)
@@ -226,6 +237,8 @@ class ChatReader(_Reader):
         text, reasoning = _read_content(delta.get("content"))
         reasonings = filter(None, map(delta.get, dialects.REASONING_MEMBERS))
         more, _ = _read_content(next(reasonings, None))
+        if delta.get("reasoning_content"):
+            self.answer.reasoning_content.append(more)
         # A stream joins the halves of a character that its deltas split; see `whole_characters`.
         text = text if member == "delta" else text_value(text)
         return text + refusal, text_value(reasoning + more)
@@ -249,7 +262,25 @@ def _read_items(items: list[dict[str, Any]]) -> tuple[list[Image], list[str]]:
                     images.append(image)
             case "function_call" | "custom_tool_call":
                 calls.append(name_value(item.get("name")) or "a function")
+            case "computer_call":  # of the user's computer, which nbcodex does not control
+                calls.append("computer")
     return images, calls
+
+
+def _read_hosted_calls(response: dict[str, Any], output: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Return the calls of paid tools in a response, a name for each."""
+    names = []
+    for item in output:
+        # Of web search, only searches are charged.
+        is_free = dict_member(item, "action").get("type") in ("open_page", "find_in_page")
+        if (name := pricing.paid_tool(item.get("type"))) and not is_free:
+            names.append(name)
+    # OpenAI's own count, since 2026, leaves out searches that it does not charge for.
+    web_search = dict_member(dict_member(response, "tool_usage"), "web_search")
+    if (searches := count_value(web_search, "num_requests")) is not None:
+        names = [name for name in names if name != "web_search"]
+        names += ["web_search"] * min(searches, MAX_HOSTED_TOOL_CALLS)
+    return tuple(names[:MAX_HOSTED_TOOL_CALLS])
 
 
 def _read_image(encoded: str) -> Image | None:

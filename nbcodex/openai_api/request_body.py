@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from nbcodex.errors import ConfigurationError
-from nbcodex.models import Image, Request, Schema
+from nbcodex.models import Image, Request, Schema, Turn
 from nbcodex.openai_api import dialects
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.endpoints import Endpoint
@@ -27,6 +27,9 @@ DetectedApi = Literal["responses", "chat"]
 PATHS: dict[DetectedApi, str] = {"responses": "/responses", "chat": "/chat/completions"}
 
 UNSTREAMED_NOTICE = "in one piece: the server does not stream this model to your account"
+TURNS_LEFT_OUT_NOTICE = (
+    "earlier turns left out ({count}): the server demands their reasoning; --new starts afresh"
+)
 SCHEMA_IN_PROMPT_NOTICE = (
     "the server does not accept this JSON schema: it is in the prompt, and checked here"
 )
@@ -38,32 +41,26 @@ NO_IMAGES_ADVICE = (
 # Parameters that cannot be set with -p, and what to use instead.
 _RESERVED_PARAMS = {
     name: advice
-    for names, advice in (
-        ("model", "Use -m MODEL."),
-        ("input messages prompt", "It is the prompt itself."),
-        ("instructions", "Use --system."),
-        ("max_output_tokens max_completion_tokens max_tokens", "Use --max-output."),
-        ("reasoning_effort", "Use --effort."),
-        ("store background", "The provider would store prompt and answer: use --durable for that."),
-        ("conversation", "The provider would keep the conversation: use --thread NAME instead."),
-        ("stream stream_options", "Answers are always streamed."),
-        ("n", "A request has one answer; use --map for many."),
-        (
-            "extra_headers headers default_headers",
-            "Headers cannot be set; Codex.client accepts a client that sends them.",
-        ),
-        (
-            "extra_query base_url api_base url",
-            "Set the address with --api-base or OPENAI_BASE_URL.",
-        ),
-        ("extra_body", "Write its contents directly."),
-        ("api_key", "Use `%codex login` or OPENAI_API_KEY."),
-        ("organization", "Use OPENAI_ORG_ID."),
-        ("project", "Use OPENAI_PROJECT_ID."),
-        ("timeout", "Use Codex.idle_timeout and --patience."),
-        ("max_retries", "Use --patience."),
-        ("http_client", "Use Codex.client."),
-    )
+    for names, advice in {
+        "model": "Use -m MODEL.",
+        "input messages prompt": "It is the prompt itself.",
+        "instructions": "Use --system.",
+        "max_output_tokens max_completion_tokens max_tokens": "Use --max-output.",
+        "reasoning_effort": "Use --effort.",
+        "store background": "The provider would store prompt and answer: use --durable for that.",
+        "conversation": "The provider would keep the conversation: use --thread NAME instead.",
+        "stream stream_options": "Answers are always streamed.",
+        "n": "A request has one answer; use --map for many.",
+        "extra_headers headers default_headers": "Codex.client accepts a client that sends them.",
+        "extra_query base_url api_base url": "Use --api-base or OPENAI_BASE_URL.",
+        "extra_body": "Write its contents directly.",
+        "api_key": "Use `%codex login` or OPENAI_API_KEY.",
+        "organization": "Use OPENAI_ORG_ID.",
+        "project": "Use OPENAI_PROJECT_ID.",
+        "timeout": "Use Codex.idle_timeout and --patience.",
+        "max_retries": "Use --patience.",
+        "http_client": "Use Codex.client.",
+    }.items()
     for name in names.split()
 }
 
@@ -72,10 +69,9 @@ _RESERVED_PARAMS = {
 # the reasoning of this one.
 _REASONING_MODELS = ("gpt-5", "gpt-6", "o1", "o3", "o4", "codex")
 
-# Our parameters for a schema, and the phrases that name them: after a refusal that is about one of
-# them, the schema is sent in the prompt instead.
-_SCHEMA_PARAMS = {"response_format": ("response_format",), "text": ("text.format", "'text'")}
-# How else refusals of a schema are worded: Gemini ("Unknown name \"$defs\" at
+# Our parameter for a schema. After a refusal of it, the schema is sent in the prompt instead.
+_SCHEMA_PARAM_OF: dict[DetectedApi, str] = {"responses": "text", "chat": "response_format"}
+# How such refusals are worded, apart from naming the parameter: Gemini ("Unknown name \"$defs\" at
 # 'generation_config.response_schema'"), vLLM ("… features not supported by xgrammar",
 # "guided_json"), llama.cpp ("failed to parse grammar"), Anthropic ("output_format"), Bedrock and
 # Vertex behind gateways ("additionalProperties", "structured output").
@@ -83,9 +79,10 @@ _SCHEMA_REFUSAL = re.compile(
     r"json[ _-]?schema|response[ _-]?(json[ _-]?)?schema|responseschema|structured[ _-]outputs?"
     r"|guided_(json|decoding)|x?grammar\b|output_(format|config)\b|invalid schema|schema is invalid"
     r"|\$defs\b|\$ref\b|additional_?properties|\b(oneof|anyof|allof|prefixitems|uniqueitems)\b"
+    r"|response_format|text\.format|'text'"
 )
-_SCHEMA_PARAM_OF: dict[DetectedApi, str] = {"responses": "text", "chat": "response_format"}
 _OUTPUT_PARAMS = ("max_completion_tokens", "max_tokens")
+# Parameters of ours that can be left out, or sent under another name, where they are refused.
 _OPTIONAL_PARAMS = ("stream_options", *_OUTPUT_PARAMS, "include")
 
 # How refusals to stream are worded: OpenAI's, where an organization is not verified ("must be
@@ -98,10 +95,16 @@ _NO_SYSTEM = re.compile(
     r"(supported|allowed|enabled)|only user and assistant roles|conversation roles must alternate"
 )
 _STORAGE_WORDS = ("background", "store", "retention")
+_BARE_TURNS = "turns without reasoning"  # stands among the parameters that a server refuses
+# How DeepSeek and relays ask for the reasoning of earlier answers (vellum #30878): "The
+# `reasoning_content` in the thinking mode must be passed back to the API."
+REASONING_NEEDED = re.compile(
+    r"(reasoning_content|thinking)\b.{0,60}\b(passed back|required|missing|must be)"
+)
 
-_NO_SUCH_CALL = {404, 405, 501}
-_REJECTED = {400, 422}
-_DENIED = {*_REJECTED, 403}
+_NO_SUCH_CALL_STATUSES = {404, 405, 501}
+_REJECTED_STATUSES = {400, 422}
+_DENIED_STATUSES = {*_REJECTED_STATUSES, 403}
 _MAX_ADAPTATIONS = 3  # of one request; a refused attempt costs no tokens
 
 
@@ -114,14 +117,22 @@ class PreparedRequest:
     model: str
     api: DetectedApi  # which API it is sent to
     is_probe: bool = False  # whether the server may turn out to have only the other API
-    unsupported: frozenset[str] = frozenset()  # parameters that the server does not accept
+    # What the server does not accept: parameters, ``system``, or turns without reasoning.
+    unsupported: frozenset[str] = frozenset()
     adaptations: int = 0
     durable: bool = False  # whether the server is asked to store the answer
 
     @property
     def is_unstreamed(self) -> bool:
-        """Whether the answer comes in one piece, because the server refuses to stream it."""
+        """Whether the answer is requested in one piece."""
         return "stream" in self.unsupported
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The earlier turns that are sent: those whose reasoning is known, if it is demanded."""
+        demanded = _BARE_TURNS in self.unsupported
+        turns = self.request.turns
+        return tuple(t for t in turns if _reasoning_items(t, self.api)) if demanded else turns
 
     @property
     def has_schema_in_prompt(self) -> bool:
@@ -142,7 +153,7 @@ class PreparedRequest:
             is_about_schema = self.request.schema and "json_schema" in f"{error!s:.4000}"
             if codes & dialects.WRAPPED_REQUEST_CODES or is_about_schema:
                 status = 400
-        no_such_call = status in _NO_SUCH_CALL
+        no_such_call = status in _NO_SUCH_CALL_STATUSES
         if no_such_call and str(getattr(error, "code", "")).lower() in dialects.MODEL_CODES:
             return False
         # Ollama, llama.cpp and most gateways have Chat Completions only.
@@ -151,14 +162,14 @@ class PreparedRequest:
             return True
         words = f"{getattr(error, 'param', '')} {getattr(error, 'body', '')!s:.4000}".lower()
         is_about_storage = any(word in words for word in _STORAGE_WORDS)
-        if self.durable and (no_such_call or (status in _DENIED and is_about_storage)):
+        if self.durable and (no_such_call or (status in _DENIED_STATUSES and is_about_storage)):
             self.durable = False
             return True
-        if status not in _REJECTED or self.adaptations >= _MAX_ADAPTATIONS:
+        if status not in _REJECTED_STATUSES or self.adaptations >= _MAX_ADAPTATIONS:
             return False
         self.adaptations += 1
         name = _refused_param(words, self.request, self.body)
-        if name is None:
+        if name is None or name in self.unsupported:
             return False
         self.unsupported |= {name}
         return True
@@ -206,7 +217,7 @@ class PreparedRequest:
         first = [{"role": "system", "content": system}] if system else []
         body: Body = {
             "model": self.model,
-            "messages": [*first, *_messages(request, "chat")],
+            "messages": [*first, *_messages(request, "chat", self.unsupported)],
             "stream": True,
         }
         if not self.is_unstreamed:  # without ``stream``, OpenAI refuses it
@@ -227,7 +238,7 @@ class PreparedRequest:
 
     def _place_instructions(self) -> tuple[Request, str]:
         """Return the request, and the system text that is sent beside it."""
-        request, system = self.request, self.request.system or ""
+        request, system = replace(self.request, turns=self.turns), self.request.system or ""
         if request.schema and _SCHEMA_PARAM_OF[self.api] in self.unsupported:
             definition = as_object(request.schema.definition)
             schema = json.dumps(definition, ensure_ascii=False, default=str)
@@ -252,9 +263,9 @@ class ServerCapabilities:
 
     def __init__(self) -> None:
         self.detected_apis: dict[str, DetectedApi] = {}  # by base URL
-        self._unsupported: dict[tuple[str, str, str], frozenset[str]] = {}
-        # Schemas that were refused, by the text of their definition: another one may be accepted.
-        self._refused_schemas: dict[tuple[str, str, str], set[str]] = {}
+        # By server, API and model; what concerns a schema, by the text of its definition, too:
+        # another schema may be accepted.
+        self._unsupported: dict[tuple[str, ...], frozenset[str]] = {}
         self._not_durable: set[tuple[str, str, str]] = set()
 
     def prepare(
@@ -264,16 +275,16 @@ class ServerCapabilities:
         chosen = settings.api if request.api == "auto" else request.api
         detected = self.detected_apis.get(endpoint.base_url)
         api: DetectedApi = (detected or "responses") if chosen == "auto" else chosen
-        account = endpoint.base_url, endpoint.scope, model
+        # What was learned is stored under these keys.
+        account = endpoint.base_url, endpoint.account, model
         server = endpoint.base_url, api, model
-        unsupported = self._unsupported.get(server, frozenset())
-        if _definition_text(request) in self._refused_schemas.get(server, ()):
-            unsupported |= {_SCHEMA_PARAM_OF[api]}
+        keys = server, (*server, _definition_text(request))
+        unsupported = frozenset[str]().union(*(self._unsupported.get(key, ()) for key in keys))
         # Other models and servers cannot decrypt the reasoning of this one, but could store it.
-        own = (model, endpoint.base_url)
+        recipient = (model, endpoint.base_url)
         turns = tuple(
             turn
-            if own == (turn.model or model, turn.base_url or endpoint.base_url)
+            if recipient == (turn.model or model, turn.base_url or endpoint.base_url)
             else replace(turn, carried=())
             for turn in request.turns
         )
@@ -291,7 +302,7 @@ class ServerCapabilities:
 
     def mark_not_durable(self, prepared: PreparedRequest) -> bool:
         """Remember that a server keeps no answers of a model; return whether that is new."""
-        account = prepared.endpoint.base_url, prepared.endpoint.scope, prepared.model
+        account = prepared.endpoint.base_url, prepared.endpoint.account, prepared.model
         is_new = account not in self._not_durable
         self._not_durable.add(account)
         return is_new
@@ -302,10 +313,11 @@ class ServerCapabilities:
         if prepared.is_probe:
             self.detected_apis[base_url] = prepared.api
         server = base_url, prepared.api, prepared.model
-        if unsupported := prepared.unsupported - set(_SCHEMA_PARAMS):
+        if unsupported := prepared.unsupported.difference(_SCHEMA_PARAM_OF.values()):
             self._unsupported[server] = unsupported
         if prepared.has_schema_in_prompt:
-            self._refused_schemas.setdefault(server, set()).add(_definition_text(prepared.request))
+            key = (*server, _definition_text(prepared.request))
+            self._unsupported[key] = frozenset({_SCHEMA_PARAM_OF[prepared.api]})
 
 
 def _definition_text(request: Request) -> str:
@@ -321,11 +333,13 @@ def _refused_param(words: str, request: Request, body: Body) -> str | None:
     first = (body.get("messages") or [{}])[0]
     if _NO_SYSTEM.search(words) and ("instructions" in body or first.get("role") == "system"):
         return "system"
+    if request.turns and REASONING_NEEDED.search(words):
+        return _BARE_TURNS
     if "encrypted" in words and "include" in body and "include" not in request.params:
         return "include"
-    for name, phrases in _SCHEMA_PARAMS.items():
-        about_schema = any(phrase in words for phrase in phrases) or _SCHEMA_REFUSAL.search(words)
-        if request.schema and about_schema and name in body and name not in request.params:
+    for name in _SCHEMA_PARAM_OF.values():
+        is_ours = request.schema and name in body and name not in request.params
+        if is_ours and _SCHEMA_REFUSAL.search(words):
             return name
     if not any(phrase in words for phrase in dialects.UNSUPPORTED_PHRASES):
         return None
@@ -334,20 +348,13 @@ def _refused_param(words: str, request: Request, body: Body) -> str | None:
 
 
 def check_params(params: Mapping[str, Any]) -> None:
-    """Raise a ConfigurationError for params that we set ourselves, or that are not JSON."""
+    """Raise a ConfigurationError for params that we set ourselves."""
     for name in params:
         if not isinstance(name, str) or name in _RESERVED_PARAMS:
             raise ConfigurationError(
                 f"The parameter {str(name)[:40]!r} cannot be set in the params.",
                 advice=_RESERVED_PARAMS.get(name, "Names must be strings."),
             )
-    try:
-        json.dumps(dict(params), allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        raise ConfigurationError(
-            "The params are not valid JSON.",
-            advice="Use strings, numbers, true, false, null, lists and objects.",
-        ) from None
 
 
 def image_generation_params() -> dict[str, Any]:
@@ -355,30 +362,32 @@ def image_generation_params() -> dict[str, Any]:
     return {"tools": [{"type": IMAGE_TOOL}], "tool_choice": {"type": IMAGE_TOOL}}
 
 
-def asks_for_images(params: Mapping[str, Any]) -> bool:
-    """Whether a request's params ask for pictures."""
-    tools = params.get("tools")
-    given = tools if isinstance(tools, list | tuple) else ()
-    return any(isinstance(tool, Mapping) and tool.get("type") == IMAGE_TOOL for tool in given)
+def _reasoning_items(turn: Turn, api: DetectedApi) -> list[Body]:
+    return [dict(item) for item in turn.carried if (api == "chat") == ("reasoning_content" in item)]
 
 
-def _messages(request: Request, api: DetectedApi) -> list[Body]:
+def _messages(
+    request: Request, api: DetectedApi, unsupported: frozenset[str] = frozenset()
+) -> list[Body]:
     messages: list[Body] = []
     for turn in request.turns:
-        messages.append({"role": "user", "content": _parts(turn.prompt, turn.images, api)})
+        messages.append({"role": "user", "content": _content(turn.prompt, turn.images, api)})
         answer: Body = {"role": "assistant", "content": turn.answer}
+        reasoning = _reasoning_items(turn, api)
         if api == "responses":
-            messages += [dict(item) for item in turn.carried]
+            messages += reasoning
             # OpenAI accepts a plain string too, but llama.cpp refuses an answer in any other form
             # than that of an output item (llama.cpp #26394).
             answer["type"] = "message"
             answer["content"] = [{"type": "output_text", "text": turn.answer}]
+        elif _BARE_TURNS in unsupported:
+            answer |= reasoning[0]
         messages.append(answer)
-    messages.append({"role": "user", "content": _parts(request.prompt, request.images, api)})
+    messages.append({"role": "user", "content": _content(request.prompt, request.images, api)})
     return messages
 
 
-def _parts(text: str, images: tuple[Image, ...], api: DetectedApi) -> str | list[Body]:
+def _content(text: str, images: tuple[Image, ...], api: DetectedApi) -> str | list[Body]:
     if not images:
         return text
     urls = [f"data:{i.media_type};base64,{b64encode(i.data).decode('ascii')}" for i in images]

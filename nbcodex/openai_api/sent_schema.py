@@ -13,7 +13,7 @@ from typing import Any
 
 from nbcodex.models import Schema
 
-Definition = dict[str, Any]
+JsonSchema = dict[str, Any]
 
 VALUE_FIELD = "value"  # of the object around an answer that is not an object itself
 MAX_SCHEMA_DEPTH = 60
@@ -64,59 +64,59 @@ class _NotStrictError(Exception):
     """Strict mode has no equivalent of a schema."""
 
 
-def sent_form(schema: Schema) -> tuple[Definition, bool]:
-    """Return the definition to send, and whether it is in the terms of strict mode."""
+def sent_form(schema: Schema) -> tuple[JsonSchema, bool]:
+    """Return the schema to send, and whether it is in the terms of strict mode."""
     text, is_strict = _sent_form(json.dumps(dict(schema.definition), default=str), schema.strict)
     return json.loads(text), is_strict
 
 
-def is_object(definition: Mapping[str, Any]) -> bool:
+def is_object(schema: Mapping[str, Any]) -> bool:
     """Whether a schema describes an object, as servers require of the outermost schema."""
-    kind = definition.get("type", "object" if "properties" in definition else None)
-    return kind == "object" and "$ref" not in definition
+    kind = schema.get("type", "object" if "properties" in schema else None)
+    return kind == "object" and "$ref" not in schema
 
 
-def as_object(definition: Mapping[str, Any]) -> Definition:
+def as_object(schema: Mapping[str, Any]) -> JsonSchema:
     """Return a schema of an object: the given one, or that of an object that holds its value."""
-    inner = copy.deepcopy(dict(definition))
+    inner = copy.deepcopy(dict(schema))
     if is_object(inner):
         return {"type": "object", **inner}
     for name in ("$schema", "$id"):
         inner.pop(name, None)
-    shared = {name: inner.pop(name) for name in _DEFINITIONS if name in inner}
+    definitions = {name: inner.pop(name) for name in _DEFINITIONS if name in inner}
     # The schema moves to another place of the document: references into it have to be rewritten.
-    names = shared.get("$defs", {})
+    names = definitions.get("$defs", {})
     name = next(n for n in ("Answer", "Answer_", "Answer__") if n not in names)
-    has_moved = False
-    for part in (*subschemas(inner), *subschemas(shared)):
-        ref = part.get("$ref")
+    has_references = False
+    for subschema in (*subschemas(inner), *subschemas(definitions)):
+        ref = subschema.get("$ref")
         if isinstance(ref, str) and (
             ref == "#" or (ref.startswith("#/") and ref.split("/")[1] not in _DEFINITIONS)
         ):
-            part["$ref"] = f"#/$defs/{name}{ref[1:]}"
-            has_moved = True
-    if has_moved:
-        shared["$defs"] = {**names, name: inner}
+            subschema["$ref"] = f"#/$defs/{name}{ref[1:]}"
+            has_references = True
+    if has_references:
+        definitions["$defs"] = {**names, name: inner}
         inner = {"$ref": f"#/$defs/{name}"}
     return {
         "type": "object",
         "properties": {VALUE_FIELD: inner},
         "required": [VALUE_FIELD],
         "additionalProperties": False,
-        **shared,
+        **definitions,
     }
 
 
-def subschemas(part: Any, depth: int = 0) -> Iterator[Definition]:
+def subschemas(schema: Any, depth: int = 0) -> Iterator[JsonSchema]:
     """Yield every schema within a schema, itself included; values and names are passed over."""
-    if not isinstance(part, dict) or depth > MAX_SCHEMA_DEPTH:
+    if not isinstance(schema, dict) or depth > MAX_SCHEMA_DEPTH:
         return
-    yield part
-    children = [part.get(name) for name in _SINGLE_KEYWORDS]
+    yield schema
+    children = [schema.get(name) for name in _SINGLE_KEYWORDS]
     for name in _LIST_KEYWORDS:
-        children += part[name] if isinstance(part.get(name), list) else []
+        children += schema[name] if isinstance(schema.get(name), list) else []
     for name in _MAPPING_KEYWORDS:
-        children += part[name].values() if isinstance(part.get(name), dict) else []
+        children += schema[name].values() if isinstance(schema.get(name), dict) else []
     for child in children:
         yield from subschemas(child, depth + 1)
 
@@ -137,81 +137,85 @@ def resolve(ref: object, root: Mapping[str, Any]) -> Any:
 
 @lru_cache(maxsize=64)  # each attempt of each row of a map makes a body
 def _sent_form(text: str, strict: bool) -> tuple[str, bool]:
-    own = as_object(json.loads(text))
+    user_schema = as_object(json.loads(text))
     try:
         if not strict:
             raise _NotStrictError
-        sent = _strict(own, 0)
+        sent = _strict(user_schema, 0)
         for name in _DEFINITIONS:
-            if name in own:
-                sent[name] = {n: _strict(part, 1) for n, part in own[name].items()}
-        for part in subschemas(sent):
-            if "$ref" in part and not isinstance(resolve(part["$ref"], sent), dict):
+            if name in user_schema:
+                sent[name] = {n: _strict(inner, 1) for n, inner in user_schema[name].items()}
+        for subschema in subschemas(sent):
+            if "$ref" in subschema and not isinstance(resolve(subschema["$ref"], sent), dict):
                 raise _NotStrictError
     except (_NotStrictError, AttributeError, TypeError):  # the latter: malformed keywords
-        for part in subschemas(own):
+        for subschema in subschemas(user_schema):
             # `oneOf` is refused more often than `anyOf`, which accepts all that it accepts.
-            if "anyOf" not in part and isinstance(part.get("oneOf"), list):
-                part["anyOf"] = part.pop("oneOf")
-                part.pop("discriminator", None)
-        return json.dumps(own), False
+            if "anyOf" not in subschema and isinstance(subschema.get("oneOf"), list):
+                subschema["anyOf"] = subschema.pop("oneOf")
+                subschema.pop("discriminator", None)
+        return json.dumps(user_schema), False
     return json.dumps(sent), True
 
 
-def _strict(part: Any, depth: int) -> Definition:
+def _strict(schema: Any, depth: int) -> JsonSchema:
     """Return a schema in the terms of strict mode, without its definitions."""
-    if not isinstance(part, dict) or depth > MAX_SCHEMA_DEPTH or _UNSUPPORTED_KEYWORDS & set(part):
+    if (
+        not isinstance(schema, dict)
+        or depth > MAX_SCHEMA_DEPTH
+        or _UNSUPPORTED_KEYWORDS & {*schema}
+    ):
         raise _NotStrictError
-    if "$ref" in part:
-        return {"$ref": part["$ref"]}
-    if isinstance(part.get("allOf"), list):
-        if len(part["allOf"]) != 1 or not isinstance(part["allOf"][0], dict):
+    if "$ref" in schema:
+        return {"$ref": schema["$ref"]}
+    if isinstance(schema.get("allOf"), list):
+        if len(schema["allOf"]) != 1 or not isinstance(schema["allOf"][0], dict):
             raise _NotStrictError
-        rest = {name: value for name, value in part.items() if name != "allOf"}
-        return _strict({**rest, **part["allOf"][0]}, depth + 1)
-    sent = {name: part[name] for name in _KEPT_KEYWORDS if name in part}
+        others = {name: value for name, value in schema.items() if name != "allOf"}
+        return _strict({**others, **schema["allOf"][0]}, depth + 1)
+    sent = {name: schema[name] for name in _KEPT_KEYWORDS if name in schema}
     for name in ("exclusiveMinimum", "exclusiveMaximum"):
         if isinstance(sent.get(name), bool):  # as in draft 4
             del sent[name]
-    choices = [part[name] for name in ("anyOf", "oneOf") if name in part]
+    choices = [schema[name] for name in ("anyOf", "oneOf") if name in schema]
     if choices:
-        if len(choices) > 1 or "properties" in part:
+        if len(choices) > 1 or "properties" in schema:
             raise _NotStrictError
         return {**sent, "anyOf": [_strict(choice, depth + 1) for choice in choices[0]]}
-    kinds = _types_of(part)
-    sent["type"] = kinds if len(kinds) > 1 else kinds[0]
-    if part.get("format") in _KNOWN_FORMATS:
-        sent["format"] = part["format"]
+    types = _types_of(schema)
+    sent["type"] = types if len(types) > 1 else types[0]
+    if schema.get("format") in _KNOWN_FORMATS:
+        sent["format"] = schema["format"]
     # Strict mode compiles patterns without lookaround and inline flags.
-    if "pattern" in part and "(?" not in part["pattern"]:
-        sent["pattern"] = part["pattern"]
-    if "object" in kinds:
-        _add_fields(sent, part, depth)
-    if "array" in kinds:
-        sent["items"] = _items(part, depth)
+    if "pattern" in schema and "(?" not in schema["pattern"]:
+        sent["pattern"] = schema["pattern"]
+    if "object" in types:
+        _add_fields(sent, schema, depth)
+    if "array" in types:
+        sent["items"] = _items(schema, depth)
     return sent
 
 
-def _types_of(part: Definition) -> list[str]:
-    given = part.get("type")
+def _types_of(schema: JsonSchema) -> list[str]:
+    given = schema.get("type")
     if given:
         return list(given) if isinstance(given, list) else [given]
-    values = part["enum"] if "enum" in part else [part["const"]] if "const" in part else []
+    values = schema["enum"] if "enum" in schema else [schema["const"]] if "const" in schema else []
     found = list(dict.fromkeys(_TYPES.get(type(value), "") for value in values))
-    if "properties" in part:
+    if "properties" in schema:
         found = ["object"]
-    elif "items" in part or "prefixItems" in part:
+    elif "items" in schema or "prefixItems" in schema:
         found = ["array"]
     if not found or "" in found:
         raise _NotStrictError  # strict mode refuses a schema that accepts any type
     return found
 
 
-def _add_fields(sent: Definition, part: Definition, depth: int) -> None:
-    if part.get("additionalProperties", False) is not False or "properties" not in part:
+def _add_fields(sent: JsonSchema, schema: JsonSchema, depth: int) -> None:
+    if schema.get("additionalProperties", False) is not False or "properties" not in schema:
         raise _NotStrictError
-    fields = {name: _strict(field, depth + 1) for name, field in part["properties"].items()}
-    required = part.get("required", ())
+    fields = {name: _strict(field, depth + 1) for name, field in schema["properties"].items()}
+    required = schema.get("required", ())
     if any(name not in fields for name in required):
         raise _NotStrictError
     for name, field in fields.items():
@@ -225,10 +229,10 @@ def _add_fields(sent: Definition, part: Definition, depth: int) -> None:
     sent["additionalProperties"] = False
 
 
-def _items(part: Definition, depth: int) -> Definition:
+def _items(schema: JsonSchema, depth: int) -> JsonSchema:
     """Return the one schema of all items: strict mode does not know positions."""
-    given = [*_as_list(part.get("prefixItems", [])), *_as_list(part.get("items", []))]
-    choices: list[Definition] = []
+    given = [*_as_list(schema.get("prefixItems", [])), *_as_list(schema.get("items", []))]
+    choices: list[JsonSchema] = []
     for item in given:
         if isinstance(item, bool):
             if item:

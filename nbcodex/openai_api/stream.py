@@ -14,7 +14,7 @@ from typing import Any
 from nbcodex.errors import ServerError
 from nbcodex.models import StreamPosition
 from nbcodex.openai_api.answers import (
-    MAX_ANSWER,
+    CUT_MAX_ANSWER,
     ReasoningDelta,
     Redactor,
     Reset,
@@ -134,23 +134,24 @@ class AnswerStream:
     ) -> None:
         self._chunks, self._reader = chunks, reader
         self._idle_timeout, self._patience = settings.idle_timeout, patience
-        self._max_chars, self._chars = settings.max_answer, 0
+        self._max_chars, self._char_count = settings.max_answer, 0
         # Each holds back the tail of its own text.
         self._redactor, self._reasoning_redactor = Redactor(secrets), Redactor(secrets)
         self._decoder = SseDecoder()
         self._splitter = ReasoningSplitter() if has_tags else None
         self._has_restarted = False  # all text so far turned out to be reasoning
-        self._first = b""  # the first chunk, which shows what kind of body it is
+        self._first_chunk = b""  # the first chunk, which shows what kind of body it is
         self._payload: dict[str, Any] | None = None  # a body in one piece
         self._resumed_text = resumed_text
         self._texts: list[str] = []
         self._has_text = bool(resumed_text)
-        self._withheld = ""  # text of a durable answer after its last position
-        self._half = ""  # of a character that two deltas share
+        self._withheld_text = ""  # text of a durable answer after its last position
+        self._half_character = ""  # of a character that two deltas share
         self._position = self._emitted_position = reader.position
         self._waited_for_chunk = False
         self._error: Exception | None = None
         self._unexplained: AnswerFailedError | None = None  # a failure whose reason may follow
+        self.is_empty = False  # whether the body ended without any content
 
     @property
     def text(self) -> str:
@@ -161,13 +162,13 @@ class AnswerStream:
     async def prefetch(self) -> None:
         """Read the first chunk, and the rest of a body in one piece."""
         deadline = self._deadline()
-        while not self._first and (chunk := await self._next_chunk(deadline)):
-            self._first = chunk.lstrip(_BOM + b" \t\r\n")
-        if not self._first.startswith((b"{", b"[")):
+        while not self._first_chunk and (chunk := await self._next_chunk(deadline)):
+            self._first_chunk = chunk.lstrip(_BOM + b" \t\r\n")
+        if not self._first_chunk.startswith((b"{", b"[")):
             return
 
         async def chunks() -> AsyncIterator[bytes]:
-            chunk = self._first
+            chunk = self._first_chunk
             while chunk:
                 yield chunk
                 chunk = await self._next_chunk(self._deadline())
@@ -182,9 +183,9 @@ class AnswerStream:
     async def events(self) -> AsyncGenerator[StreamEvent]:
         """Yield deltas and positions until the answer is complete; then close the body."""
         try:
-            if not self._first:
+            if not self._first_chunk:
                 await self.prefetch()
-            if self._first.startswith(b"<"):
+            if self._first_chunk.startswith(b"<"):
                 raise invalid_answer("The server sent a web page instead of an answer.")
             if self._payload is not None:
                 for event in self._emit(*self._read_whole(self._payload)):
@@ -192,16 +193,16 @@ class AnswerStream:
                 if self._error:
                     raise self._error
                 return
-            async with contextlib.aclosing(self._read_stream(self._first)) as events:
+            async with contextlib.aclosing(self._read_stream(self._first_chunk)) as events:
                 async for event in events:
                     yield event
             # What was held back, and text that came only with the final event.
             rest, tagged = "" if self._has_text else self._reader.answer.text, ""
             if self._splitter:
                 rest, tagged = split_reasoning(rest) if rest else self._splitter.flush()
-            if self._half:
+            if self._half_character:
                 rest += "\ufffd"
-            text = self._withheld + self._redactor.feed(rest) + self._redactor.flush()
+            text = self._withheld_text + self._redactor.feed(rest) + self._redactor.flush()
             self._texts.append(text)
             reasoning = self._reasoning_redactor.feed(tagged) + self._reasoning_redactor.flush()
             for event in self._emit(text, reasoning):
@@ -242,9 +243,9 @@ class AnswerStream:
                 raise self._error
             if self._reader.is_closed:
                 break
-            if self._chars > self._max_chars:
+            if self._char_count > self._max_chars:
                 # A model in a loop never ends; the text so far is an answer, cut by our own bound.
-                self._reader.answer.cut = MAX_ANSWER
+                self._reader.answer.cut = CUT_MAX_ANSWER
                 self._reader.is_complete = self._reader.is_closed = True
                 break
             deadline = self._deadline()
@@ -266,6 +267,7 @@ class AnswerStream:
         if isinstance(error, AnswerFailedError):
             raise error
         if not self._reader.is_complete:
+            self.is_empty = not self._first_chunk
             failure = broken_connection("The stream ended before the answer was complete.")
             failure.ended_early = True
             raise failure
@@ -327,25 +329,25 @@ class AnswerStream:
                 break
             texts.append(text)
             reasonings.append(reasoning)
-        text, self._half = whole_characters(self._half + "".join(texts))
+        text, self._half_character = whole_characters(self._half_character + "".join(texts))
         if self._splitter and text:
             text, tagged = self._splitter.feed(text)
             reasonings.append(tagged)
             if self._splitter.has_restarted:
                 self._texts.clear()
                 self._redactor.flush()
-                self._withheld, self._has_restarted = "", True
+                self._withheld_text, self._has_restarted = "", True
         reasoning = "".join(reasonings)
-        self._chars += len(text) + len(reasoning)
+        self._char_count += len(text) + len(reasoning)
         if text:
             self._has_text = True
             text = self._redactor.feed(text)
         if self._reader.position:
             # A durable answer is shown up to its last position: what the redactor holds back would
             # be missing from an answer that is resumed after that position.
-            self._withheld, text = self._withheld + text, ""
+            self._withheld_text, text = self._withheld_text + text, ""
             if not self._redactor.tail:
-                self._withheld, text = "", self._withheld
+                self._withheld_text, text = "", self._withheld_text
                 self._position = self._reader.position
         if text:
             self._texts.append(text)

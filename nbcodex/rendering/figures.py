@@ -31,6 +31,8 @@ def figures_line(reply: Reply) -> str:
         price = ""  # nothing was sent, and "0 tokens" says so already
     elif reply.cost is not None:
         price = ("~" if usage.estimated else "") + format_dollars(reply.cost)
+        if reply.unpriced_tools:
+            price = f"at least {price} without {', '.join(reply.unpriced_tools)}"
     else:
         # The simulator's models have no price, and `token_figures` reports a missing count.
         counted = usage.total_tokens is not None and not reply.simulated

@@ -129,11 +129,13 @@ class RequestEstimate:
     output_tokens: int  # the request's `max_output`, else the length of an average answer
     bounded: bool = False  # whether it is the `max_output`
     cost: float | None = None  # US dollars; None where no price is known
+    paid_tools: tuple[str, ...] = ()  # `cost` has one call of each that has a price
 
     def __str__(self) -> str:
         output = f"{'at most' if self.bounded else 'perhaps'} {self.output_tokens:,} out"
         tokens = f"~{self.input_tokens:,} in, {output}"
-        return f"{tokens}, about ${self.cost:.4f}" if self.cost else tokens
+        about = "at least" if self.paid_tools else "about"
+        return f"{tokens}, {about} ${self.cost:.4f}" if self.cost else tokens
 
     @property
     def amount(self) -> SpendAmount:
@@ -173,12 +175,14 @@ class Budget:
         output_tokens = request.max_output or average
         tier = tier or pricing.requested_tier(request)
         usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens, service_tier=tier)
-        cost = pricing.cost(usage, model, base_url)
+        tools = pricing.paid_tools(request, model)
+        cost = pricing.cost(replace(usage, hosted_tool_calls=tools), model, base_url)
         return RequestEstimate(
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             bounded=request.max_output is not None,
             cost=cost,
+            paid_tools=tools,
         )
 
     async def reserve(

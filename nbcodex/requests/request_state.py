@@ -198,10 +198,16 @@ class RequestState:
         usage = self._total_usage(self.attempt_usage(status, completed))
         model = (completed and completed.model) or self.model
         carried = None
-        if completed and completed.reasoning and self.model:
+        # Only turns of a conversation are sent again.
+        if completed and completed.reasoning and self.model and self.request.thread:
             carried = CarriedReasoning(
                 items=completed.reasoning, model=self.model, base_url=self.base_url
             )
+        unpriced = pricing.unpriced_tools(usage.hosted_tool_calls, model, self.base_url)
+        is_counted = completed and self.broken_usage == NO_USAGE
+        if not is_counted and pricing.provider_of(self.base_url):
+            # No server states the calls of an attempt that broke off.
+            unpriced = tuple(sorted({*unpriced, *pricing.paid_tools(self.request, model)}))
         return Reply(
             id=self.request.id,
             text=completed.text if completed else self.partial.text,
@@ -209,6 +215,7 @@ class RequestState:
             model=model,
             usage=usage,
             cost=pricing.cost(usage, model, self.base_url),
+            unpriced_tools=unpriced,
             attempts=self.attempts,
             waited=self.waited,
             seconds=max(0.0, self.clock.now() - self.started_at - self.waited),

@@ -265,7 +265,7 @@ class RequestRunner:
     ) -> CompletedAnswer:
         """Ask once more for an answer that fits; all of the time that this takes uses patience."""
         state, started_at, waited = self.state, self._clock.now(), self.state.waited
-        state.sent_request = structured_output.repair_request(self._request, answer.text, mismatch)
+        state.sent_request = structured_output.repair_request(self._request, answer, mismatch)
         state.partial.add_note(structured_output.NOTE_ASKED_AGAIN)
         state.partial.start_over()
         try:

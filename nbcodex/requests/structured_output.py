@@ -152,13 +152,18 @@ def check_repairable(
         raise mismatch_error(schema, mismatch, asked="once")
 
 
-def repair_request(request: Request, answer: str, mismatch: SchemaMismatchError) -> Request:
+def repair_request(
+    request: Request, answer: CompletedAnswer, mismatch: SchemaMismatchError
+) -> Request:
     """Return a request for another answer, which says what is wrong with the first."""
     schema = request.schema
     wanted_schema = json.dumps(as_object(schema.definition), ensure_ascii=False) if schema else ""
+    turn = Turn(
+        prompt=request.prompt, answer=answer.text, images=request.images, carried=answer.reasoning
+    )
     return replace(
         request,
-        turns=(*request.turns, Turn(prompt=request.prompt, answer=answer, images=request.images)),
+        turns=(*request.turns, turn),
         images=(),  # they are in the turn that is being corrected
         prompt=f"Your answer does not fit. {mismatch}\nAnswer again, with nothing but one JSON "
         f"object that fits this JSON schema:\n{wanted_schema}",

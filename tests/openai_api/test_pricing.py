@@ -208,3 +208,16 @@ def test_implausible_token_counts_are_unknown(figures: dict[str, Any]) -> None:
     usage = read_usage(figures)
     assert all((count or 0) <= 10 for count in (usage.input_tokens, usage.output_tokens))
     assert None in (usage.input_tokens, usage.output_tokens)
+
+
+@pytest.mark.parametrize(
+    "tools", [None, 5, "web_search", [None, 7, {"type": 3}, {"type": "function"}, {}]]
+)
+def test_malformed_and_free_tools_are_not_paid(tools: object) -> None:
+    assert pricing.paid_tools(Request(prompt="?", params={"tools": tools}), "gpt-5") == ()
+
+
+def test_each_paid_tool_of_a_request_is_named_once() -> None:
+    kinds = ["web_search_preview_2025_03_11", "web_search", "code_interpreter", "mcp"]
+    request = Request(prompt="?", params={"tools": [{"type": kind} for kind in kinds]})
+    assert pricing.paid_tools(request, None) == ("web_search", "code_interpreter")

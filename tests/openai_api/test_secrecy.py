@@ -88,4 +88,6 @@ def test_no_frame_of_an_error_shows_the_key(host: str, answer: Any) -> None:
         of_libraries = [frame for frame in frames if "tests" not in frame.f_code.co_filename]
         assert of_libraries
         assert KEY not in repr([frame.f_locals for frame in of_libraries])
+        request = getattr(error, "_request", None) or vars(error).get("request")
+        assert KEY not in repr([request and request.headers.raw])
         error = error.__cause__ or error.__context__

@@ -120,8 +120,9 @@ class PanelState:
     @property
     def cost_text(self) -> str:
         """The cost so far, or in the end; empty if it is not known."""
-        if self.ended:
-            return "" if self.cost is None else format_dollars(self.cost)
+        if self.reply is not None:
+            bound = "at least " if self.reply.unpriced_tools else ""
+            return "" if self.cost is None else bound + format_dollars(self.cost)
         if self.cost:
             return f"~{format_dollars(self.cost)} so far"
         if self.first_delta_at is not None and self.unpriced and not self.simulated:

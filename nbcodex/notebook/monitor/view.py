@@ -182,7 +182,7 @@ def _last_row(reply: Reply | None) -> list[str]:
         return [""] * len(TABLE_COLUMNS)
     about = "~" if reply.usage.estimated else ""
     if reply.cost is not None:
-        cost = about + format_dollars(reply.cost)
+        cost = ("≥ " if reply.unpriced_tools else about) + format_dollars(reply.cost)
     else:
         cost = "unknown" if reply.usage.total_tokens and not reply.simulated else ""
     return _row(int(reply.status == "done"), reply.usage, about, cost, reply.waited)
