@@ -254,10 +254,7 @@ class LimitModel:
         return refunds
 
     def release(self, permit: Permit, now: float, *, ended_early: bool = False) -> None:
-        """Apply the end of a request of unknown usage; later snapshots show what it was charged.
-
-        With `ended_early`, the server has ended its stream before the answer was complete.
-        """
+        """Apply the end of a request of unknown usage, or of a stream that ended incomplete."""
         # No snapshot shows undeclared limits, so these are assumed not to have counted it.
         if not (permit.is_answered or permit.is_orphaned):
             self.undeclared.refund(1, self.admission_charge(permit.cost), now)
@@ -292,8 +289,7 @@ class LimitModel:
             return
         if permit.is_probe or self._learn_undeclared(limit, permit, until, now):
             return
-        figures = read_refusal(limit, refusal.snapshot)
-        if figures is not None:
+        if figures := read_refusal(limit, refusal.snapshot):
             self._learn(permit, figures, until, now, is_first=is_first)
         elif is_first and (limit is None or limit.window in (None, MINUTE)):
             # The refusals of one burst count once.
@@ -394,8 +390,8 @@ class LimitModel:
         if self.output.in_flight < MIN_PACE_REQUESTS:
             self.max_unanswered = self.max_unanswered if bucket.is_known else 1
             return
-        rate = bucket.rate if bucket.is_known else self._measured_rate(now)
-        rate *= REFUSED_PACE_SHARE
+        pace = bucket.rate if bucket.is_known else self._measured_rate(now)
+        rate = REFUSED_PACE_SHARE * pace
         self.max_unanswered = None
         self._set_token_limit(rate * MINUTE, rate, now=now, since=now)
         self.is_guessed = self.is_headerless = True

@@ -174,7 +174,7 @@ class Reservation:
         self._limiter.post(lambda core: core.settle(self._permit, usage, now))
 
     def release(self, *, ended_early: bool = False) -> None:
-        """End an attempt of unknown usage; early: the server ended its stream incomplete."""
+        """End an attempt of unknown usage, or one whose stream the server ended incomplete."""
         now = self._clock.now()
         self._limiter.post(lambda core: core.release(self._permit, now, ended_early=ended_early))
 

@@ -280,12 +280,8 @@ class RateLimiter:
                 other.shift_marks(refunds)
 
     def release(self, permit: Permit, now: float, *, ended_early: bool = False) -> None:
-        """Report the end of a request of unknown usage; early: of an incomplete stream."""
-
-        def operation(shared: SharedModel) -> None:
-            shared.model.release(permit, now, ended_early=ended_early)
-
-        self._update(permit, operation, now)
+        """Report the end of a request of unknown usage, or of a stream that ended incomplete."""
+        self._update(permit, lambda s: s.model.release(permit, now, ended_early=ended_early), now)
 
     def limit_states(self, now: float, *names: str) -> dict[str, LimitState]:
         """Return the state of the limits that were used here, and of `names`, for display."""

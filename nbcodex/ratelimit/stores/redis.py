@@ -151,7 +151,7 @@ class _State:
 
     version: bytes  # empty if Redis has no such model
     shared: SharedModel
-    is_new: bool
+    is_new: bool  # Redis had no model, or a damaged one
     is_claimed: bool = False  # by another host
 
 
@@ -169,7 +169,7 @@ class RedisStore(Store):
         self._script = self._client.register_script(_SCRIPT)
         self._offset = ClockOffset()
         self._host = secrets.token_hex(8)
-        self._is_steady = True
+        self._is_steady = True  # no clock has jumped since the last reply
         self._states: dict[str, _State] = {}
         # By key, an operation whose reply was lost, with the version that Redis may have committed,
         # and the result.
