@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbcodex.events import EndAction, Ending, Event
@@ -76,8 +76,9 @@ class InstantJournal:
         if attempt := where.get("attempt"):
             self.written.append(("start_attempt", attempt))
 
-    async def find_answer(self, key: bytes) -> Reply | None:
-        return self.answers.get(key)
+    async def find_answer(self, key: bytes, *, id_: str) -> Reply | None:
+        found = self.answers.get(key)
+        return found and replace(found, id=id_)
 
     async def claim(self, id_: str, *, server: str | None = None) -> bool:
         self.written.append(("claim", id_))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -69,7 +68,7 @@ class EntryWriter:
             self._insert_timer = loop.call_later(INSERT_DELAY_S, self._insert_now)
             return None
         await self.wait_inserted()
-        return await self._find_answer(key)
+        return await self._journal.find_answer(key, id_=self._request.id)
 
     async def claim(self, base_url: str, server: str | None, *, reuse: bool) -> Reply | None:
         """Claim the entry, which exists already; return an equal request's answer if `reuse`."""
@@ -77,11 +76,8 @@ class EntryWriter:
             raise not_resumable(self._request.id)
         if not (reuse and self._request.reuse):
             return None
-        return await self._find_answer(equality_key(self._request, base_url=base_url))
-
-    async def _find_answer(self, key: bytes) -> Reply | None:
-        found = await self._journal.find_answer(key)
-        return found and replace(found, id=self._request.id)
+        key = equality_key(self._request, base_url=base_url)
+        return await self._journal.find_answer(key, id_=self._request.id)
 
     async def wait_inserted(self) -> None:
         """Return once the request is committed."""

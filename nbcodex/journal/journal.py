@@ -257,9 +257,9 @@ class Journal:
 
     # Reads. Those that are not async block the calling thread.
 
-    async def find_answer(self, key: bytes) -> Reply | None:
-        """Return the newest answer to an equal request, marked as reused and at no cost."""
-        work = partial(reads.find_answer, key=key)
+    async def find_answer(self, key: bytes, *, id_: str) -> Reply | None:
+        """Return the newest answer to an equal request as the free reply to the request `id_`."""
+        work = partial(reads.find_answer, key=key, id_=id_)
         return await self._worker.run(work, level=JobLevel.READ, default=None)
 
     async def read_spending(self, today: str) -> Spending:

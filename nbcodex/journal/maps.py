@@ -8,22 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from nbcodex.journal import writes
 from nbcodex.journal.codec import storable
 from nbcodex.journal.database import JournalDatabase
 from nbcodex.journal.owner import Connection, is_abandoned
-from nbcodex.journal.reads import Entry, entries_of, find_answer, find_id, salted
+from nbcodex.journal.reads import KEY_IS_ANSWERED, Entry, entries_of, find_answer, find_id
 from nbcodex.journal.sqlite_worker import JobLevel, SqliteWorker
 from nbcodex.models import Reply, Request
 
 ResultT = TypeVar("ResultT")
 KeyedRequest = tuple[Request, bytes]  # a request and its `equality_key`
 
-# Builds of SQLite before 3.32 allow at most 999 variables in a statement.
-KEYS_PER_STATEMENT = 400
+KEYS_PER_JOB = 400  # for some milliseconds, so that other jobs do not wait long
 _SELECT_JOBS = "SELECT tag, base_url, file AS file_id, remote AS remote_id FROM parts"
 
 
@@ -85,21 +84,14 @@ class Maps:
         """Return those of `keys` that have an answer."""
         unique = list(dict.fromkeys(keys))
 
-        def work(connection: Connection) -> set[bytes]:
-            stored = {salted(connection, key): key for key in unique[start:end]}
-            # The condition has to repeat that of the index `entries_answered` to use it.
-            rows = connection.execute(
-                f"SELECT key FROM entries WHERE key IN ({', '.join('?' * len(stored))}) "  # noqa: S608 - question marks
-                "AND status = 'done' AND key IS NOT NULL",
-                list(stored),
-            )
-            return {stored[row["key"]] for row in rows}
+        def work(connection: Connection) -> list[bytes]:
+            query = f"SELECT 1 FROM entries WHERE {KEY_IS_ANSWERED}"  # noqa: S608 - a constant
+            return [key for key in chunk if connection.execute(query, (key,)).fetchone()]
 
         found: set[bytes] = set()
-        # Each statement is a job of its own, so that other jobs run in between.
-        for start in range(0, len(unique), KEYS_PER_STATEMENT):
-            end = start + KEYS_PER_STATEMENT
-            found |= self._worker.call(work, default=set())
+        for start in range(0, len(unique), KEYS_PER_JOB):
+            chunk = unique[start : start + KEYS_PER_JOB]
+            found.update(self._worker.call(work, default=()))
         return found
 
     def find_id(self, prefix: str) -> str | None:
@@ -184,8 +176,8 @@ class BatchJobs:
                     continue
                 if not request.reuse:
                     continue
-                if reply := find_answer(connection, key):
-                    inserted.answers[id_] = replace(reply, id=id_)
+                if reply := find_answer(connection, key, id_):
+                    inserted.answers[id_] = reply
                 elif tag := _find_other_job(connection, key, gone_owners):
                     inserted.other_jobs[id_] = tag
             if rows:
@@ -335,9 +327,9 @@ class BatchJobs:
 def _find_other_job(connection: Connection, key: bytes, gone_owners: dict[int, bool]) -> str | None:
     """Return the job that holds an equal request, if no kernel is waiting for it."""
     rows = connection.execute(
-        """SELECT book.* FROM book JOIN parts ON parts.tag = book.part
-        WHERE book.key = ? AND book.status IN ('waiting', 'parked')""",
-        (salted(connection, key),),
+        """SELECT book.* FROM book JOIN parts ON parts.tag = book.part WHERE book.key =
+        salted(?, (SELECT value FROM salt)) AND book.status IN ('waiting', 'parked')""",
+        (key,),
     )
     # While another kernel waits for that job, the row is sent anew: the job might never end.
     for row in rows:

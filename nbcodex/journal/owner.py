@@ -128,12 +128,9 @@ def is_provably_dead(owner: Owner, *, observer: Owner) -> bool:
     """Return whether `owner` was a process of the observer's machine that has ended."""
     # Across hosts, boots and pid namespaces, or where the platform does not name these, a pid
     # proves nothing: only the heartbeat counts.
-    scope, observer_scope = (
-        (each.host, each.boot, each.pid_namespace) for each in (owner, observer)
-    )
-    if scope != observer_scope or not all(scope[1:]):
-        return False
-    if not (owner.start_ticks and observer.start_ticks):
+    scopes = [(each.host, each.boot, each.pid_namespace) for each in (owner, observer)]
+    starts = owner.start_ticks, observer.start_ticks
+    if scopes[0] != scopes[1] or not all((*scopes[0][1:], *starts)):
         return False
     if (process := read_process(owner.pid)) is None:
         return True

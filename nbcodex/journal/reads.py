@@ -31,6 +31,11 @@ from nbcodex.models import (
 
 RecordT = TypeVar("RecordT")
 
+# For an `equality_key`. SQLite uses the index `entries_answered` only if its condition is repeated.
+KEY_IS_ANSWERED = (
+    "key = salted(?, (SELECT value FROM salt)) AND status = 'done' AND key IS NOT NULL"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
@@ -93,17 +98,16 @@ def may_be_claimed(status: str, *, map_id: str | None) -> bool:
     return status in ("parked", "interrupted", "failed") or (status == "cancelled" and bool(map_id))
 
 
-def find_answer(connection: Connection, key: bytes) -> Reply | None:
-    """Return the newest answer to an equal request, marked as reused and at no cost."""
+def find_answer(connection: Connection, key: bytes, id_: str) -> Reply | None:
+    """Return the newest answer to an equal request as the free reply to the request `id_`."""
     rows = connection.execute(
-        """SELECT * FROM book WHERE key = ? AND status = 'done' AND key IS NOT NULL
-        ORDER BY seq DESC LIMIT 1""",
-        (salted(connection, key),),
+        f"SELECT * FROM book WHERE {KEY_IS_ANSWERED} ORDER BY seq DESC LIMIT 1",  # noqa: S608 - ours
+        (key,),
     )
     # If the answer is damaged, there is no entry, and the request is sent.
     for entry in entries_of(connection, rows):
         free = replace(entry.reply, usage=NO_USAGE, cost=0.0, attempts=0, waited=0.0, seconds=0.0)
-        return replace(free, reused=True, notes=())
+        return replace(free, id=id_, reused=True, notes=())
     return None
 
 
@@ -207,12 +211,6 @@ def other_kernels(connection: Connection) -> OtherKernels:
         waiting=sum(row["waiting"] for row in alive),
         resume_at=min(instants, default=None),
     )
-
-
-def salted(connection: Connection, key: bytes) -> bytes:
-    """Return `key` as it is stored: hashed with this journal's salt."""
-    found: bytes = connection.execute("SELECT salted(?, value) FROM salt", (key,)).fetchone()[0]
-    return found
 
 
 def entries_of(connection: Connection, rows: Iterable[sqlite3.Row]) -> list[Entry]:

@@ -268,7 +268,7 @@ def with_many(folder: Path) -> None:
         "resumable()": journal.resumable_entries,
         "entry(prefix)": lambda: journal.find_entry(some[:7]),
         "totals()": journal.read_totals,
-        "answered(key)": lambda: asyncio.run(journal.find_answer(key)),
+        "answered(key)": lambda: asyncio.run(journal.find_answer(key, id_="new")),
     }
     for name, read in reads.items():
         show(f"  {name}", spread([timed(read) for _ in range(30)]))

@@ -237,7 +237,7 @@ def test_equal_request_is_answered_from_the_journal(journal: Journal) -> None:
     for text in ["old", "new"]:
         asked = added(journal, key=key)
         run(journal.finish(replace(FULL, id=asked.id, text=text)))
-    reply = run(journal.find_answer(key))
+    reply = run(journal.find_answer(key, id_=asked.id))
     assert (reply.text, reply.id, bool(reply)) == ("new", asked.id, True)
     assert (reply.reused, reply.cost, reply.attempts, reply.usage.total_tokens) == (True, 0, 0, 0)
 
@@ -246,7 +246,7 @@ def test_equal_request_is_answered_from_the_journal(journal: Journal) -> None:
 def test_only_answered_entries_are_reused(journal: Journal, status: str | None) -> None:
     key = equality_key(request(), base_url="https://a/v1")
     added(journal, status=status, key=key)
-    assert run(journal.find_answer(key)) is None
+    assert run(journal.find_answer(key, id_="new")) is None
 
 
 def test_stored_key_differs_between_journals(
@@ -255,7 +255,7 @@ def test_stored_key_differs_between_journals(
     """Keys are salted per journal, so that prompts cannot be guessed from their hashes."""
     key = equality_key(request(), base_url="https://a/v1")
     added(journal, key=key, status="done")
-    assert run(open_journal().find_answer(key)) is not None
+    assert run(open_journal().find_answer(key, id_="new")) is not None
     journal.close()
     content = b"".join(path.read_bytes() for path in folder.iterdir())
     assert key not in content

@@ -121,6 +121,22 @@ def test_response_is_found_by_its_owner_only(path: str, key: str, status: int) -
     assert run_virtual(main()) == status
 
 
+@pytest.mark.parametrize(("key", "status", "status_after"), [("one", 200, 404), ("two", 404, 200)])
+def test_response_is_deleted_by_its_owner_only(key: str, status: int, status_after: int) -> None:
+    async def main() -> list[int]:
+        server = simulator()
+        body = {"model": MODEL, "input": PROMPT, "background": True}
+        await fetch(server, post(body=body, authorization="Bearer sk-one"))
+        path = f"/v1/responses/{server.log[0].response_id}"
+        statuses = []
+        for method, name in (("DELETE", key), ("GET", "one")):
+            request = post(path, authorization=f"Bearer sk-{name}")
+            statuses.append((await fetch(server, replace(request, method=method, body=b"")))[0])
+        return statuses
+
+    assert run_virtual(main()) == [status, status_after]
+
+
 def test_background_without_store_is_a_400() -> None:
     async def main() -> int:
         body = {"model": MODEL, "input": PROMPT, "background": True, "store": False}
