@@ -67,8 +67,9 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"%%codex: {message.rstrip('.')}. See %%codex?")
 
 
-def _parse_token_count(text: str) -> int:
-    """Parse a number of tokens such as ``800`` or ``2k``."""
+# The types of argparse arguments: each returns the value of a text, or raises ArgumentTypeError.
+def _token_count(text: str) -> int:
+    # Such as ``800`` or ``2k``.
     try:
         number = int(float(text[:-1]) * 1000) if text.lower().endswith("k") else int(text)
     except (ValueError, OverflowError):
@@ -79,7 +80,7 @@ def _parse_token_count(text: str) -> int:
     return number
 
 
-def _check_model(text: str) -> str:
+def _model(text: str) -> str:
     # Jupyter AI's `-m` takes the JSON that `-p` takes here. ``{name}`` is not JSON but a variable.
     if text.lstrip().startswith("{") and not re.fullmatch(r"\{[^{}\"':\s]+\}", text):
         raise ArgumentTypeError("takes a model's name; API parameters go to -p/--params")
@@ -87,7 +88,7 @@ def _check_model(text: str) -> str:
     return text
 
 
-def _parse_params(text: str) -> dict[str, Any]:
+def _params(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
         if not isinstance(value, dict):
@@ -100,7 +101,7 @@ def _parse_params(text: str) -> dict[str, Any]:
     return value
 
 
-def _check_variable(text: str) -> str:
+def _variable(text: str) -> str:
     is_reserved = keyword.iskeyword(text) or text.startswith("__") or text in _RESERVED_NAMES
     if not text.isidentifier() or is_reserved:
         raise ArgumentTypeError(f"{text!r} cannot be the name of a variable")
@@ -110,10 +111,7 @@ def _check_variable(text: str) -> str:
 def _option(
     syntax: str, explanation: str, *, check: Callable[[str], object] | None = None, **settings: Any
 ) -> tuple[str, str, dict[str, Any]]:
-    """Return syntax, explanation and argparse's settings of an option.
-
-    `check` raises a ConfigurationError for an invalid value.
-    """
+    """Return the syntax and help of an option, and argparse's settings for it."""
 
     def checked(text: str) -> str:
         try:
@@ -128,35 +126,31 @@ def _option(
 # The options by the titles of the help. An option without the name of a value is a flag.
 _OPTIONS = {
     "the question": (
-        _option("MODEL", "model (on Azure: deployment) to ask", nargs="?", type=_check_model),
-        _option("-m --model MODEL", "the same, as an option", type=_check_model),
+        _option("MODEL", "model (on Azure: deployment) to ask", nargs="?", type=_model),
+        _option("-m --model MODEL", "the same, as an option", type=_model),
         _option("--system TEXT", "instructions that precede the prompt"),
         _option(
             "--image EXPR", "picture to send: a path or a variable", action="append", default=[]
         ),
-        _option(
-            "--map NAME", "ask once for each row of a variable: {column}, {}", type=_check_variable
-        ),
+        _option("--map NAME", "ask once for each row of a variable: {column}, {}", type=_variable),
         _option("--eval", "run the cell and send what it prints"),
         _option("--raw", "leave {…} in the prompt as it is"),
-        _option("--max-output N", "maximum of output tokens", type=_parse_token_count),
+        _option("--max-output N", "maximum of output tokens", type=_token_count),
         _option("--effort LEVEL", "reasoning effort, such as low or high"),
         _option(
             f"{' '.join(_PARAMS_NAMES)} JSON",
             "further parameters of the API: '{\"temperature\": 0}'",
-            type=_parse_params,
+            type=_params,
         ),
     ),
     "the answer": (
-        _option("-o --out NAME", "variable to assign the Reply to", type=_check_variable),
+        _option("-o --out NAME", "variable to assign the Reply to", type=_variable),
         _option(
             "-f --format FORMAT",
             f"one of {', '.join(FORMATS)}; code goes into a new cell, and is never run",
             choices=FORMATS,
         ),
-        _option(
-            "--schema NAME", "variable: a pydantic class or a JSON schema", type=_check_variable
-        ),
+        _option("--schema NAME", "variable: a pydantic class or a JSON schema", type=_variable),
     ),
     "the conversation": (
         _option("--thread NAME", "conversation to join (default: main)", check=check_thread_name),

@@ -182,10 +182,7 @@ def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
 def _field_text(
     found: Field[ast.expr], namespace: Mapping[str, object], before: list[str], images: list[object]
 ) -> str:
-    """Return the text of a field's value; `before` is the prompt up to the field, in pieces.
-
-    An image is added to `images`, and its text is a placeholder.
-    """
+    """Return the text of a field's value after the texts `before`; add an image to `images`."""
     try:
         value = safe_eval.evaluate(found.expression, namespace)
         if found.conversion or found.spec:

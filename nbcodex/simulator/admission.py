@@ -167,10 +167,7 @@ _LIMITS: Mapping[str, tuple[Resource, float]] = {
 
 
 def raise_scripted_failure(planned: PlannedRequest, *, cost: int) -> None:
-    """Raise the failure that the fault prescribes before an answer begins, if it prescribes one.
-
-    `cost` is the charge of the request in tokens, for the figures in a 429's message.
-    """
+    """Raise the failure that the fault prescribes for a request of `cost` tokens, if it does."""
     fault, knobs, wall = planned.fault, planned.knobs, planned.received_at
     if fault is None:
         return

@@ -175,11 +175,8 @@ class _Connection:
             await response.body.aclose()
 
     def _is_rebound(self, host: str) -> bool:
-        """Whether a Host header on loopback names another machine.
-
-        That is DNS rebinding: a web page lets its own name resolve to this machine, so that the
-        browser lets it read the answers.
-        """
+        """Whether a Host header on loopback names another machine, as in DNS rebinding."""
+        # A web page can let its own name resolve to this machine, to read what it answers.
         if not ip_address(self.writer.get_extra_info("sockname")[0]).is_loopback:
             return False
         try:
