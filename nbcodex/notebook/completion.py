@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.completer import SimpleCompletion, context_matcher
+from IPython.core.completer import MATCHES_LIMIT, SimpleCompletion, context_matcher
 
 from nbcodex.settings import DEFAULT_MODEL
 
@@ -45,7 +45,8 @@ def install(shell: InteractiveShell, config: Codex) -> None:
             elif words and magic == "%codex":
                 names = list(_line_candidates(words, config))
         word = words[-1] if words else ""
-        matching = [name for name in names if name.startswith(word)]
+        # A server can list a million models, of which IPython would show no more.
+        matching = [name for name in names if name.startswith(word)][:MATCHES_LIMIT]
         return {
             "completions": [SimpleCompletion(text=name, type="magic") for name in matching],
             "matched_fragment": word,

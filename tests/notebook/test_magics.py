@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
 import pytest
-from IPython.core.completer import provisionalcompleter
+from IPython.core.completer import MATCHES_LIMIT, provisionalcompleter
 from IPython.core.error import UsageError
 
 from nbcodex.client import current
-from nbcodex.errors import BudgetError, ConfigurationError, EntryError, MissingKeyError
+from nbcodex.errors import AnswerError, BudgetError, ConfigurationError, EntryError, MissingKeyError
 from nbcodex.models import Origin, Request
 from nbcodex.notebook import cell_options
 from nbcodex.notebook.monitor import collector_of
@@ -308,6 +309,21 @@ def test_dry_run_sends_nothing(
     assert "dry" not in ip.user_ns
 
 
+@pytest.mark.parametrize("line", ["", "--reuse"])
+def test_function_call_is_an_error_that_is_not_reused(
+    ip: Any, simulator: Simulated, line: str
+) -> None:
+    """An answer that only calls a function is false, and is asked for again."""
+    tool = '{"type": "function", "name": "weather", "parameters": {}}'
+    params = f'{{"tools": [{tool}], "tool_choice": "required"}}'
+    for _ in range(2):
+        with pytest.raises(AnswerError, match="asked to call weather"):
+            ip.run_cell_magic("codex", f"--no-history -o r {line} -p '{params}'", "hello")
+        assert not ip.user_ns["r"]
+        assert ip.user_ns["r"].status == "failed"
+    assert len(simulator.prompts) == 2
+
+
 def test_resume_at_reset_refuses_maps(
     ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -455,6 +471,20 @@ def test_budget_off_keeps_the_configured_budget(
     assert "Codex.budget" in capsys.readouterr().out
 
 
+def test_budget_reset_counts_from_zero(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    ip.run_line_magic("codex", "budget 10k")
+    ip.run_cell_magic("codex", "--no-history --max-output 400", "[[tokens=300]]")
+    capsys.readouterr()
+    printed = []
+    for words in ("", "reset"):
+        ip.run_line_magic("codex", f"budget {words}")
+        printed.append(capsys.readouterr().out)
+    ip.run_line_magic("codex", "budget off")
+    used = [re.findall(r"([\d,]+) tokens of 10,000 tokens", text) for text in printed]
+    assert int(used[0][0]) >= 300
+    assert used[1] == ["0"]
+
+
 def test_config_budget_without_dollar_sign_is_refused(
     ip: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -492,6 +522,15 @@ def test_tab_completes_the_arguments_that_the_help_names(
     with provisionalcompleter():
         completions = list(ip.Completer.completions(line, len(line)))
     assert {completion.text for completion in completions} == offered
+
+
+def test_tab_offers_a_bounded_number_of_models(ip: Any) -> None:
+    (config,) = [c for c in ip.configurables if type(c).__name__ == "Codex"]
+    config.listed_models = tuple(f"m-{number}" for number in range(100_000))
+    (complete,) = [m for m in ip.Completer.custom_matchers if m.matcher_identifier == "codex"]
+    line = "%%codex -m m-"
+    context = SimpleNamespace(text_until_cursor=line, cursor_line=0)
+    assert len(complete(context)["completions"]) == MATCHES_LIMIT
 
 
 def test_surplus_arguments_show_the_usage(ip: Any) -> None:
