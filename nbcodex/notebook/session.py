@@ -47,7 +47,7 @@ class Session:
         host.current.map_listener = self.map_listener
         host.current.confirm = _confirm
         self.settings: Settings = config.settings()
-        collector_of(current())
+        collector_of(current())  # the monitor collects events from the first request on
 
     @property
     def variables(self) -> Mapping[str, object]:
@@ -127,7 +127,7 @@ class Session:
         print(f"Dry run, nothing was sent: {' · '.join(filter(None, figures))}")
 
     def map_listener(self, *, preview: Callable[[bool], str] = lambda _: "") -> MapListener:
-        """Return a listener that shows a map's progress below the cell."""
+        """Return a listener that shows a map's progress below the cell; see `MapOutput`."""
         if os.getpid() != self._pid:
             return lambda _: None  # a forked child has no display
         view = display.choose_map_view(self.shell, self.settings.display)

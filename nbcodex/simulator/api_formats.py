@@ -174,14 +174,11 @@ class ResponsesFormat:
     def stream_events(self) -> Iterator[StreamEvent]:
         """Yield the events of the stream, from ``response.created`` to the final one."""
         request, plan = self._planned.request, self._planned.plan
-        start = self.without_output("in_progress")
+        created = self.without_output("queued" if request.background else "in_progress")
+        yield self._event("response.created", response=created)
         if request.background:
-            queued = self.without_output("queued")
-            yield self._event("response.created", response=queued)
-            yield self._event("response.queued", response=queued)
-        else:
-            yield self._event("response.created", response=start)
-        yield self._event("response.in_progress", response=start)
+            yield self._event("response.queued", response=created)
+        yield self._event("response.in_progress", response=self.without_output("in_progress"))
         if plan.reasoning_tokens:
             yield from self._reasoning_events()
         if request.wants_image:

@@ -125,8 +125,9 @@ def go_duration(seconds: float) -> str:
 
 def retry_headers(seconds: float, form: RetryAfter, wall: float) -> dict[str, str]:
     """Return the headers that state a wait; `wall` is the time of day, for an HTTP date."""
-    whole = {"retry-after": str(math.ceil(seconds))}
-    exact = {"retry-after-ms": str(math.ceil(round(seconds * 1000, 6)))}
-    date = {"retry-after": formatdate(math.ceil(wall + seconds), usegmt=True)}
-    headers = {"both": whole | exact, "seconds": whole, "ms": exact, "date": date, "none": {}}
-    return headers[form]
+    in_seconds = {"retry-after": str(math.ceil(seconds))}
+    in_ms = {"retry-after-ms": str(math.ceil(round(seconds * 1000, 6)))}
+    as_date = {"retry-after": formatdate(math.ceil(wall + seconds), usegmt=True)}
+    both = in_seconds | in_ms
+    forms = {"both": both, "seconds": in_seconds, "ms": in_ms, "date": as_date, "none": {}}
+    return forms[form]
