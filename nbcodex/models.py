@@ -376,7 +376,8 @@ class Reply:
     unpriced_tools: tuple[str, ...] = ()
     attempts: int = 1  # HTTP attempts, the successful one included
     waited: float = 0.0  # Seconds spent waiting because of limits and faults
-    seconds: float = 0.0  # From the prompt to the end of the answer, without the waiting
+    queued: float = 0.0  # Seconds spent in the queue for capacity, which use no patience
+    seconds: float = 0.0  # From the prompt to the end of the answer, without those two
     # Why a finished answer ends early: ``max_output_tokens`` or ``content_filter``
     cut: str | None = None
     parsed: Any = None  # The validated object, where a schema or JSON was requested
@@ -462,7 +463,8 @@ class MapStats:
     failed: int = 0  # Rows that ended without an answer
     parked: int = 0  # Rows that are kept for later
     sent: int = 0  # Rows at the server
-    waiting: int = 0  # Rows that wait to be sent
+    # All other rows: done, failed, parked, sent and waiting add up to `total`, where that is known
+    waiting: int = 0
     totals: UsageTotals = UsageTotals()  # What the rows have used so far
     closed_until: float | None = None  # The end of the model's cooldown
     limit: Limit | None = None  # The limit that caused the cooldown
@@ -470,7 +472,7 @@ class MapStats:
     requests_per_minute: float | None = None
     model: str | None = None  # The model that answers
     simulated: bool = False  # Whether the simulator answers
-    stage: str = ""  # The provider's progress with a batch job, in a few words
+    stage: str = ""  # What the map waits for, in a few words, where it is no limit
     outcome: MapOutcome = ""  # Empty while the map runs
     failures: tuple[tuple[str, str], ...] = ()  # The first few failed rows: row and reason
 

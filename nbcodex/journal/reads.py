@@ -106,8 +106,8 @@ def find_answer(connection: Connection, key: bytes, id_: str) -> Reply | None:
     )
     # If the answer is damaged, there is no entry, and the request is sent.
     for entry in entries_of(connection, rows):
-        free = replace(entry.reply, usage=NO_USAGE, cost=0.0, attempts=0, waited=0.0, seconds=0.0)
-        return replace(free, id=id_, reused=True, notes=())
+        free = replace(entry.reply, usage=NO_USAGE, cost=0.0, attempts=0, notes=())
+        return replace(free, id=id_, reused=True, waited=0.0, queued=0.0, seconds=0.0)
     return None
 
 

@@ -1,6 +1,6 @@
 """The line of figures below an answer: model, tokens, cost, time and attempts.
 
-Nothing unknown is shown as zero, and every estimate has a ``~``.
+Unknown figures are left out or named, never shown as zero. Each estimate begins with ``~``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from nbcodex.models import CONTENT_FILTER, Reply, Usage, UsageTotals
 from nbcodex.runtime.clock import format_duration
 
 MIN_SHOWN_S = 0.05  # shorter times are left out of the line
+# Shorter waits in the queue are left out: they are not shown while a request runs, either.
+MIN_SHOWN_QUEUE_S = 1.0
 
 
-def join_parts(*parts: str) -> str:
-    """Return the parts that are not empty as one line."""
-    return " · ".join(filter(None, parts))
+def join_figures(*figures: str) -> str:
+    """Return the figures that are not empty as one line."""
+    return " · ".join(filter(None, figures))
 
 
 def figures_line(reply: Reply) -> str:
@@ -28,15 +30,15 @@ def figures_line(reply: Reply) -> str:
     if reply.reused:
         price = "reused, 0 tokens"
     elif usage.total_tokens == 0:
-        price = ""  # nothing was sent, and "0 tokens" says so already
+        price = ""  # nothing was sent, as "0 tokens" says
     elif reply.cost is not None:
         price = ("~" if usage.estimated else "") + format_dollars(reply.cost)
         if reply.unpriced_tools:
             price = f"at least {price} without {', '.join(reply.unpriced_tools)}"
     else:
-        # The simulator's models have no price, and `token_figures` reports a missing count.
-        counted = usage.total_tokens is not None and not reply.simulated
-        price = "cost unknown" if counted else ""
+        # A simulated answer has no price, and without a number of tokens there is none to name.
+        has_price = usage.total_tokens is not None and not reply.simulated
+        price = "cost unknown" if has_price else ""
     cut = reply.cut or ""
     if cut == CONTENT_FILTER:
         cut = f"cut by {CONTENT_FILTER}: this is not the whole answer"
@@ -44,12 +46,14 @@ def figures_line(reply: Reply) -> str:
         cut = f"cut {'at' if cut.startswith('max') else 'by'} {shorten(cut, 40)}"
     attempts = f"{reply.attempts} attempts" if reply.attempts > 1 else ""
     waited = f"waited {format_duration(reply.waited)}" if reply.waited > 0 else ""
-    return join_parts(
+    queued = f"queued {format_duration(reply.queued)}" if reply.queued >= MIN_SHOWN_QUEUE_S else ""
+    return join_figures(
         shorten(reply.model or "", 80),
         *token_figures(usage),
         price,
         format_duration(reply.seconds) if reply.seconds >= MIN_SHOWN_S else "",
         ", ".join(filter(None, (attempts, waited))),
+        queued,
         cut,
         "" if reply.status == "done" else reply.status,
         "simulated" if reply.simulated else "",
@@ -61,33 +65,34 @@ def token_figures(usage: Usage) -> list[str]:
     """Return the token counts in words, such as ``812 in (512 cached)`` and ``~431 out``."""
     if usage.total_tokens == 0:
         return ["0 tokens"]
-    about = "~" if usage.estimated else ""
-    parts = []
+    tilde = "~" if usage.estimated else ""
+    figures = []
     if usage.input_tokens is not None:
         cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
-        parts.append(f"{about}{usage.input_tokens:,} in{cached}")
+        figures.append(f"{tilde}{usage.input_tokens:,} in{cached}")
     if usage.output_tokens is not None:
         reasoning = f" ({usage.reasoning_tokens:,} reasoning)" if usage.reasoning_tokens else ""
-        parts.append(f"{about}{usage.output_tokens:,} out{reasoning}")
-    return parts
+        figures.append(f"{tilde}{usage.output_tokens:,} out{reasoning}")
+    return figures
 
 
 def totals_line(totals: UsageTotals, *, count_requests: bool = True) -> str:
-    """Return what many requests came to, on one line."""
-    about = "~" if totals.usage.estimated else ""
+    """Return the summed figures of many requests, on one line."""
+    tilde = "~" if totals.usage.estimated else ""
     requests = f"{totals.requests:,} request{'s' * (totals.requests != 1)}, "
     cost = [
-        about + format_dollars(totals.cost) if totals.cost else "",
+        tilde + format_dollars(totals.cost) if totals.cost else "",
         f"cost of {totals.unpriced} unknown" if totals.unpriced else "",
     ]
     times = f"time{'s' * (totals.refusals != 1)}"
-    return join_parts(
+    return join_figures(
         f"{requests if count_requests else ''}{totals.answers:,} answered",
         *token_figures(totals.usage),
         f"tokens of {totals.unknown} unknown" if totals.unknown else "",
         ", ".join(filter(None, cost)),
         f"limits reached {totals.refusals} {times}" if totals.refusals else "",
-        f"waited {format_duration(totals.waited)}" if totals.waited else "",
+        # Requests wait at the same time: the sum may be longer than the kernel has run.
+        f"waited {format_duration(totals.waited)} (sum over requests)" if totals.waited else "",
     )
 
 

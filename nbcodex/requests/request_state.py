@@ -108,6 +108,7 @@ class RequestState:
     partial: PartialAnswer = field(default_factory=PartialAnswer)
     answer: CompletedAnswer | None = None
     attempts: int = 0
+    queued: float = 0.0  # seconds in the queue for capacity, which use no patience
     unbilled_attempts: int = 0  # those that the server refused before any answer
     # What broken attempts have used: an estimate, by the text that they brought.
     broken_usage: Usage = NO_USAGE
@@ -218,7 +219,8 @@ class RequestState:
             unpriced_tools=unpriced,
             attempts=self.attempts,
             waited=self.waited,
-            seconds=max(0.0, self.clock.now() - self.started_at - self.waited),
+            queued=self.queued,
+            seconds=max(0.0, self.clock.now() - self.started_at - self.waited - self.queued),
             cut=completed.cut if completed else None,
             images=completed.images if completed else (),
             sources=completed.sources if completed else (),

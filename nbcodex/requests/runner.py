@@ -265,6 +265,7 @@ class RequestRunner:
     ) -> CompletedAnswer:
         """Ask once more for an answer that fits; all of the time that this takes uses patience."""
         state, started_at, waited = self.state, self._clock.now(), self.state.waited
+        queued = state.queued
         state.sent_request = structured_output.repair_request(self._request, answer, mismatch)
         state.partial.add_note(structured_output.NOTE_ASKED_AGAIN)
         state.partial.start_over()
@@ -276,6 +277,7 @@ class RequestRunner:
             ) from error
         finally:
             state.patience.waited = waited + self._clock.now() - started_at
+            state.queued = queued  # what was added is part of `waited`
         return replace(second, usage=answer.usage + second.usage)
 
     async def _retry(self) -> CompletedAnswer:
@@ -365,6 +367,7 @@ class RequestRunner:
         state = self.state
         state.reservation = None
         cost = rate_limit_cost(state.sent_request)
+        started_at, waited = self._clock.now(), state.waited
         try:
             state.reservation = await self._limiter.acquire(
                 bucket_id, cost, self._waiter, label=label, on_wait=self._report_wait
@@ -372,6 +375,9 @@ class RequestRunner:
         except CooldownTooLongError as error:
             cause = cooldown_error(error.cooldown.limit)
             raise state.patience_error(cause, error.cooldown.until) from None
+        finally:
+            # Cooldowns use patience, the queue does not.
+            state.queued += max(0.0, self._clock.now() - started_at - (state.waited - waited))
         return state.reservation
 
     async def _report_wait(self, wait: Wait | Cooldown) -> None:

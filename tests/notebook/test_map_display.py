@@ -54,6 +54,17 @@ def test_status_line_of_a_running_map() -> None:
     )
 
 
+def test_counts_of_the_status_line_add_up_to_the_rows() -> None:
+    """Special answers are in parentheses, because they are among those counted before."""
+    counts = {"sent": 40, "waiting": 450, "failed": 7, "parked": 3, "reused": 20, "cut": 5}
+    line = status_line(state_after(HALF | counts), WALL)
+    assert line.startswith(
+        "500 of 1,000 rows answered (20 reused, 5 cut by output limit or filter) · "
+        "40 at the server · 450 waiting · "
+    )
+    assert line.endswith(" · 7 failed · 3 parked")
+
+
 def test_time_left_includes_the_cooldown() -> None:
     open_ = state_after({**HALF, "sent": 0})
     closed = state_after({**HALF, "sent": 0, "closed_until": 172.0, "limit": TPM})

@@ -107,6 +107,22 @@ def test_queueing_for_capacity_uses_no_patience() -> None:
     assert {reply.waited for reply in result.replies()} == {0.0}
 
 
+@pytest.mark.parametrize(
+    ("count", "knobs"),
+    [(100, {"tpm": 20_000, "rpm": 10_000}), (40, {"tpm": 10_000, "rpm": 20, "policy": "kept"})],
+)
+def test_queue_waits_and_answer_add_up_to_the_time_of_a_request(
+    count: int, knobs: dict[str, Any]
+) -> None:
+    asked = crowd(count, latency=0.5, speed=60.0, **knobs)
+    assert max(reply.queued for reply in asked.replies()) > 30.0
+    assert max(reply.seconds for reply in asked.replies()) < 30.0
+    for received in asked.events.values():
+        reply = ending(received).reply
+        took = received[-1].at - received[0].at
+        assert reply.waited + reply.queued + reply.seconds == pytest.approx(took, abs=0.1)
+
+
 def test_queueing_for_more_than_a_second_is_reported_rarely() -> None:
     result = crowd(100, patience=5.0, tpm=20_000, rpm=10_000, latency=0.5, speed=60.0)
     for received in result.events.values():

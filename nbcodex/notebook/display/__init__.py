@@ -22,7 +22,7 @@ from nbcodex.notebook.display.map_panel import MapState, apply_stats, failure_li
 from nbcodex.notebook.display.panel import ActionName, PanelState, apply_event
 from nbcodex.notebook.display.text_views import MapView, OutputSlot, RequestView
 from nbcodex.rendering import formats
-from nbcodex.rendering.figures import figures_line, join_parts
+from nbcodex.rendering.figures import figures_line, join_figures
 from nbcodex.rendering.formats import Format, MimeBundle
 from nbcodex.rendering.markdown import escape_inline
 from nbcodex.requests.structured_output import NOTE_MISMATCH, NOTE_REFUSED
@@ -212,7 +212,7 @@ class CellOutput:
         has_ended = reply.cut or not {NOTE_MISMATCH, NOTE_REFUSED}.isdisjoint(reply.notes)
         if not reply and reply.text and not has_ended:
             line = f"{reply.status}, this is not the whole answer · {line}"
-        line = join_parts(line, *map(shorten, [self._failure, *self._notes]))
+        line = join_figures(line, *map(shorten, [self._failure, *self._notes]))
         form, excess = self._options.format, len(reply.text) - MAX_RENDERED_CHARS
         if excess > 0:
             line = f"{excess:,} more characters: the Reply's text holds them all · {line}"
@@ -221,10 +221,10 @@ class CellOutput:
         if self._options.only_if_waiting:
             return ({"text/plain": line},)
         if self._view.is_plain_text:
-            form, line = "text", join_parts(line, *formats.image_hints(reply))
+            form, line = "text", join_figures(line, *formats.image_hints(reply))
         answer = formats.AnswerOutput(
             reply=reply,
-            line=line,
+            figures_line=line,
             heading=shorten(self._options.heading, MAX_HEADING_CHARS),
             remote_images=self._options.remote_images,
             reasoning=str(self._state.reasoning),
@@ -274,7 +274,7 @@ class MapOutput:
             log.exception("the map could not be shown")
 
     def _final_bundle(self, state: MapState) -> MimeBundle:
-        line = join_parts(summary_line(state), shorten(self._news()))
+        line = join_figures(summary_line(state), shorten(self._news()))
         failures = failure_lines(state.stats)
         # A preview of a map that was stopped would look like its result.
         done = state.stats.outcome == "done"

@@ -11,7 +11,7 @@ from typing import Any
 
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, MapStats
-from nbcodex.rendering.figures import format_dollars, join_parts
+from nbcodex.rendering.figures import format_dollars, join_figures
 from nbcodex.runtime.clock import format_duration, format_time
 
 SPEED_WINDOW_S = 10.0
@@ -94,8 +94,8 @@ def apply_stats(state: MapState | None, stats: MapStats) -> MapState:
 def status_line(state: MapState, wall: float) -> str:
     """Return how far the map has come, in one line; `wall` is in seconds since the epoch."""
     stats, texts = state.stats, _short_texts(state)
-    return join_parts(
-        texts["rows"],
+    return join_figures(
+        texts["rows"] + _answer_kinds(stats),
         _cooldown(state, wall),
         shorten(stats.stage, 120),
         _count(stats.sent, "at the server"),
@@ -103,8 +103,8 @@ def status_line(state: MapState, wall: float) -> str:
         f"{texts['speed']} tokens/s" if texts["speed"] else "",
         texts["cost"],
         f"{texts['left']} left" if texts["left"] else "",
-        _count(stats.cut, "cut by output limit or filter"),
         _count(stats.failed, "failed"),
+        _count(stats.parked, "parked"),
     )
 
 
@@ -113,10 +113,9 @@ def summary_line(state: MapState) -> str:
     stats, totals, usage = state.stats, state.stats.totals, state.stats.totals.usage
     rows = f"{stats.done:,} answered" if stats.done == stats.total else _rows_answered(stats)
     unfinished = stats.total is not None and (stats.outcome not in {"", "done"} or stats.parked > 0)
-    return join_parts(
+    return join_figures(
         f"map {stats.map_id}",
-        rows + (f" ({stats.reused:,} reused)" if stats.reused else ""),
-        _count(stats.cut, "cut by output limit or filter"),
+        rows + _answer_kinds(stats),
         _count(stats.failed, "failed"),
         _count(stats.parked, "parked"),
         shorten(stats.model or "", 80),
@@ -182,6 +181,12 @@ def _count(count: int | None, what: str) -> str:
 def _rows_answered(stats: MapStats) -> str:
     of = "" if stats.total is None else f" of {stats.total:,}"
     return f"{stats.done:,}{of} rows answered"
+
+
+def _answer_kinds(stats: MapStats) -> str:
+    """Return the numbers of special answers, which are among those counted before it."""
+    kinds = _count(stats.reused, "reused"), _count(stats.cut, "cut by output limit or filter")
+    return f" ({', '.join(filter(None, kinds))})" if any(kinds) else ""
 
 
 def _cooldown(state: MapState, wall: float) -> str:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from nbcodex import events
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, Limit, Rates, Reply, Status, Usage
-from nbcodex.rendering.figures import figures_line, format_dollars, join_parts, token_figures
+from nbcodex.rendering.figures import figures_line, format_dollars, join_figures, token_figures
 from nbcodex.runtime.clock import format_duration, format_time
 
 ActivePhase = Literal["queued", "cooldown", "sending", "thinking", "streaming", "waiting"]
@@ -280,11 +280,11 @@ def status_line(state: PanelState, now: float, wall: float) -> str:
         if at is not None and wall <= at <= wall + MAX_SHOWN_WAIT_S:
             resumable = f"can be resumed at {format_time(at, now=wall)}"
         # The phase says how it ended, so the figures need not.
-        return join_parts(
+        return join_figures(
             state.phase, resumable, state.reason, figures_line(replace(state.reply, status="done"))
         )
     speed = state.tokens_per_second
-    return join_parts(
+    return join_figures(
         _progress(state, now, wall),
         wait_reason(state),
         f"attempt {state.attempt}" if state.attempt > 1 else "",

@@ -26,7 +26,7 @@ from nbcodex.notebook.display.panel import (
 )
 from nbcodex.notebook.display.text_views import MAX_LIVE_CHARS, MapView, OutputSlot, RequestView
 from nbcodex.notebook.widget_base import MapWidget, PanelWidget
-from nbcodex.rendering.figures import join_parts
+from nbcodex.rendering.figures import join_figures
 from nbcodex.rendering.formats import MimeBundle
 from nbcodex.runtime.clock import Clock, format_duration, format_time
 
@@ -202,7 +202,9 @@ def panel_view(state: PanelState) -> dict[str, Any]:
         "phase": state.phase,
         "ended": state.ended,
         "stale": state.stale,
-        "model": join_parts(shorten(state.model or "", 80), "simulated" if state.simulated else ""),
+        "model": join_figures(
+            shorten(state.model or "", 80), "simulated" if state.simulated else ""
+        ),
         "cause": cause,
         "attempt": state.attempt,
         "patience": f"{format_duration(state.patience).removesuffix(' 00 s')} patience",
