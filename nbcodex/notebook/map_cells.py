@@ -1,7 +1,4 @@
-"""Maps in a notebook: `%%codex --map NAME`, resuming a map, and how the journal lists one.
-
-Owns what such a cell assigns and shows when it has ended. Must not know how rows are answered.
-"""
+"""Maps in a notebook: `%%codex --map NAME`, resuming maps, and how the journal lists one."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 
 from nbcodex.api import keep_run
-from nbcodex.errors import EntryError, NbcodexError, render, shorten
+from nbcodex.errors import EntryError, NbcodexError, shorten
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.estimate import Estimate
 from nbcodex.mapping.map_api import MapOptions, describe_unknown_rows, prepare_map, resume_map
@@ -29,13 +26,13 @@ if TYPE_CHECKING:
     from nbcodex.journal.reads import Entry
     from nbcodex.notebook.session import Session
 
-# A cell shows the beginning of the first answers: the variable has them all.
+# A cell shows the beginnings of the first answers, since its variable has all of them.
 PREVIEW_ROWS = 5
 PREVIEW_CHARS = 120
 
 NOT_AT_RESET = "--at-reset cannot be used with a map, which waits for its limits while it runs"
 
-# These belong to one prompt and its answer: a map is not a conversation, and shows a table.
+# Options for the display of one answer, and for a conversation, which a map does not have.
 _ONE_PROMPT_OPTIONS = ("background", "raw", "eval", "format", "thread", "new")
 
 
@@ -58,16 +55,13 @@ def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
 
 
 def _run(session: Session, run: MapRun) -> None:
-    """Run a map below the cell and assign its variable; if it stops, with what there is."""
-    # A map over an iterator keeps no replies itself, because there may be any number of them.
+    """Run a map below the cell and assign its variable; if it ends early, with what there is."""
+    # A map over an iterator yields its replies, any other map keeps them and yields none.
     replies: list[Any] = []
     keep_run(run)
     run.on_stats = session.map_listener(preview=partial(_preview, run, replies))
     try:
-        if run.keeps_replies:
-            map_runner.run_map(run)
-        else:
-            replies.extend(map_runner.stream_map(run))
+        replies.extend(map_runner.stream_map(run))
     finally:
         session.assign(run.origin.variable, run.result if run.keeps_replies else replies)
 
@@ -88,7 +82,7 @@ def _preview(run: MapRun, replies: list[Any], as_text: bool) -> str:
 
 
 def resume_one(session: Session, id_or_prefix: str, **how: bool) -> bool:
-    """Resume a map, with the options of `resume_map`; return whether there is one of that id."""
+    """Resume the map that `resume_map` finds; return whether there is one."""
     run = resume_map(id_or_prefix, **how)
     if run is None:
         return False
@@ -100,15 +94,20 @@ def resume_one(session: Session, id_or_prefix: str, **how: bool) -> bool:
     return True
 
 
-def resume_all(session: Session, notebook: str | None, *flags: str, only_maps: bool = False) -> int:
+def resume_all(
+    session: Session, notebook: str | None, failures: dict[str, NbcodexError], *flags: str
+) -> int:
     """Resume the unfinished maps of a notebook, or of all; return how many there are.
 
-    `flags` are those of `%codex resume`.
+    `flags` are those of `%codex resume`. If maps are not finished, an error that names them is
+    added to `failures`, by its text.
     """
     # A map that is running in this kernel has parked rows in the journal, too.
     running = {runner.run.id for runner in active_runners()}
     maps = session.journal.maps.unfinished(notebook=notebook)
     ids = [each.id for each in maps if each.id not in running]
+    errors: list[NbcodexError] = []
+    names_by_reason: dict[str, list[str]] = {}
     for map_id in ids:
         if "--at-reset" in flags:
             command = f"`%codex resume {map_id}`"
@@ -116,12 +115,14 @@ def resume_all(session: Session, notebook: str | None, *flags: str, only_maps: b
             continue
         try:
             resume_one(session, map_id, any_server="--new-server" in flags)
-        except NbcodexError as error:
-            # One that fails must not keep the others from being resumed. `only_maps`: there are no
-            # other requests to resume, either.
-            if only_maps and len(ids) == 1:
-                raise
-            print("\n".join(render(f"{map_id}: {error.title}", error.message, error.advice)))
+        except NbcodexError as error:  # which must not keep the others from being resumed
+            errors.append(error)
+            names_by_reason.setdefault(error.message, []).append(map_id)
+    if len(errors) > 1:
+        reasons = [f"{why} ({', '.join(names)})" for why, names in names_by_reason.items()]
+        text = f"{len(errors)} of {len(ids)} maps are not finished: {'; '.join(reasons)}"
+        errors = [NbcodexError(text, advice="`%codex resume ID` continues one of them.")]
+    failures.update((str(error), error) for error in errors)
     return len(ids)
 
 
@@ -129,7 +130,7 @@ def journal_line(session: Session, map_id: str, entry: Entry, now: float) -> str
     """Return the line of the journal's list that stands for all rows of a map."""
     counts = session.journal.maps.summary(map_id).counts
     rows = ", ".join(f"{count:,} {status}" for status, count in counts.most_common())
-    # Rows that were never begun have no entry.
+    # Rows that were never started may have no entry.
     total = entry.request.origin.row_count or 0
     of = f" of {total:,} rows" if total > counts.total() else ""
     when = format_time(entry.added_at, now=now)

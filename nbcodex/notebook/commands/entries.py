@@ -86,11 +86,11 @@ def resume(session: Session, prefix: str = "all", *flags: str) -> None:
     if unknown := set(flags) - {"--everywhere", "--at-reset", "--new-server"}:
         raise UsageError(f"%codex resume: there is no option {unknown.pop()}")
     journal, map_count, at_reset = session.journal, 0, "--at-reset" in flags
-    any_server = "--new-server" in flags
+    any_server, failures = "--new-server" in flags, dict[str, NbcodexError]()
     if prefix == "all":
         notebook = None if "--everywhere" in flags else session.notebook
         entries = journal.resumable_entries(notebook=notebook)
-        map_count = map_cells.resume_all(session, notebook, *flags, only_maps=not entries)
+        map_count = map_cells.resume_all(session, notebook, failures, *flags)
     elif at_reset and map_cells.rows_of(session, prefix):
         raise UsageError(f"%codex resume: {map_cells.NOT_AT_RESET}")
     elif map_cells.resume_one(session, prefix, any_server=any_server):
@@ -104,7 +104,7 @@ def resume(session: Session, prefix: str = "all", *flags: str) -> None:
         if journal.problem:  # entries may exist that could not be read
             print(journal.problem)
     # All are started before the first is shown, so that they queue in their order, oldest first.
-    handles, failures = [], dict[str, NbcodexError]()
+    handles = []
     for entry in entries:
         if entry.possibly_paid:
             when = "when its kernel died" if entry.abandoned else "when it ended"
@@ -310,7 +310,7 @@ def insert(session: Session, number: str = "1") -> None:
         raise NbcodexError("There is no answer yet.", advice="Ask with `%%codex -f code`.")
     if last.status == "running":
         raise NbcodexError(f"{last.id} is still running.", advice="Try again when it has finished.")
-    blocks = formats.code_of(last)
+    blocks = formats.code_blocks(last)
     if not blocks:
         raise NbcodexError("The last answer contains no code.", advice="Ask with `-f code`.")
     if not number.isdecimal() or not 1 <= int(number) <= len(blocks):
