@@ -1,7 +1,6 @@
 """Templates with ``{name}`` fields, for prompts of cells and of maps.
 
-Owns which braces are a field; all others (JSON, LaTeX, code) are text and stay as they are. Must
-not know where values come from, nor IPython.
+Decides which braces are a field; all others (JSON, LaTeX, code) are text and stay as they are.
 """
 
 from __future__ import annotations
@@ -16,21 +15,25 @@ from nbcodex.errors import ConfigurationError, shorten
 
 ExpressionT = TypeVar("ExpressionT")
 
-MAX_FIELD_CHARS = 500  # bounds the search for a closing brace: time grows with the text's length
-ITEM = "item"  # the name that `{}` in a map's template stands for
+MAX_FIELD_CHARS = 500  # bounds the search for a closing brace, so that its time is linear
+ITEM = "item"  # the column that `{}` in a map's template stands for: the row's data itself
 
-# A LaTeX command with its optional argument, or a single brace.
-_STEP = re.compile(r"\\[A-Za-z]+\*?(?:\[[^\[\]{}\n]*\])?|[{}]")
-# What can end an expression or nest in it; strings are tokens, so that their braces do not count.
+# A LaTeX command with its optional argument, such as ``\sqrt[3]``, or a single brace.
+_COMMAND_OR_BRACE = re.compile(r"\\[A-Za-z]+\*?(?:\[[^\[\]{}\n]*\])?|[{}]")
+# Within an expression: a bracket, what can end the expression, or a whole string, so that brackets
+# in it do not count.
 _TOKEN = re.compile(r"""[\[\](){}:!\n]|"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+'""")
+# Behind an expression: ``}``, ``!r}``, ``:.2f}`` or ``!s:>{width}}``.
 _ENDING = re.compile(r"(?:!([rsa]))?(?::((?:[^{}\n]|\{[^{}\n]*+\})*+))?\}")
-# A sign of " " counts only before a width and a type: `{n: 2}` is more likely JavaScript.
+# What `format` accepts for numbers and strings: ``.2f``, ``>10``, ``,``. A blank as a sign counts
+# only before a width and a type, because `{n: 2}` is more likely JavaScript.
 _NUMBER_FORMAT = re.compile(
     r"(?:.?[<>=^])?(?:[+-]|[ ](?=[\d.,#]+[a-zA-Z%]))?z?#?0?\d{0,4}[,_]?(?:\.\d{1,4})?"
     r"[bcdeEfFgGnosxX%]?"
 )
-_DATE_FORMAT = re.compile(r"[^{}\n]*%[a-zA-Z][^{}\n]*")
-_NESTED_FORMAT = re.compile(r"[^{}\s]*\{")
+_DATE_FORMAT = re.compile(r"[^{}\n]*%[a-zA-Z][^{}\n]*")  # ``%d.%m.%Y``
+_NESTED_FORMAT = re.compile(r"[^{}\s]*\{")  # the start of ``>{width}``
+# A column, and a path into its value: ``name``, ``name[0].first``, ``[0]`` (of the item).
 _COLUMN_PATH = re.compile(r"([^\W\d]\w*|)((?:\.[^\W\d]\w*|\[[^\[\]]+\])*)")
 _CONVERSIONS: dict[str, Callable[[object], str]] = {"r": repr, "s": str, "a": ascii}
 _FORMATTER = string.Formatter()
@@ -43,11 +46,11 @@ class Field(Generic[ExpressionT]):
     start: int  # position of its first brace in the text
     end: int  # position after its last brace
     source: str  # the expression as it is written
-    expression: ExpressionT  # what `recognise` made of it
+    expression: ExpressionT  # what `recognise` returned for it
     is_known: bool = True  # whether all names in the expression exist
-    conversion: str = ""  # what follows ``!``
-    spec: str = ""  # what follows ``:``
-    # Whether the braces are doubled, to keep a single pair of them in the text.
+    conversion: str = ""  # ``r``, ``s`` or ``a``, which follows ``!``
+    spec: str = ""  # the format, which follows ``:``
+    # Whether the braces are doubled: `{{name}}` is the text `{name}`.
     is_literal: bool = False
 
     @property
@@ -62,6 +65,7 @@ class Field(Generic[ExpressionT]):
         return format(value, self.spec)
 
 
+# Returns the expression in a text, and whether all names in it exist; None if it is none.
 Recogniser = Callable[[str], tuple[ExpressionT, bool] | None]
 
 
@@ -70,29 +74,29 @@ def parse_fields(
 ) -> Iterator[Field[ExpressionT]]:
     """Yield the fields of `text`, from left to right.
 
-    `recognise` returns the expression in a text, and whether its names are known; None for a text
-    that is not an expression. `names` are expressions even if they contain spaces, dots or
-    brackets. The arguments of a LaTeX command are not fields.
+    `names` are expressions even if they contain spaces, dots or brackets. The arguments of a LaTeX
+    command are not fields.
     """
-    at, latex_end = 0, -1  # `latex_end`: where a command, or one of its arguments, has just ended
+    # `latex_end`: where a LaTeX command, or an argument of one, has just ended.
+    position, latex_end = 0, -1
     is_argument: list[bool] = []  # for each open brace, whether it began an argument of LaTeX
-    while step := _STEP.search(text, at):
-        start, at = step.start(), step.end()
-        match step[0]:
+    while found := _COMMAND_OR_BRACE.search(text, position):
+        start, position = found.start(), found.end()
+        match found[0]:
             case "{" if start == latex_end:
                 is_argument.append(True)
             case "{":
                 field = _field_at(text, start, recognise, names)
                 # `{a:{b}}` with an unknown `a` may be code or JSON around the field `{b}`.
                 if field and (field.is_known or not field.has_nested_format):
-                    at = field.end
+                    position = field.end
                     yield field
                 else:
                     is_argument.append(False)
             case "}":
-                latex_end = at if is_argument and is_argument.pop() else -1
+                latex_end = position if is_argument and is_argument.pop() else -1
             case _:
-                latex_end = at
+                latex_end = position
 
 
 def _field_at(
@@ -113,7 +117,7 @@ def _field_at(
 
 
 def _split_field(text: str, start: int, names: Collection[str]) -> tuple[int, str, str, str] | None:
-    """Return the end, expression, conversion and format of the text after a brace."""
+    """Return the end, expression, conversion and format of a field whose brace ends at `start`."""
     close = text.find("}", start, start + MAX_FIELD_CHARS)
     if names and text[start : max(close, start)] in names:
         return close + 1, text[start:close], "", ""
@@ -154,34 +158,31 @@ class Template:
     """
 
     def __init__(self, text: str, columns: Collection[str] = ()) -> None:
-
         def recognise(source: str) -> tuple[ColumnPath, bool] | None:
             if source in columns:
                 return (source, ""), False
             if not (found := _COLUMN_PATH.fullmatch(source)):
                 return None
-            # Never "known": no column's format swallows the fields that are nested in it.
+            # Never "known": a brace in a column's format begins a field of its own.
             return (found[1] or ITEM, found[2]), False
 
         self.fields = tuple(parse_fields(text, recognise, columns))
         filled = [field for field in self.fields if not field.is_literal]
         self.names = frozenset(field.expression[0] for field in filled)
-        self._parts: list[str | Field[ColumnPath]] = []
-        done = 0
-        for field in self.fields:
-            literal = text[field.start + 1 : field.end - 1]
-            self._parts += [text[done : field.start], literal if field.is_literal else field]
-            done = field.end
-        self._parts.append(text[done:])
+        self._text = text
 
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return a row's prompt; raise a ConfigurationError for a column that cannot be filled."""
-        return "".join(
-            part if isinstance(part, str) else _fill_column(part, values) for part in self._parts
-        )
+        prompt, end = "", 0
+        for field in self.fields:
+            literal = self._text[field.start + 1 : field.end - 1]
+            prompt += self._text[end : field.start]
+            prompt += literal if field.is_literal else _fill_column(field, values)
+            end = field.end
+        return prompt + self._text[end:]
 
     def check(self, columns: Collection[str], *, row: str = "") -> None:
-        """Raise a ConfigurationError that names the columns which `columns` lack, if any."""
+        """Raise a ConfigurationError if `columns`, those of `row`, lack the column of a field."""
         if not (missing := sorted(self.names - set(columns))):
             return
         needed = ", ".join(f"{{{name}}}" for name in missing)
@@ -199,7 +200,7 @@ def _fill_column(field: Field[ColumnPath], values: Mapping[str, Any]) -> str:
     try:
         value = values[column]
         if path:
-            # The column's own name may contain dots and brackets, which get_field would parse.
+            # By another name, because get_field would parse dots and brackets in the column's.
             value = _FORMATTER.get_field(f"{ITEM}{path}", (), {ITEM: value})[0]
         if _is_missing(value):
             raise ConfigurationError(f"The row has no value in its column {column!r}.")
@@ -214,7 +215,7 @@ def _is_missing(value: object) -> bool:
     """Whether there is no value: None, NaN and pandas' equivalents."""
     if value is None:
         return True
-    if isinstance(value, str | int | list | dict | tuple):
+    if isinstance(value, str | int | list | dict | tuple):  # the usual ones, without a comparison
         return False
     try:
         return bool(value != value)  # only NaN differs from itself

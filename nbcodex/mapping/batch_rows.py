@@ -1,7 +1,7 @@
-"""The rows of a batch map that have no ending yet, and how each one gets its ending.
+"""The rows of a batch map that have no ending yet, and how each of them ends.
 
-Owns the order budget, journal, event, and that a job's files are erased only when all its answers
-are committed. Must not know when jobs are created.
+An ending is charged to the budget, then committed to the journal, then emitted. A job's files at
+the provider are erased only when all its answers are committed.
 """
 
 from __future__ import annotations
@@ -9,19 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from nbcodex.errors import (
-    AnswerError,
-    BudgetError,
-    NbcodexError,
-    ParkedError,
-    RequestError,
-    TransientError,
-)
+from nbcodex import errors
+from nbcodex.errors import NbcodexError
 from nbcodex.events import Ending, Event, Failed, Finished, Parked
-from nbcodex.mapping.batch_api import BatchApi, BatchPart, RowResult
+from nbcodex.mapping.batch_api import BatchApi, PendingJob, RowResult
 from nbcodex.models import NO_USAGE, Reply, Request
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import judge
@@ -47,30 +41,26 @@ class PendingRow:
     """A row without an ending."""
 
     request: Request
-    # Set as long as a row that was in the journal before is not claimed for this process.
+    # The row's entry in the journal until this process has claimed it; None if it had none before.
     entry: Entry | None = None
     destination: Destination = ("", "", "")
     key: bytes = b""  # its `equality_key`
 
 
+@dataclass(slots=True, eq=False)
 class PendingRows:
     """The rows of one map without an ending, by id; lives on the event loop."""
 
-    def __init__(
-        self,
-        services: Services,
-        settings: Settings,
-        jobs: BatchJobs,
-        batch_api: BatchApi,
-        emit: Callable[[Event], None],
-    ) -> None:
-        self.rows: dict[str, PendingRow] = {}
-        self._services, self._settings, self._clock = services, settings, services.clock
-        self._jobs, self._batch_api, self._emit = jobs, batch_api, emit
-        self._shielded: set[asyncio.Task[None]] = set()
+    services: Services
+    settings: Settings
+    batch_jobs: BatchJobs
+    batch_api: BatchApi
+    on_event: Callable[[Event], None]
+    rows: dict[str, PendingRow] = field(default_factory=dict)
+    _shielded: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def finish(self, endings: Sequence[Ending]) -> None:
-        """Charge, commit and emit endings, to the end even if the calling task is cancelled."""
+        """Charge, commit and emit endings, even if the calling task is cancelled meanwhile."""
 
         async def work() -> None:
             for ending in await self._commit(endings):
@@ -79,39 +69,47 @@ class PendingRows:
         if endings:
             await self._shield(work())
 
-    def drop(self, ending: Ending) -> None:
-        """Emit an ending that cost nothing here, and leave the journal as it is."""
-        self._services.budget.commit(ending.request_id, Reply(id=ending.request_id, attempts=0))
+    async def fail(self, requests: Iterable[Request], error: NbcodexError) -> None:
+        """Finish rows with an error; a refusal by the budget parks them."""
+        await self.finish([self.failed_ending(request, error) for request in requests])
+
+    async def park(self, requests: Iterable[Request], why: str) -> None:
+        """Finish rows as kept for later."""
+        await self.finish([self.parked_ending(request, why) for request in requests])
+
+    def finish_uncommitted(self, ending: Ending) -> None:
+        """Emit an ending that cost nothing, and leave the journal as it is."""
+        self.services.budget.commit(ending.request_id, Reply(id=ending.request_id, attempts=0))
         self._emit_ending(ending)
 
     async def _commit(self, endings: Sequence[Ending]) -> list[Ending]:
-        """Charge and commit endings; return them, with budget warnings, to be emitted."""
+        """Charge and commit endings; return them with budget warnings, to be emitted."""
         # Charged first, so that the warnings are in the journal's reply, too. Committed before
         # they are emitted: a user never sees an answer that a crash could still lose.
         charged: list[Ending] = []
         rows: list[tuple[Reply, str | None]] = []
         for ending in endings:
-            warnings = self._services.budget.commit(ending.request_id, ending.reply)
+            warnings = self.services.budget.commit(ending.request_id, ending.reply)
             reply = replace(ending.reply, notes=(*ending.reply.notes, *warnings))
             error = getattr(ending, "error", None)
             charged.append(replace(ending, reply=reply))
             rows.append((reply, str(error) if error else None))
-        await self._jobs.finish_rows(rows)
-        await self._services.count_spending([reply for reply, _ in rows], self._settings)
+        await self.batch_jobs.finish_rows(rows)
+        await self.services.count_spending([reply for reply, _ in rows], self.settings)
         return charged
 
     def _emit_ending(self, ending: Ending) -> None:
         self.rows.pop(ending.request_id, None)
-        self._emit(ending)
+        self.on_event(ending)
 
     def emit(self, ids: Iterable[str], kind: Callable[..., Event], **details: Any) -> None:
         """Emit an event of one kind for several rows."""
-        now = self._clock.now()
+        now = self.services.clock.now()
         for id_ in ids:
-            self._emit(kind(request_id=id_, at=now, **details))
+            self.on_event(kind(request_id=id_, at=now, **details))
 
     async def _shield(self, work: Coroutine[Any, Any, None]) -> None:
-        """Complete `work` even if the calling task is cancelled."""
+        """Run `work` to its end even if the calling task is cancelled."""
         # The event loop holds only weak references to tasks (python/cpython#91887).
         task = asyncio.create_task(work)
         self._shielded.add(task)
@@ -119,73 +117,74 @@ class PendingRows:
         await asyncio.shield(task)
 
     async def wait_shielded(self) -> None:
-        """Return when no commit is under way that a cancelled task has left."""
+        """Wait for the commits that cancelled tasks have begun."""
         await asyncio.gather(*self._shielded, return_exceptions=True)
 
-    def failed(self, request: Request, error: NbcodexError) -> Ending:
+    def failed_ending(self, request: Request, error: NbcodexError) -> Ending:
         """Return the ending of a row that cost nothing; a refusal by the budget parks it."""
-        if isinstance(error, BudgetError):
+        now = self.services.clock.now()
+        if isinstance(error, errors.BudgetError):
             reply = Reply(id=request.id, status="parked", attempts=0)
-            return Parked(request_id=request.id, at=self._clock.now(), error=error, reply=reply)
+            return Parked(request_id=request.id, at=now, error=error, reply=reply)
         reply = Reply(id=request.id, status="failed", attempts=1, usage=NO_USAGE, cost=0.0)
-        return Failed(request_id=request.id, at=self._clock.now(), error=error, reply=reply)
+        return Failed(request_id=request.id, at=now, error=error, reply=reply)
 
-    def parked(self, request: Request, why: str, *, attempts: int = 0) -> Parked:
+    def parked_ending(self, request: Request, why: str, *, attempts: int = 0) -> Parked:
         """Return the ending of a row that is kept for later; it cost nothing."""
         advice = f"`%codex resume {request.origin.map_id or request.id}` continues it."
-        error = ParkedError(why, advice=advice)
+        error = errors.ParkedError(why, advice=advice)
         reply = Reply(id=request.id, status="parked", attempts=attempts)
-        return Parked(request_id=request.id, at=self._clock.now(), error=error, reply=reply)
+        return Parked(request_id=request.id, at=self.services.clock.now(), error=error, reply=reply)
 
-    async def read_results(self, part: BatchPart) -> None:
-        """Finish all rows of a part whose job has ended, and erase its files."""
-        # Loading takes longer than a display may wait for the event loop.
+    async def read_results(self, job: PendingJob) -> None:
+        """Finish all rows of a job that has ended at the provider, and erase its files."""
+        # In a thread, because loading takes longer than displays may wait for the event loop.
         await asyncio.to_thread(pricing.load_prices)
         chunk: dict[str, Ending] = {}
-        async with contextlib.aclosing(self._batch_api.results(part)) as results:
+        async with contextlib.aclosing(self.batch_api.results(job)) as results:
             async for request, result in results:
                 if len(chunk) >= COMMIT_CHUNK_ROWS:
                     await self.finish(list(chunk.values()))
                     for finished in chunk:
-                        del part.requests[finished]
+                        del job.requests[finished]
                     chunk.clear()
-                if request.id in part.requests:  # else it was listed twice, and is committed
-                    chunk[request.id] = self._ending_from_result(request, result, part)
-        await self._shield(self._finish_part(part, chunk))
+                # Of two results for a row the first counts: an answer comes before an error.
+                if request.id in job.requests and request.id not in chunk:
+                    chunk[request.id] = self._ending_from_result(request, result, job)
+        await self._shield(self._finish_job(job, chunk))
 
-    async def _finish_part(self, part: BatchPart, last: dict[str, Ending]) -> None:
-        """Commit the last endings of a part, erase its files, and emit the endings."""
-        assert part.batch is not None  # noqa: S101 - its results were read
-        status, reason = part.batch.status, part.batch.error or "no reason given"
-        for id_, request in part.requests.items():
-            if id_ not in last and status == "failed":
-                error = RequestError(f"The provider refused the batch: {reason}")
-                last[id_] = self.failed(request, error)
-            elif id_ not in last:
+    async def _finish_job(self, job: PendingJob, endings: dict[str, Ending]) -> None:
+        """Commit the last `endings` of a job by row, erase its files, and emit the endings."""
+        status, reason = job.batch.status, job.batch.error or "no reason given"
+        for id_, request in job.requests.items():
+            if id_ not in endings and status == "failed":
+                error = errors.RequestError(f"The provider refused the batch: {reason}")
+                endings[id_] = self.failed_ending(request, error)
+            elif id_ not in endings:
                 why = f"The batch is {status}, and this row was not answered."
-                last[id_] = self.parked(request, why)
-        charged = await self._commit(list(last.values()))
+                endings[id_] = self.parked_ending(request, why)
+        charged = await self._commit(list(endings.values()))
         # Answers first, files second: a kernel that dies in between leaves files, which the next
         # map erases. The other order could lose paid answers.
-        erased = self._settings.keep_files or await self._batch_api.erase(part.batch, part.sample)
-        await self._jobs.close_job(part.tag, erased=erased)
+        erased = self.settings.keep_files or await self.batch_api.erase(job)
+        await self.batch_jobs.close_job(job.tag, erased=erased)
         for ending in charged:
             self._emit_ending(ending)
 
-    def _ending_from_result(self, request: Request, result: RowResult, part: BatchPart) -> Ending:
-        """Return the ending of a row from what the provider says; temporary failures park it."""
-        if isinstance(result, TransientError):
-            return self.parked(request, result.message)
+    def _ending_from_result(self, request: Request, result: RowResult, job: PendingJob) -> Ending:
+        """Return a row's ending from the provider's result; a temporary failure parks the row."""
+        if isinstance(result, errors.TransientError):
+            return self.parked_ending(request, result.message)
         if isinstance(result, NbcodexError):
-            return self.failed(request, result)
-        # The ending is built as for a live request, so that replies have the same fields.
-        now, base_url = self._clock.now(), part.base_url
+            return self.failed_ending(request, result)
+        # The reply is made as for a live request, so that it has the same fields.
+        now, base_url = self.services.clock.now(), job.base_url
         state = RequestState(
             request=request,
-            clock=self._clock,
+            clock=self.services.clock,
             simulators={base_url} if result.simulated else set(),
             base_url=base_url,
-            model=part.model,
+            model=job.model,
             attempts=1,
             answer=replace(result, usage=replace(result.usage, service_tier=BATCH_TIER)),
         )
@@ -193,7 +192,7 @@ class PendingRows:
             judge(result)
             # Unlike a live request, a row is not asked for a second time.
             parsed = parse_final_answer(request.schema, result.text, asked="once")
-        except AnswerError as error:
+        except errors.AnswerError as error:
             state.partial.add_note(error.note)
             return Failed(request_id=request.id, at=now, error=error, reply=state.reply("failed"))
         if result.refused:

@@ -1,6 +1,6 @@
-"""What a map will use and cost, before anything is sent. Every figure is an estimate.
+"""What a map will use and cost, and the questions to the user before it starts.
 
-Owns the arithmetic, and the questions to the user before a map starts. Must not send anything.
+Every figure is an estimate. Nothing is sent.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import ConfigurationError, NbcodexError
 from nbcodex.journal.codec import equality_key
@@ -19,17 +19,20 @@ from nbcodex.models import Request, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.requests.budget import DEFAULT_OUTPUT_TOKENS
 from nbcodex.runtime import event_loop
-from nbcodex.settings import DEFAULT_MODEL, Settings
+from nbcodex.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
 
-# Rows from which the cost of all is estimated, unless the user asks for a dry run.
+# Rows from which the cost of all rows is estimated; a dry run looks at each row.
 SAMPLE_ROWS = 200
-# Rows that are looked up in the journal in one query.
+# Rows whose answers are looked up in the journal together.
 LOOKUP_CHUNK_ROWS = 2_000
-# Fingerprints that are kept to find equal rows, some 100 bytes each. Rows beyond count as new.
+# Fingerprints that are kept to find equal rows, some 100 bytes each. Later rows count as new.
 MAX_FINGERPRINTS = 1_000_000
+
+# The fields of an Estimate that are sums over rows.
+_COUNTED_FIELDS = ("rows", "answered", "equal", "refused", "input_tokens", "output_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +43,21 @@ class Estimate:
     answered: int = 0  # rows with an answer in the journal
     equal: int = 0  # rows that are equal to an earlier one, and get its answer
     refused: int = 0  # rows of which no request can be made
-    # Tokens of the other rows. The output of each is `max_output`, otherwise 500.
+    # Tokens of the other rows; of output, each has `max_output`, or else DEFAULT_OUTPUT_TOKENS.
     input_tokens: int = 0
     output_tokens: int = 0
     cost: float | None = None  # US dollars; None if no price is known
     paid_tools: tuple[str, ...] = ()  # `cost` has one call of each in each row
     model: str | None = None  # the model, if it is known without asking the server
-    bounded: bool = False  # whether `max_output` bounds the output
-    halved: bool = False  # whether the cost is that of the Batch API
+    is_output_bounded: bool = False  # whether `max_output` bounds the output
+    is_batch_price: bool = False  # whether the cost is that of the Batch API, half the usual one
     budgets: tuple[str, ...] = ()  # what is left of the user's budgets, in words
 
     def __str__(self) -> str:
-        at_most = "at most " if self.bounded else ""
+        at_most = "at most " if self.is_output_bounded else ""
         bound = "at least " if self.paid_tools else at_most
-        assumed = "" if self.bounded else f" ({DEFAULT_OUTPUT_TOKENS} a row assumed)"
-        parts = [
+        assumed = "" if self.is_output_bounded else f" ({DEFAULT_OUTPUT_TOKENS} a row assumed)"
+        figures = [
             f"{self.rows:,} rows",
             f"{self.answered:,} answered before" if self.answered else "",
             f"{self.equal:,} equal to others" if self.equal else "",
@@ -62,66 +65,57 @@ class Estimate:
             f"~{self.input_tokens:,} in",
             f"{at_most}~{self.output_tokens:,} out{assumed}",
             "price unknown" if self.cost is None else f"{bound}~${self.cost:,.2f}",
-            "half the usual price" if self.halved and self.cost else "",
+            "half the usual price" if self.is_batch_price and self.cost else "",
             self.model or "",
             *self.budgets,
         ]
-        return " · ".join(filter(None, parts))
+        return " · ".join(filter(None, figures))
 
     def __repr__(self) -> str:
         return f"<Estimate {self}>"
 
 
 def estimate(
-    data: InputData,
-    requests: RowRequests,
-    client: Client,
-    settings: Settings,
-    *,
-    from_sample: bool = False,
+    data: InputData, requests: RowRequests, client: Client, *, from_sample: bool = False
 ) -> Estimate:
     """Return what all rows will use; with `from_sample`, extrapolated from some of them."""
     rows: Iterable[Row] = data.rows()
-    repeated, scale = 0, 1.0
+    repeated_rows, scale = 0, 1.0
     # A sample calls the user's function some hundred times, not for each of a million rows.
     if from_sample:
-        rows, distinct = _sample(data, requests)
-        repeated, scale = (data.total or 0) - distinct, distinct / max(len(rows), 1)
-    counted, base_url = _count(rows, requests, client, settings)
-    sent = counted.rows - counted.answered - counted.equal - counted.refused
+        rows, distinct_rows = _sample(data, requests)
+        repeated_rows = (data.total or 0) - distinct_rows
+        scale = distinct_rows / max(len(rows), 1)
+    counted, base_url = _count(rows, requests, client)
+    sent_rows = counted.rows - counted.answered - counted.equal - counted.refused
     # Without any request there is no server whose prices could be unknown.
     cost = 0.0 if pricing.provider_of(base_url) or not base_url else None
-    if sent > 0:
-        # From the mean row, since prices rise above a length of prompt that few rows reach.
-        mean = Usage(
-            input_tokens=counted.input_tokens // sent,
-            output_tokens=counted.output_tokens // sent,
-            service_tier=pricing.BATCH_TIER if counted.halved else None,
+    if sent_rows > 0:
+        # From the mean row, not from the sums: some models cost more above a length of prompt.
+        mean_usage = Usage(
+            input_tokens=counted.input_tokens // sent_rows,
+            output_tokens=counted.output_tokens // sent_rows,
+            service_tier=pricing.BATCH_TIER if counted.is_batch_price else None,
             hosted_tool_calls=counted.paid_tools,
         )
-        each = pricing.cost(mean, counted.model, base_url)
-        cost = None if each is None else each * sent * scale
-    result = replace(
-        counted,
-        rows=counted.rows if data.total is None else data.total,
-        answered=round(counted.answered * scale),
-        equal=round(counted.equal * scale) + repeated,
-        refused=round(counted.refused * scale),
-        input_tokens=round(counted.input_tokens * scale),
-        output_tokens=round(counted.output_tokens * scale),
-        cost=cost,
-    )
-    used = result.input_tokens + result.output_tokens
-    # Parts of the budget that other kernels use are in the journal, which the loop reads.
-    outlook = client.budget_outlook(settings, base_url, tokens=used, cost=result.cost)
-    return replace(result, budgets=tuple(event_loop.run(outlook)))
+        row_cost = pricing.cost(mean_usage, counted.model, base_url)
+        cost = None if row_cost is None else row_cost * sent_rows * scale
+    scaled: dict[str, Any] = {
+        name: round(getattr(counted, name) * scale) for name in _COUNTED_FIELDS
+    }
+    scaled["rows"] = counted.rows if data.total is None else data.total
+    scaled["equal"] += repeated_rows
+    tokens = scaled["input_tokens"] + scaled["output_tokens"]
+    # On the event loop, because what other kernels use of the budget is read from the journal.
+    outlook = client.budget_outlook(requests.settings, base_url, tokens=tokens, cost=cost)
+    budgets = tuple(event_loop.run(outlook))
+    return replace(counted, **scaled, cost=cost, budgets=budgets)
 
 
-def _count(
-    rows: Iterable[Row], requests: RowRequests, client: Client, settings: Settings
-) -> tuple[Estimate, str]:
-    """Return what all of `rows` use, without the cost, and the server's address."""
-    total = answered = equal = refused = input_tokens = output_tokens = 0
+def _count(rows: Iterable[Row], requests: RowRequests, client: Client) -> tuple[Estimate, str]:
+    """Return what all of `rows` will use, without the cost, and the server's base URL."""
+    settings = requests.settings
+    counts: dict[str, Any] = dict.fromkeys(_COUNTED_FIELDS, 0)
     first: Request | None = None
     base_url, seen, unread = "", set[int](), iter(rows)
     while chunk := list(itertools.islice(unread, LOOKUP_CHUNK_ROWS)):
@@ -129,43 +123,39 @@ def _count(
         for row in chunk:
             with contextlib.suppress(NbcodexError):
                 made.append(requests.request(row))
-        total, refused = total + len(chunk), refused + len(chunk) - len(made)
+        counts["rows"] += len(chunk)
+        counts["refused"] += len(chunk) - len(made)
         if made and first is None:
             first = made[0]
             base_url = client.services().api_client.endpoint(first, settings).base_url
         # A row without `reuse` has no key: it is sent even if it was answered before.
         keys = [equality_key(r, base_url=base_url) if r.reuse else b"" for r in made]
-        known = client.journal(settings).maps.answered_keys(filter(None, keys))
+        answered_keys = client.journal(settings).maps.answered_keys(filter(None, keys))
         for request, key in zip(made, keys, strict=True):
-            if key in known:
-                answered += 1
+            if key in answered_keys:
+                counts["answered"] += 1
             elif key and not _add_new(hash(key), seen):
-                equal += 1
+                counts["equal"] += 1
             else:
-                input_tokens += pricing.estimate_request_tokens(request)
-                output_tokens += request.max_output or DEFAULT_OUTPUT_TOKENS
+                counts["input_tokens"] += pricing.estimate_request_tokens(request)
+                counts["output_tokens"] += request.max_output or DEFAULT_OUTPUT_TOKENS
     model = (first and first.model) or settings.model
     if model is None and pricing.provider_of(base_url) == "openai":
         model = DEFAULT_MODEL
     counted = Estimate(
-        rows=total,
-        answered=answered,
-        equal=equal,
-        refused=refused,
-        input_tokens=input_tokens,
-        output_tokens=output_tokens,
+        **counts,
         model=model,
-        bounded=bool(first and first.max_output),
-        halved=requests.origin.engine == "batch",
         paid_tools=pricing.paid_tools(first, model) if first else (),
+        is_output_bounded=bool(first and first.max_output),
+        is_batch_price=requests.origin.engine == "batch",
     )
     return counted, base_url
 
 
 def _sample(data: InputData, requests: RowRequests) -> tuple[list[Row], int]:
     """Return some of the distinct rows, evenly spaced, and the number of distinct rows."""
-    # One pass without knowing the number of rows: whenever the sample is twice as large as needed,
-    # every other row is dropped and the step doubles.
+    # In one pass, though the number of distinct rows is not known: whenever the sample is twice as
+    # large as needed, every other row is dropped and the step doubles.
     seen: set[int] = set()
     sample: list[Row] = []
     distinct, step = 0, 1
@@ -191,13 +181,10 @@ def _add_new(fingerprint: int, seen: set[int]) -> bool:
 
 
 def confirm_start(
-    data: InputData,
-    requests: RowRequests,
-    client: Client,
-    settings: Settings,
-    confirm: Callable[[str], bool | None],
+    data: InputData, requests: RowRequests, client: Client, confirm: Callable[[str], bool | None]
 ) -> None:
     """Ask the user about equal prompts and about a high cost; raise if the map is declined."""
+    settings = requests.settings
     if requests.template and not requests.template.names and data.total != 1:
         rows = "every row" if data.total is None else f"all {data.total:,} rows"
         _ask(
@@ -205,15 +192,15 @@ def confirm_start(
             confirm,
             advice="Write a column's name in braces, such as {text}, or pass confirm=True.",
         )
-    # The number of an iterator's rows is unknown, and reading it would use it up.
+    # An iterator has no `total`, and reading it would use it up.
     if not data.total:
         return
-    # Without known prices the user's function is not called for an estimate.
+    # Where no price is known, the user's function is not called for an estimate.
     sample = Request(prompt="?", api_base=requests.options.api_base)
     endpoint = client.services().api_client.endpoint(sample, settings)
     if pricing.provider_of(endpoint.base_url) is None:
         return
-    expected = estimate(data, requests, client, settings, from_sample=True)
+    expected = estimate(data, requests, client, from_sample=True)
     if expected.cost is not None and expected.cost > settings.ask_above:
         _ask(
             f"{expected}. That is more than Codex.ask_above (${settings.ask_above:,.2f}).",

@@ -1,7 +1,7 @@
-"""Input data as rows, and replies as the same kind of data.
+"""Turns the data of a map into rows, and the replies into the same kind of data.
 
-Owns which kinds of data a map accepts, and the columns that a frame gets. A frame is recognised by
-its methods: a process that holds one has imported pandas or polars, and no other should.
+A frame is recognised by its methods, without importing pandas or polars, which takes seconds: where
+there is a frame, its library has been imported already.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from nbcodex.errors import ConfigurationError
 from nbcodex.models import Reply
 from nbcodex.templating import ITEM
 
-# The column that holds the key of a dict's item.
+# The column that holds the key of each item of a dict.
 KEY_COLUMN = "key"
-# Items of a tuple or list that `{0}`, `{1}`, … can name; more would only cost memory.
+# Elements of a row that is a tuple or list, which `{0}`, `{1}`, … can name: more cost memory.
 MAX_POSITIONAL_COLUMNS = 50
-# The columns that a frame gets, in order, and their types. With a schema, its fields and "parsed"
-# follow "answer".
-RESULT_COLUMNS = {
-    "answer": "String",
-    "finish": "String",
-    "input_tokens": "Int64",
-    "output_tokens": "Int64",
-    "cost": "Float64",
-    "error": "String",
-    "id": "String",
+# The columns that a frame gets, in order: the type of each as polars names it, and what it
+# holds of a reply. With a schema, its fields and "parsed" follow "answer".
+RESULT_COLUMNS: dict[str, tuple[str, Any]] = {
+    "answer": ("String", lambda reply: reply.text if reply else None),
+    "finish": ("String", lambda reply: (reply.cut or "stop") if reply else None),
+    "input_tokens": ("Int64", lambda reply: reply.usage.input_tokens),
+    "output_tokens": ("Int64", lambda reply: reply.usage.output_tokens),
+    "cost": ("Float64", lambda reply: reply.cost),
+    "error": ("String", lambda reply: reply.error),
+    "id": ("String", lambda reply: reply.id),
 }
-# The ids of a map's rows, by which the result columns of an earlier run are recognised.
+# A row's id, such as ``m3f2a9c1d-17``: the result columns of a map end with a column of ids.
 _ROW_ID = re.compile(r"m[0-9a-f]{8}-\d+")
 # Whole numbers up to here are exact in a float.
 _MAX_EXACT_INTEGER = 2**53
@@ -46,20 +46,23 @@ class Row:
     """One input."""
 
     index: int  # its position, from 0
-    label: Hashable  # its name in listings
-    item: Any  # what a function of the user's gets
-    values: Mapping[str, Any]  # its columns
+    label: Hashable  # its name in listings and errors, unless there is a row key
+    item: Any  # the argument of a function that makes prompts or row keys
+    values: Mapping[str, Any]  # its values by column
 
 
 class InputData(ABC):
     """The rows of a map, of one kind of data."""
 
-    # Recorded with the map, so that another process can return the same kind of result.
+    # ``list``, ``pandas`` and so on. Stored with the map, so that another process can return the
+    # same kind of data.
     kind: str
-    # None for an iterator: its number of rows is unknown.
+    # The number of rows; None for an iterator, where it is unknown.
     total: int | None
-    # None where each row has columns of its own.
+    # The columns that all rows have; None where each row has columns of its own.
     columns: Sequence[str] | None = None
+    # The number of rows whose data is known to another process only, and not to its journal.
+    unknown_rows = 0
 
     @abstractmethod
     def rows(self) -> Iterator[Row]:
@@ -72,7 +75,7 @@ class InputData(ABC):
 
 def read_input(data: Any, *, limit: int | None = None) -> InputData:
     """Return `data`, or its first `limit` rows; raise a ConfigurationError if it has no rows."""
-    # Frames first: they are sized iterables, too, but of their column names.
+    # Frames first, because iterating over one yields its column names.
     if frame := _read_frame(data, limit):
         return frame
     if isinstance(data, str | bytes | bytearray):
@@ -118,7 +121,7 @@ class ItemsInput(InputData):
     """A list, a tuple, another sized iterable, the values of a mapping, or an iterator."""
 
     def __init__(self, data: Iterable[Any], limit: int | None) -> None:
-        # An iterator is read only as far as rows can be started, and not kept.
+        # Items of an iterator are read only when their rows can be started, and not kept.
         self.kind, self.total = "iterator", None
         self._keys: list[Any] | None = None
         self._items: Iterable[Any] = islice(data, limit)
@@ -136,7 +139,7 @@ class ItemsInput(InputData):
                 yield Row(index, index, item, _columns_of(item))
             else:
                 key = self._keys[index]
-                # The item's own column `key` wins: it is what its author means by `{key}`.
+                # If the item has a column `key` itself, `{key}` means that one.
                 yield Row(index, key, item, {KEY_COLUMN: key, **_columns_of(item)})
 
     def with_replies(self, replies: Sequence[Reply]) -> Any:
@@ -177,61 +180,62 @@ class FrameInput(InputData):
         self.columns = [*names, ITEM] if is_series else names
         self.total = total
         # The fields of the map's schema, each of which becomes a column.
-        self.fields: Sequence[str] = ()
-        # Whether the columns of an earlier run are filled again, instead of adding further ones.
-        self.replaces_previous = False
+        self.schema_fields: Sequence[str] = ()
+        # Whether the result columns of an earlier map are filled again, instead of adding others.
+        self.refills_columns = False
 
     @abstractmethod
     def _column(self, name: str) -> Sequence[Any]:
         """Return the values of a column."""
 
     @cached_property
-    def previous(self) -> list[str]:
-        """The result columns of the latest earlier run, if there are any; the last is its id."""
-        # Columns before "answer" and after "id" are the user's own.
+    def earlier_columns(self) -> list[str]:
+        """The result columns of the latest earlier map, from ``answer`` to ``id``, if any."""
+        # Columns to the left of "answer" and to the right of "id" are the user's own.
         for end in range(len(self._names), 0, -1):
-            block = self._names[:end]
-            if _base_name(block[-1]) == "id":
-                ids = [id_ for id_ in self._column(block[-1]) if isinstance(id_, str)]
+            names = self._names[:end]
+            if _base_name(names[-1]) == "id":
+                ids = [id_ for id_ in self._column(names[-1]) if isinstance(id_, str)]
                 if ids and all(map(_ROW_ID.fullmatch, ids)):
-                    answers = [n for n in range(end) if _base_name(block[n]) == "answer"]
-                    # A schema's field `answer` comes after the column of whole answers.
-                    own = answers[:-1] if "answer" in self.fields else answers
-                    return [*block[own[-1] if own else -1 :]]
+                    starts = [n for n in range(end) if _base_name(names[n]) == "answer"]
+                    # A field `answer` of the schema comes after the column of whole answers.
+                    starts = starts[:-1] if "answer" in self.schema_fields else starts
+                    return [*names[starts[-1] if starts else -1 :]]
         return []
 
-    def previous_ids(self, limit: int) -> list[tuple[Row, str]]:
-        """Return the first `limit` rows that an earlier run had, with their ids."""
-        if not self.previous:
+    def rows_with_earlier_ids(self, limit: int) -> list[tuple[Row, str]]:
+        """Return the first `limit` rows that the earlier map had, each with its id there."""
+        if not self.earlier_columns:
             return []
-        ids = self._column(self.previous[-1])
-        # pandas has NaN for rows that were added since.
+        ids = self._column(self.earlier_columns[-1])
+        # The id of a row that was added since is NaN in pandas.
         pairs = zip(self.rows(), ids, strict=True)
         return list(islice((pair for pair in pairs if isinstance(pair[1], str)), limit))
 
     def _row(self, index: int, label: Hashable, values: Sequence[Any]) -> Row:
         columns = dict(zip(self._names, values, strict=True))
-        # A series has one value per row, which `{}` and `{item}` mean as they do for a list.
+        # A series has one value per row, which `{}` and `{item}` stand for, as in a list.
         if self._is_series:
             return Row(index, label, values[0], {ITEM: values[0], **columns})
         return Row(index, label, columns, columns)
 
     def _result_columns(self, replies: Sequence[Reply]) -> dict[str, tuple[str, list[Any]]]:
-        """Return types and values by name. A type is empty where it depends on the values."""
-        # As JSON values, which is also how a resume reads them from the journal.
+        """Return polars' type and the values by column; "" where the values determine the type."""
+        # Objects as JSON values, as which a resume reads them from the journal, too.
         parsed = [
             value.model_dump(mode="json", by_alias=True) if hasattr(value, "model_dump") else value
             for value in (reply.parsed for reply in replies)
         ]
         objects = [each if isinstance(each, dict) else {} for each in parsed]
-        previous = sorted(self.previous, key=lambda name: (len(name), name))
+        # Shortest first: "answer" before "answer_2", "answer_9" before "answer_10".
+        refilled = sorted(self.earlier_columns, key=lambda name: (len(name), name))
         taken = set(self._names)
 
-        def free_name(base: str) -> str:
-            """Return `base`, with a number if the user has a column of that name."""
-            for name in previous if self.replaces_previous else ():
+        def column_name(base: str) -> str:
+            """Return the earlier column of this name, else `base` with a number if it is taken."""
+            for name in refilled if self.refills_columns else ():
                 if _base_name(name) == _base_name(base):
-                    previous.remove(name)
+                    refilled.remove(name)
                     return name
             numbered = (f"{base}_{n}" if n > 1 else base for n in count(1))
             name = next(each for each in numbered if each not in taken)
@@ -240,32 +244,22 @@ class FrameInput(InputData):
 
         # Named before the fields of a schema, so that `answer` and `cost` always mean the same.
         results = {
-            free_name(column): (kind, [_result_value(column, reply) for reply in replies])
-            for column, kind in RESULT_COLUMNS.items()
+            column_name(column): (type_, list(map(value_of, replies)))
+            for column, (type_, value_of) in RESULT_COLUMNS.items()
         }
         fields = {
-            free_name(field): ("", [each.get(field) for each in objects]) for field in self.fields
+            column_name(field): ("", [each.get(field) for each in objects])
+            for field in self.schema_fields
         }
         if any(each is not None for each in parsed):
-            fields[free_name("parsed")] = "", parsed
+            fields[column_name("parsed")] = "", parsed
         answer, *others = results.items()
         return dict([answer, *fields.items(), *others])
 
 
 def _base_name(column: str) -> str:
+    """Return a column's name without the number at its end: ``answer`` for ``answer_2``."""
     return re.sub(r"_\d+$", "", column)
-
-
-def _result_value(column: str, reply: Reply) -> Any:
-    match column:
-        case "answer":
-            return reply.text if reply else None
-        case "finish":
-            return (reply.cut or "stop") if reply else None
-        case "input_tokens" | "output_tokens":
-            return getattr(reply.usage, column)
-        case _:
-            return getattr(reply, column)
 
 
 class PandasInput(FrameInput):
@@ -274,11 +268,12 @@ class PandasInput(FrameInput):
     kind = "pandas"
 
     def __init__(self, data: Any, limit: int | None, *, is_series: bool = False) -> None:
-        frame = data if limit is None else data.iloc[:limit]
+        # A copy: if the user sorted the frame meanwhile, answers would get into other rows.
+        frame = data.iloc[:limit].copy()
         names = [str(name) for name in data.columns]
         super().__init__(frame, names, len(frame), is_series=is_series)
-        # Judged by all rows: the first few may happen to have no missing value.
-        self._integers = [n for n in range(len(names)) if _holds_integers(data.iloc[:, n])]
+        # Positions of these columns. All rows count, because the first `limit` may miss no value.
+        self._integer_columns = [n for n in range(len(names)) if _holds_integers(data.iloc[:, n])]
 
     def _column(self, name: str) -> Sequence[Any]:
         return list(self._frame.iloc[:, self._names.index(name)])
@@ -289,20 +284,19 @@ class PandasInput(FrameInput):
         labelled = zip(self._frame.index, tuples, strict=True)
         for index, (label, values) in enumerate(labelled):
             cells = list(values)
-            for n in self._integers:
+            for n in self._integer_columns:
                 cells[n] = int(cells[n]) if cells[n] == cells[n] else None
             yield self._row(index, label, cells)
 
     def with_replies(self, replies: Sequence[Reply]) -> Any:
         """Return a copy of the frame with the result columns."""
-        # The caller's frame stays as it is: a cell that is run again starts from the same data.
         pandas = importlib.import_module("pandas")
         result = self._frame.copy()
-        for name, (kind, values) in self._result_columns(replies).items():
-            # Nullable types have the same values whether some are missing or not.
+        for name, (polars_type, values) in self._result_columns(replies).items():
+            # Nullable types, so that the type does not depend on whether values are missing.
             types = {type(value) for value in values if value is not None}
-            if kind in {"Int64", "Float64"}:
-                dtype = kind
+            if polars_type in {"Int64", "Float64"}:
+                dtype = polars_type
             elif types == {bool}:
                 dtype = "boolean"
             elif types == {int}:
@@ -314,7 +308,7 @@ class PandasInput(FrameInput):
 
 
 def _holds_integers(column: Any) -> bool:
-    """Return whether a float column holds integers that pandas converted for a missing value."""
+    """Return whether pandas made a column of integers one of floats, because values are missing."""
     if not str(column.dtype).startswith("float"):  # nullable types keep integers by themselves
         return False
     present = column.dropna()
@@ -329,7 +323,8 @@ class PolarsInput(FrameInput):
     kind = "polars"
 
     def __init__(self, data: Any, limit: int | None, *, is_series: bool = False) -> None:
-        frame = data if limit is None else data.head(limit)
+        # A copy that shares the values. The user may change the frame while the map is stopped.
+        frame = data.clone() if limit is None else data.head(limit)
         super().__init__(frame, list(data.columns), frame.height, is_series=is_series)
 
     def _column(self, name: str) -> Sequence[Any]:
@@ -345,20 +340,19 @@ class PolarsInput(FrameInput):
         polars = importlib.import_module("polars")
         # Values of a schema get the type that they have, such as a struct, which can be saved.
         return self._frame.with_columns(
-            polars.Series(name, values, dtype=getattr(polars, kind) if kind else None, strict=False)
-            for name, (kind, values) in self._result_columns(replies).items()
+            polars.Series(name, values, getattr(polars, type_) if type_ else None, strict=False)
+            for name, (type_, values) in self._result_columns(replies).items()
         )
 
 
 class JournalInput(InputData):
-    """The rows of a map of another process, from the journal: their data is not known."""
+    """The rows of a map of another process, whose data is not known: only its journal is."""
 
     def __init__(
-        self, labels: Sequence[Hashable], fields: Sequence[str], kind: str, *, unknown: int
+        self, labels: Sequence[Hashable], fields: Sequence[str], kind: str, *, unknown_rows: int
     ) -> None:
-        self._labels, self._fields, self.kind = labels, fields, kind
-        self.total = len(labels)
-        self.unknown = unknown  # number of rows that never reached the journal
+        self._labels, self._schema_fields, self.kind = labels, fields, kind
+        self.total, self.unknown_rows = len(labels), unknown_rows
 
     def rows(self) -> Iterator[Row]:
         """Return nothing: the known rows are restored from their entries."""
@@ -366,16 +360,14 @@ class JournalInput(InputData):
 
     def with_replies(self, replies: Sequence[Reply]) -> Any:
         """Return the replies as the kind of data that was given."""
-        # A frame of the result columns only, with the rows' keys, or else their positions.
+        if self.kind not in {"pandas", "polars"}:
+            return tuple(replies) if self.kind == "tuple" else list(replies)
+        # A frame has the result columns only, beside the rows' keys, or else their positions.
+        new_frame = importlib.import_module(self.kind).DataFrame
         frame: FrameInput
         if self.kind == "pandas":
-            pandas = importlib.import_module("pandas")
-            frame = PandasInput(pandas.DataFrame(index=list(self._labels)), None)
-        elif self.kind == "polars":
-            polars = importlib.import_module("polars")
-            labels = [str(label) for label in self._labels]
-            frame = PolarsInput(polars.DataFrame({"row": labels}), None)
+            frame = PandasInput(new_frame(index=list(self._labels)), None)
         else:
-            return tuple(replies) if self.kind == "tuple" else list(replies)
-        frame.fields = self._fields
+            frame = PolarsInput(new_frame({"row": list(map(str, self._labels))}), None)
+        frame.schema_fields = self._schema_fields
         return frame.with_replies(replies)

@@ -1,7 +1,6 @@
 """Prepares maps: new ones, and those that are resumed, from this process or from the journal.
 
-Owns the last maps of this process. Everything that can be refused is refused before anything is
-sent.
+Keeps the last maps of this process. What can be refused is refused before anything is sent.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from nbcodex.mapping.rows import PromptSource, RowKey, RowRequests, schema_field
 from nbcodex.models import Origin, Reply, Request, RequestOptions
 from nbcodex.openai_api.endpoints import check_server
 
-# A resume waits so long for the rows that Stop left active.
+# A resume waits so long for the rows that were still active when Stop returned.
 INACTIVE_TIMEOUT_S = 5.0
-# Rows whose prompts are compared to recognise that a map runs again on its own result.
+# Rows whose requests are compared, to find out whether a frame holds the results of the same map.
 RERUN_SAMPLE_ROWS = 5
 
 # The last maps of this process, by id. Their data is kept, so that they can be resumed.
@@ -80,41 +79,30 @@ def prepare_map(
         template, inputs, options.request, row_key=options.row_key, settings=settings, origin=origin
     )
     if isinstance(inputs, FrameInput):
-        inputs.fields = schema_fields(requests.schema)
-        inputs.replaces_previous = _is_rerun(inputs, requests, client.journal(settings))
+        inputs.schema_fields = schema_fields(requests.schema)
+        inputs.refills_columns = _is_rerun(inputs, requests, client.journal(settings))
     if options.dry_run:
-        return estimate(inputs, requests, client, settings)
+        return estimate(inputs, requests, client)
     if options.confirm is not True:
-        confirm_start(inputs, requests, client, settings, host.current.confirm)
+        confirm_start(inputs, requests, client, host.current.confirm)
     backend = BACKENDS[options.engine](client, settings, map_id=map_id)
-    return MapRun(
-        inputs,
-        requests,
-        backend,
-        origin=origin,
-        client=client,
-        settings=settings,
-        on_error=options.on_error,
-    )
+    return MapRun(inputs, requests, backend, origin=origin, on_error=options.on_error)
 
 
 def _is_rerun(inputs: FrameInput, requests: RowRequests, journal: Journal) -> bool:
-    """Return whether a frame holds the results of the same map, which are then filled again."""
+    """Return whether a frame holds results of the same map: those columns are filled again."""
     # The results of another map stay, and this map adds columns beside them.
-    if requests.template and not requests.template.names.isdisjoint(inputs.previous):
+    if requests.template and not requests.template.names.isdisjoint(inputs.earlier_columns):
         return False  # an earlier answer is part of this map's prompts
-
-    def question(request: Request) -> tuple[object, ...]:
-        # What determines an answer; a rerun may raise `max_output`, for example.
-        schema = request.schema and request.schema.definition
-        return request.prompt, request.model, request.system, schema
-
-    for row, row_id in inputs.previous_ids(limit=RERUN_SAMPLE_ROWS):
+    for row, row_id in inputs.rows_with_earlier_ids(limit=RERUN_SAMPLE_ROWS):
         with contextlib.suppress(NbcodexError):
             run = kept_runs.get(row_id.partition("-")[0])
             earlier = run.requests.request(row) if run and run.requests else None
             earlier = earlier or journal.find_entry(row_id).request
-            if question(earlier) == question(requests.request(row)):
+            both = earlier, requests.request(row)
+            # Other options may differ in a rerun, which may raise `max_output`, for example.
+            asked = [(r.prompt, r.model, r.system, r.schema and r.schema.definition) for r in both]
+            if asked[0] == asked[1]:
                 return True
     return False
 
@@ -134,7 +122,7 @@ def resume_map(
     if map_id is None:
         return None
     run = kept_runs.get(map_id)
-    # After Stop, rows may need some more seconds to end; a resume would send them a second time.
+    # Rows that are still active after Stop would be sent a second time by a resume.
     is_active = any(runner.run.id == map_id for runner in active_runners())
     if is_active or (run is not None and not run.wait_inactive(timeout=INACTIVE_TIMEOUT_S)):
         raise NbcodexError(
@@ -156,7 +144,7 @@ def resume_map(
         for row in {(row.origin.server, row.api_base): row for row in rows}.values():
             sample = Request(prompt="", api_base=row.api_base)
             check_server(row, client.services().api_client.endpoint(sample, settings))
-    # What is left of an iterator is not kept, only the rows that were started.
+    # A run over an iterator keeps no rows: those that were started are in the journal.
     if run is None or not run.keeps_replies:
         run = _run_from_journal(map_id, list(entries.values()))
     if isinstance(run.backend, BatchBackend):
@@ -174,7 +162,7 @@ def resume_map(
 
 
 def _run_from_journal(map_id: str, entries: Sequence[Entry]) -> MapRun:
-    """Return a map of another process, whose data is not here: its result is a list."""
+    """Return a map of another process, or of an iterator: its rows are those in the journal."""
     client, settings = current(), host.current.settings()
     first = entries[0].request if entries else None
     origin = first.origin if first else Origin(map_id=map_id)
@@ -182,22 +170,20 @@ def _run_from_journal(map_id: str, entries: Sequence[Entry]) -> MapRun:
     total = max(1 + max(rows, default=-1), origin.row_count or 0)
     labels = [(rows[n].request.row or n) if n in rows else n for n in range(total)]
     fields = schema_fields(first.schema if first else None)
-    inputs = JournalInput(labels, fields, origin.data_kind, unknown=total - len(rows))
+    inputs = JournalInput(labels, fields, origin.data_kind, unknown_rows=total - len(rows))
     backend = BACKENDS[origin.engine](client, settings, map_id=map_id)
-    run = MapRun(inputs, None, backend, origin=origin, client=client, settings=settings)
+    run = MapRun(inputs, None, backend, origin=origin)
     for index, entry in rows.items():
-        label = entry.request.row or str(index)
-        run.restore(RowState(index, label, request=entry.request), entry.reply)
+        run.restore(RowState(index, labels[index], request=entry.request), entry.reply)
     return run
 
 
 def describe_unknown_rows(run: MapRun) -> str:
-    """Return a notice about rows that are only in the map's data; empty if there are none."""
-    inputs = run.inputs
-    if not (isinstance(inputs, JournalInput) and inputs.unknown):
+    """Return a notice about rows that are not in the journal; empty if there are none."""
+    if not (unknown := run.inputs.unknown_rows):
         return ""
     return (
-        f"{inputs.unknown:,} of its {inputs.total:,} rows never reached the journal: run the map "
+        f"{unknown:,} of its {run.inputs.total:,} rows never reached the journal: run the map "
         "again, with its data; what is answered costs nothing."
     )
 
@@ -251,10 +237,10 @@ class LastMap(Sequence[Reply]):
     def __repr__(self) -> str:
         replies = [reply for reply in self if reply]
         done, cut = len(replies), sum(reply.cut is not None for reply in replies)
-        parts = [
+        counts = [
             f"{done:,} of {len(self):,} answered"
             + (f" ({cut:,} cut by output limit or filter)" if cut else ""),
             f"{len(self.failed):,} failed",
             f"{len(self.parked):,} parked" if self.parked else "",
         ]
-        return f"<map {self.id}: {', '.join(filter(None, parts))}>"
+        return f"<map {self.id}: {', '.join(filter(None, counts))}>"

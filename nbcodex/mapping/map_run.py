@@ -1,8 +1,7 @@
 """The state of one map: rows become requests, endings become replies, in order.
 
-Owns the order of rows, which rows are active, why rows failed, and what is parked when the map
-ends early. Used by the thread that executes the map, which also calls the user's functions. Must
-not know whether that thread waits for replies itself, or an event loop does.
+It knows which rows are active, why rows failed, and what to park when the map ends early. Used by
+the thread that executes the map, which also calls the user's functions. `map_runner` waits.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,7 +27,6 @@ from nbcodex.requests.handle import reply_or_raise
 from nbcodex.runtime import event_loop
 
 if TYPE_CHECKING:
-    from nbcodex.client import Client
     from nbcodex.journal.reads import Entry
     from nbcodex.settings import Settings
 
@@ -40,13 +38,14 @@ MAX_REPORTED_FAILURES = 5
 # The map ends after this many consecutive failures with one of _ALL_ROWS_ERRORS. A single such
 # failure may be due to its row: a function can give a row its own model.
 MAX_SHARED_FAILURES = 8
-# Failed rows of an iterator that are remembered: it may be endless.
+# Failed rows of an iterator that are remembered, because it may be endless.
 MAX_ITERATOR_FAILURES = 1_000
-# Stop must not take as long as writing a hundred thousand rows. It gives active rows the first time
-# to end, and stores unsent rows for the second; only this process can resume those not stored.
+# Stop must not take as long as storing a hundred thousand rows. Active rows have END_ACTIVE_S to
+# end, then rows are parked for PARK_REMAINING_S; only this process can resume the others.
 END_ACTIVE_S, PARK_REMAINING_S = 0.5, 1.0
 PARK_CHUNK_ROWS = 250
 
+# Errors that meet every row, and errors that meet every row with an equal request.
 _ALL_ROWS_ERRORS = (
     errors.MissingKeyError,
     errors.CredentialsError,
@@ -61,13 +60,13 @@ class RowState:
     """One row of a map."""
 
     index: int
-    label: Hashable
-    row: Row | None = None  # set until there is a request
+    label: Hashable  # its name in listings and errors
+    data: Row | None = None  # until its request is made
     request: Request | None = None
     entry: Entry | None = None  # set if it is in the journal and can be resumed
-    key: bytes | None = None  # equal for rows that ask the same
+    key: bytes | None = None  # its `equality_key`, the same in rows with equal requests
     # Whether an equal row has been answered, so that this one finds the answer in the journal.
-    answered: bool = False
+    is_in_journal: bool = False
     reply: Reply | None = None
 
 
@@ -90,35 +89,33 @@ class MapRun:
         backend: Backend,
         *,
         origin: Origin,
-        client: Client,
-        settings: Settings,
         on_error: OnError = "keep",
     ) -> None:
         self.inputs, self.backend, self.origin = inputs, backend, origin
-        self.client, self.settings = client, settings
-        # Replies of an iterator are not kept: it may be endless.
+        # Replies of an iterator are not kept, because it may be endless.
         self.id, self.keeps_replies = origin.map_id or "", inputs.total is not None
         self.on_stats: MapListener = lambda _: None
+        # By the row's index, like the failures of rows without an answer.
         self.replies: dict[int, Reply] = {}
-        # Rows without an answer, by position.
         self.failures: dict[int, RowFailure] = {}
         self.outcome: MapOutcome = ""  # empty while the map is executed
-        # How the user ends the map; nothing is started then. Any thread may set it.
+        # How the user ends the map: nothing is started any more. Any thread may set it.
         self.end_action: EndAction | None = None
         # Without `requests`, all rows come from the journal.
         self.requests, self._on_error = requests, on_error
-        self._source: Iterator[Row] = inputs.rows()
-        self._source_ended, self._rows_read = requests is None, 0
-        self._queue: deque[RowState] = deque()  # rows to be started before more are read
+        self._unread_rows: Iterator[Row] = inputs.rows()
+        self._all_rows_read, self._rows_read = requests is None, 0
+        self._to_start: deque[RowState] = deque()  # rows that are started before more are read
         self._window: deque[RowState] = deque()  # rows of an iterator, in order, not returned yet
-        self._active: dict[str, RowState] = {}
-        self._unanswered: dict[int, RowState] = {}
-        # Equal rows are sent once: the first one leads, the others follow with its answer.
-        self._leading: set[bytes] = set()
-        self._following: dict[bytes, deque[RowState]] = {}
-        self._failed_unsent = self._shared_failures = 0
-        self._fatal: NbcodexError | None = None
-        self._budget_error: NbcodexError | None = None  # the budget refuses further rows
+        self._active: dict[str, RowState] = {}  # rows that are started and have not ended, by id
+        self._unanswered: dict[int, RowState] = {}  # rows that were read, by index
+        # By `equality_key`: of equal rows only the first, the leader, is started; when it is
+        # answered, its followers are started, and find the answer in the journal.
+        self._leader_keys: set[bytes] = set()
+        self._followers: dict[bytes, deque[RowState]] = {}
+        self._failed_unsent = self._shared_failures = 0  # rows; consecutive _ALL_ROWS_ERRORS
+        self._map_error: NbcodexError | None = None  # ends the map
+        self._budget_error: NbcodexError | None = None  # ends it when no row is active any more
         self._reported_at = float("-inf")
 
     def advance(self) -> bool:
@@ -129,14 +126,14 @@ class MapRun:
             requests = [row.request for row in self._active.values() if row.request]
             if all(request.patience >= DEFAULT_PATIENCE_S for request in requests):
                 self._fail_map(error)
-        free = self.backend.capacity(len(self._active))
-        while free > 0 and not (self._fatal or self._budget_error or self.end_action):
+        capacity = self.backend.capacity(len(self._active))
+        while capacity > 0 and not (self._map_error or self._budget_error or self.end_action):
             if (row := self._next_row()) is None:
                 break
-            free -= self._start(row)
-        if self._fatal is not None:
-            raise self._fatal
-        # Rows that the budget has admitted are sent and paid for, so they may end first.
+            capacity -= self._start(row)
+        if self._map_error is not None:
+            raise self._map_error
+        # Rows that the budget has admitted are paid for, so they may end first.
         if self._budget_error is not None and not self._active:
             raise self._budget_error
         self._report()
@@ -149,21 +146,21 @@ class MapRun:
             yield reply
 
     def _next_row(self) -> RowState | None:
-        if self._queue:
-            return self._queue.popleft()
+        if self._to_start:
+            return self._to_start.popleft()
         if not self.keeps_replies and len(self._window) >= self.backend.window:
             self.backend.send_pending()
             return None
-        if (row := next(self._source, None)) is None:
-            self._source_ended = True
+        if (read := next(self._unread_rows, None)) is None:
+            self._all_rows_read = True
             self.backend.send_pending()
             return None
-        state = self._unanswered[row.index] = RowState(row.index, row.label, row=row)
+        row = self._unanswered[read.index] = RowState(read.index, read.label, data=read)
         # Counted only after the row is kept: after an interrupt before this, it is read again.
-        self._rows_read = row.index + 1
+        self._rows_read = read.index + 1
         if not self.keeps_replies:
-            self._window.append(state)
-        return state
+            self._window.append(row)
+        return row
 
     def _start(self, row: RowState) -> bool:
         """Start a row; return whether it takes up capacity."""
@@ -173,49 +170,45 @@ class MapRun:
             self._fail_unsent(row, error)
             # A function that fails for the very first row is assumed to be wrong for all.
             if row.index == 0 and self.requests is not None and self.requests.template is None:
-                self._fatal = error
+                self._map_error = error
             return False
-        # A row in a batch job cannot lead: the provider is answering it already.
+        # A row in a batch job neither leads nor follows: the provider is answering it already.
         if request.reuse and (row.entry is None or row.entry.batch_job is None):
-            row.key = row.key or equality_key(request, base_url="")
-            if row.key in self._leading and not row.answered:
-                self._following.setdefault(row.key, deque()).append(row)
+            # The key has no field for the server, which a function may choose for each row.
+            row.key = row.key or equality_key(request, base_url=request.api_base or "")
+            if row.key in self._leader_keys and not row.is_in_journal:
+                self._followers.setdefault(row.key, deque()).append(row)
                 return False
-            self._leading.add(row.key)
+            self._leader_keys.add(row.key)
         self._active[request.id] = row
         self.backend.start_row(request, row.entry)
         return True
 
     def _request_of(self, row: RowState) -> Request:
-        """Return the request of a row, made once."""
-        if row.request is None and row.row is not None and self.requests is not None:
-            row.label = self.requests.label(row.row)
-            row.request = self.requests.request(row.row)
-            row.row = None
-        assert row.request is not None  # noqa: S101 - a row state has a row or a request
+        """Return the request of a row, made at the first call."""
+        if row.request is None and row.data is not None and self.requests is not None:
+            row.label = self.requests.label(row.data)
+            row.request = self.requests.request(row.data)
+            row.data = None
+        assert row.request is not None  # noqa: S101 - a row has its data or its request
         return row.request
 
     def collect_endings(self, *, timeout: float) -> None:
-        """Wait for an ending, if a row is active, and record what has ended."""
-        self.record(self.backend.endings(timeout=timeout if self._active else 0.0))
-
-    def record(self, endings: Sequence[Ending]) -> None:
-        """Record endings; one that is delivered twice counts once."""
-        for ending in endings:
+        """Record the endings that have arrived, each once; wait for one if a row is active."""
+        for ending in self.backend.next_endings(timeout=timeout if self._active else 0.0):
             if row := self._active.get(ending.request_id):
-                self._record(row, ending)
+                self._record_ending(row, ending)
             # Only after it is recorded: after an interrupt in between, it is delivered again.
             self._active.pop(ending.request_id, None)
-            self.backend.confirm(ending.request_id)
+            self.backend.confirm_ending(ending.request_id)
 
-    def _record(self, row: RowState, ending: Ending) -> None:
+    def _record_ending(self, row: RowState, ending: Ending) -> None:
         error: NbcodexError | None = None
         try:
             reply = reply_or_raise(ending)
-        except NbcodexError as failure:
-            reply, error = replace(ending.reply, error=str(failure)), failure
-        except errors.Stopped as stopped:
-            reply, error = replace(ending.reply, error=str(stopped)), NbcodexError(str(stopped))
+        except (NbcodexError, errors.Stopped) as failure:
+            reply = replace(ending.reply, error=str(failure))
+            error = failure if isinstance(failure, NbcodexError) else NbcodexError(str(failure))
         if reply and row.entry is not None and row.request is not None:
             # A resumed request is from the journal, which does not keep the schema's class.
             reply = structured_output.reusable(row.request, reply) or reply
@@ -225,11 +218,11 @@ class MapRun:
             is_ending, is_parked = bool(self.outcome or self.end_action), isinstance(ending, Parked)
             # While the map is being ended, it parks or cancels the rows itself.
             if not (is_ending and isinstance(ending, Parked | Cancelled)):
-                self._record_failure(row, error, is_parked=is_parked)
+                self._add_failure(row, error, is_parked=is_parked)
             is_shared = isinstance(error, _ALL_ROWS_ERRORS)
             self._shared_failures = self._shared_failures + 1 if is_shared else 0
             if isinstance(error, errors.BatchUnsupportedError):
-                self._fatal = error
+                self._map_error = error
             elif isinstance(error, errors.BudgetError) and not is_ending:
                 # The rest of the budget is too small for the other rows as well.
                 self._budget_error = self._budget_error or self._with_resume_advice(error)
@@ -237,26 +230,24 @@ class MapRun:
                 self._fail_map(error)
         self._set_reply(row, reply)
         if row.key is not None:
-            self._leading.discard(row.key)
+            self._leader_keys.discard(row.key)
             self._release_followers(row.key, reply, error)
 
     def _release_followers(self, key: bytes, reply: Reply, error: NbcodexError | None) -> None:
         """Continue with the rows that are equal to one that has ended."""
-        followers = self._following.pop(key, deque())
+        followers = self._followers.pop(key, deque())
         if reply:
             for row in followers:
-                row.answered = True
-            self._queue.extend(followers)
+                row.is_in_journal = True
+            self._to_start.extend(followers)
         elif isinstance(error, _EQUAL_ROWS_ERRORS) and not isinstance(error, _ALL_ROWS_ERRORS):
             for row in followers:  # the server would refuse an equal request again
                 self._fail_unsent(row, error)
         elif followers:
-            self._queue.append(followers.popleft())
-            self._following[key] = followers
+            self._to_start.append(followers.popleft())
+            self._followers[key] = followers
 
-    def _record_failure(
-        self, row: RowState, error: NbcodexError, *, is_parked: bool = False
-    ) -> None:
+    def _add_failure(self, row: RowState, error: NbcodexError, *, is_parked: bool = False) -> None:
         if self.keeps_replies or len(self.failures) < MAX_ITERATOR_FAILURES:
             self.failures[row.index] = RowFailure(row.label, str(error), is_parked)
         is_ending = self.outcome or self.end_action
@@ -265,7 +256,7 @@ class MapRun:
 
     def _fail_map(self, error: NbcodexError) -> None:
         """End the map with an error, unless it ends with an earlier one."""
-        self._fatal = self._fatal or self._with_resume_advice(error)
+        self._map_error = self._map_error or self._with_resume_advice(error)
 
     def _with_resume_advice(self, error: NbcodexError) -> NbcodexError:
         error.advice = f"{error.advice} The rest is parked: `%codex resume {self.id}`.".strip()
@@ -275,7 +266,7 @@ class MapRun:
         """Record that a row failed before it was sent."""
         self._failed_unsent += 1
         self._set_reply(row, self._unsent_reply(row.index, "failed", str(error)))
-        self._record_failure(row, error)
+        self._add_failure(row, error)
 
     def _unsent_reply(self, index: int, status: Literal["failed", "parked"], reason: str) -> Reply:
         return Reply(id=f"{self.id}-{index}", status=status, attempts=0, error=reason)
@@ -298,11 +289,11 @@ class MapRun:
         """End active rows, and park as many others as PARK_REMAINING_S allows."""
         self.outcome = outcome
         if self.keeps_replies:
-            # An interrupt inside the generator that reads the rows has ended it for good.
-            self._source = itertools.islice(self.inputs.rows(), self._rows_read, None)
+            # Read anew, because an interrupt within the generator of rows has ended it for good.
+            self._unread_rows = itertools.islice(self.inputs.rows(), self._rows_read, None)
         self.backend.end_active(self.end_action or "park")
         self.wait_inactive(timeout=END_ACTIVE_S)
-        if self.keeps_replies and self.settings.journal:
+        if self.keeps_replies and self.backend.settings.journal:
             self._park_remaining(until=time.monotonic() + PARK_REMAINING_S)
         self._report(force=True)
 
@@ -311,15 +302,14 @@ class MapRun:
         deadline = time.monotonic() + timeout
         while self._active and time.monotonic() < deadline:
             self.collect_endings(timeout=0.05)
-        self.record(self.backend.unconfirmed())
         return not self._active
 
     def _park_remaining(self, *, until: float) -> None:
-        """Write rows that are not in the journal to it, as parked, until a time is reached."""
-        maps = self.client.journal(self.settings).maps
-        api_client = self.client.services().api_client
-        # Rows of the queue are among the unanswered ones; a resume fills it again.
-        self._queue.clear()
+        """Insert rows that are not in the journal into it, as parked, until an instant."""
+        maps = self.backend.client.journal(self.backend.settings).maps
+        api_client = self.backend.client.services().api_client
+        # These rows are unanswered ones, too; a resume fills the queue again.
+        self._to_start.clear()
         unread = iter(self._next_row, None)
         unsent = (
             row
@@ -335,47 +325,47 @@ class MapRun:
                 # A row that fails here is refused, and reported, when the map is resumed.
                 with contextlib.suppress(NbcodexError):
                     request = self._request_of(row)
-                    endpoint = api_client.endpoint(request, self.settings)
+                    endpoint = api_client.endpoint(request, self.backend.settings)
                     key = equality_key(request, base_url=endpoint.base_url)
                     chunk.append((request.with_server(endpoint.server), key))
             maps.insert_parked(chunk)
 
     def prepare_resume(self, entries: dict[str, Entry], settings: Settings) -> bool:
         """Prepare to execute the rows without an answer; return whether anything is left to do."""
-        self.settings = self.backend.settings = settings
+        self.backend.settings = settings
         self.backend.counter.reset_unanswered()
-        for rows in (self._active, self._leading, self._following, self._queue):
+        for rows in (self._active, self._leader_keys, self._followers, self._to_start):
             rows.clear()
         self.outcome, self.end_action = "", None
-        self._fatal, self._budget_error = None, None
+        self._map_error, self._budget_error = None, None
         self._failed_unsent = self._shared_failures = 0
         unanswered = [self._unanswered[index] for index in sorted(self._unanswered)]
         for row in unanswered:
             entry = entries.get(f"{self.id}-{row.index}")
             row.entry = entry if entry and entry.resumable else None
-            row.answered, row.reply = False, None
+            row.is_in_journal, row.reply = False, None
             if entry and entry.reply:
                 row.request = row.request or entry.request
                 self.restore(row, entry.reply)
             else:
-                self._queue.append(row)
+                self._to_start.append(row)
         # Rows that another kernel has answered count, too: they change the result.
-        return bool(unanswered) or not self._source_ended
+        return bool(unanswered) or not self._all_rows_read
 
     def restore(self, row: RowState, reply: Reply) -> None:
         """Add a row from the journal, with its answer if there is one."""
         if not reply:
             self._unanswered[row.index] = row
             return
-        # The journal keeps the text of an answer, not the object that was parsed from it.
+        # The journal has the text of an answer, not the object that was parsed from it.
         if row.request is not None:
             reply = structured_output.reusable(row.request, reply) or reply
         self._set_reply(row, reply)
-        self.backend.counter.count_known(reply)
+        self.backend.counter.count_restored(reply)
 
     @property
     def result(self) -> Any:
-        """The replies, in the kind of data that was given; a reply without an answer is false."""
+        """The replies, as the kind of data that was given; a reply without an answer is false."""
         return self.inputs.with_replies(self.replies_in_order())
 
     def replies_in_order(self) -> list[Reply]:
@@ -389,19 +379,26 @@ class MapRun:
 
     def stats(self) -> MapStats:
         """Return the figures of the map at this moment."""
-        sums, total = self.backend.counter.stats, self.inputs.total
-        failed = sums.failed + self._failed_unsent
+        counted, total = self.backend.counter.stats, self.inputs.total
+        failed, parked, sent = counted.failed + self._failed_unsent, counted.parked, counted.sent
         if self.end_action != "cancel":  # after a cancel they count as parked: a resume sends them
             failed += self.backend.counter.cancelled
-        ended_early = self.outcome not in {"", "done"} and total is not None
-        tokens, requests = self._rate_limits(sums.model)
+        # The counts add up to the number of rows, so that none seems to be missing.
+        if total is None:
+            waiting = len(self._active) - sent
+        else:
+            waiting = total - self.inputs.unknown_rows - counted.done - failed - parked - sent
+        if total is not None and self.outcome not in {"", "done"}:
+            parked, sent, waiting = max(0, parked + sent + waiting), 0, 0
+        tokens, requests = self._rate_limits(counted.model)
         return replace(
-            sums,
-            at=self.client.clock.now(),
+            counted,
+            at=self.backend.client.clock.now(),
             total=total,
             failed=failed,
-            parked=max(0, (total or 0) - sums.done - failed) if ended_early else sums.parked,
-            waiting=max(0, len(self._active) - sums.sent),
+            parked=parked,
+            sent=sent,
+            waiting=max(0, waiting),
             tokens_per_minute=tokens,
             requests_per_minute=requests,
             stage="" if self.outcome else self.backend.stage,
@@ -417,7 +414,7 @@ class MapRun:
         # The event loop's own thread must not wait for a result of the loop: it would never come.
         if model is None or self.outcome or event_loop.shared().is_current_thread:
             return None, None
-        snapshots = event_loop.run(self.client.limits(self.settings))
+        snapshots = event_loop.run(self.backend.client.limits(self.backend.settings))
         for label, snapshot in snapshots.items():
             if label.partition(" at ")[0] == model:
                 tokens, requests = snapshot.tokens, snapshot.requests

@@ -1,7 +1,6 @@
-"""Executes a map: waits for its rows, in a thread or on the caller's event loop.
+"""Executes a map: waits for its rows, in the calling thread or on the caller's event loop.
 
-Owns which maps are active in this process, and that a map that ends early is parked exactly once,
-however it ends. Must not know rows.
+Lists the active maps of this process. A map that ends early is parked once, however it ends.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from nbcodex.requests.handle import ignore_repeated_stop, run_uninterrupted
 # A kernel's event loop handles an interrupt only when it wakes up, so it is woken this often.
 ASYNC_POLL_S = 0.02
 
+# The outcome of a map that its user ends: an action of `events.EndAction` but ``stop``.
 OUTCOME_BY_ACTION: dict[EndAction, MapOutcome] = {"cancel": "cancelled", "park": "parked"}
 
 
@@ -43,7 +43,7 @@ class MapRunner:
     def advance(self) -> bool:
         """Advance the run; return whether there is more to wait for."""
         self._check_end_action()
-        # While it is set, the executing thread is awake and sees `end_action` by itself.
+        # While this is true, the executing thread is not suspended, and sees `end_action` itself.
         self._is_advancing = True
         try:
             has_more = self.run.advance()
@@ -64,7 +64,7 @@ class MapRunner:
         action = self.run.end_action = self.run.end_action or action
         # The executing thread may be suspended between two replies of an iterator for a long
         # time, so active rows are ended from here.
-        for handle in self.run.client.active_handles():
+        for handle in self.run.backend.client.active_handles():
             if handle.request.origin.map_id == self.run.id:
                 handle.end(action)
         # From another thread this returns at once, and `ended` is set later.
@@ -73,7 +73,7 @@ class MapRunner:
             self._end_early(OUTCOME_BY_ACTION[action])
 
     def _end_early(self, outcome: MapOutcome) -> None:
-        """Park what is not answered, unless that is done; called in the executing thread."""
+        """Park the rows without an answer, unless that is done; called in the executing thread."""
         if not self.ended.is_set():
             self.run.end_early(outcome)
             self.outcome = outcome
@@ -81,7 +81,7 @@ class MapRunner:
 
     @contextmanager
     def executing(self) -> Iterator[None]:
-        """Be listed as active; finish the run at the end, or park it if anything is raised."""
+        """List the map as active; finish the run at the end, or park it if anything is raised."""
         _active[self] = None
         try:
             yield
@@ -91,7 +91,7 @@ class MapRunner:
             outcome: MapOutcome = "failed"
             if isinstance(error, _EndedByUserError):
                 outcome = OUTCOME_BY_ACTION[self.run.end_action or "park"]
-            # A loop that is left early, or a task that is cancelled, is the user's own decision.
+            # Leaving a loop over replies early, or cancelling a task, is the user's decision.
             elif isinstance(error, KeyboardInterrupt | GeneratorExit | asyncio.CancelledError):
                 outcome = "stopped"
             if isinstance(error, KeyboardInterrupt):
@@ -118,29 +118,25 @@ _active: dict[MapRunner, None] = {}
 def active_runners() -> list[MapRunner]:
     """Return the maps that are being executed in this process, oldest first."""
     client = current()
-    return [r for r in list(_active) if r.run.client is client and not r.ended.is_set()]
+    return [r for r in list(_active) if r.run.backend.client is client and not r.ended.is_set()]
 
 
 def run_map(run: MapRun) -> Any:
     """Answer all rows; return them as the kind of data that was given."""
-    runner = MapRunner(run)
-    with runner.executing():
-        while runner.advance():
-            run.collect_endings(timeout=REPORT_INTERVAL_S)
+    for _ in stream_map(run):
+        pass
     return run.result
 
 
 async def run_map_async(run: MapRun) -> Any:
     """Do what `run_map` does, on the caller's event loop."""
-    runner = MapRunner(run)
-    with runner.executing():
-        while runner.advance():  # noqa: ASYNC110 - an interrupt strikes when the loop wakes
-            await asyncio.sleep(ASYNC_POLL_S)
+    async for _ in stream_map_async(run):
+        pass
     return run.result
 
 
 def stream_map(run: MapRun) -> Iterator[Any]:
-    """Yield the replies in order, reading the data only as far as rows can be started."""
+    """Answer all rows; of an iterator, yield the replies, and read no more than can be started."""
     runner = MapRunner(run)
     with runner.executing():
         while runner.advance():
@@ -197,4 +193,4 @@ def _describe_rows(run: MapRun, outcome: MapOutcome) -> str:
 
 def _is_at_provider(run: MapRun) -> bool:
     is_batch = run.origin.engine == "batch"
-    return is_batch and run.client.journal(run.settings).maps.has_batch_job(run.id)
+    return is_batch and run.backend.client.journal(run.backend.settings).maps.has_batch_job(run.id)

@@ -1,7 +1,6 @@
-"""How rows become requests.
+"""Turns rows into requests: by the template or function, the options of all rows, and row keys.
 
-Owns the template or function, the options that all rows share, and row keys. A user's function is
-called in the thread that executes the map. Must not know how requests are sent.
+A user's function is called in the thread that executes the map.
 """
 
 from __future__ import annotations
@@ -20,17 +19,18 @@ from nbcodex.requests.options import build_request
 from nbcodex.settings import Settings
 from nbcodex.templating import Template
 
-# Rows wait for limits and faults as long as necessary, unless the user sets a patience.
+# Without a patience of the user's, rows wait for limits and faults as long as necessary.
 DEFAULT_PATIENCE_S = 365 * DAY
 
 RowFunction = Callable[[Any], object]
 PromptSource = str | RowFunction  # a template, or a function that returns a prompt
-RowKey = str | RowFunction | None
+RowKey = str | RowFunction | None  # a column, or a function that returns the name of a row
 
 # Rows cannot join a conversation: they would not see it, and each would become a turn of it.
 _ROW_OPTIONS = frozenset(field.name for field in fields(RequestOptions)) - {"thread"}
 
-# Braces that are not fields: after a LaTeX command or a dollar, doubled, or single.
+# Braces that are not fields: ``\frac{a}{b}``, ``${a}``, ``{{a}}``, and any other ``{a}``, which may
+# be a misspelt field.
 _OTHER_BRACES = re.compile(
     r"\\[A-Za-z]+\*?(?:\[[^\[\]{}\n]*\])?(?:\{[^{}\n]*\})+|\$\{[^{}\n]*\}|\{\{[^{}\n]*\}\}"
     r"|\{(?P<body>[^{}\n]*)\}"
@@ -103,12 +103,12 @@ class RowRequests:
         if self.template:
             prompt = self.template.fill(row.values)
         else:
-            prompt = _call("The function", self._function, row.item)
+            prompt = _call_function("The function", self._function, row.item)
         options = self.options
         if isinstance(prompt, Mapping):
-            own = dict(prompt)
-            prompt = own.pop("prompt", None)
-            for name in own:
+            row_options = dict(prompt)
+            prompt = row_options.pop("prompt", None)
+            for name in row_options:
                 if name not in _ROW_OPTIONS:
                     near = difflib.get_close_matches(name, _ROW_OPTIONS, n=1)
                     raise ConfigurationError(
@@ -116,7 +116,7 @@ class RowRequests:
                         + (f"; did you mean {near[0]!r}?" if near else "."),
                         advice="Rows accept the options of nbcodex.ask except thread.",
                     )
-            given = {name: value for name, value in own.items() if value is not None}
+            given = {name: value for name, value in row_options.items() if value is not None}
             options = replace(options, **given)
         if not isinstance(prompt, str):
             raise ConfigurationError(
@@ -127,13 +127,13 @@ class RowRequests:
         request = build_request(prompt, self.settings, options, origin=origin)
         key = self._key(row)
         row_key = None if key is None else str(key)
-        # The id is derived, not random: a resume finds the entry of a row without a look-up table.
+        # The id is derived, not random, so that a resume finds the row's entry by it.
         return replace(request, id=f"{origin.map_id}-{row.index}", row=row_key)
 
     def fingerprint(self, row: Row) -> int | None:
-        """Return a number that rows with equal requests share; None where it is unknown."""
-        # The user's functions are not called: estimates use this before the user agreed to
-        # anything. Without `reuse`, equal rows are sent one by one.
+        """Return a number that rows with equal requests share; None where there is none."""
+        # The user's functions are not called, because the user has not agreed to the map yet.
+        # Without `reuse`, equal rows are sent one by one.
         if self.template is None or callable(self.row_key) or not self.options.reuse:
             return None
         try:
@@ -147,12 +147,12 @@ class RowRequests:
         if isinstance(self.row_key, str):
             key: object = row.values.get(self.row_key, row.label)
         else:
-            key = _call("The row key", self.row_key, row.item)
-        # Keys keep their type, so that those of failed rows index the user's data.
+            key = _call_function("The row key", self.row_key, row.item)
+        # Keys keep their type, so that the user can index the data with those of failed rows.
         return key if isinstance(key, Hashable) else str(key)
 
 
-def _call(name: str, function: RowFunction, item: Any) -> object:
+def _call_function(name: str, function: RowFunction, item: Any) -> object:
     try:
         return function(item)
     except NbcodexError:
@@ -171,12 +171,12 @@ def _checked_template(text: str, data: InputData) -> Template:
     """Return a template; raise a ConfigurationError for a misspelt or unsupported field."""
     if not text.strip():
         raise ConfigurationError("The template is empty.", advice="Write 'Translate {text}'.")
-    # Known names may contain spaces and punctuation, which a template does not recognise.
+    # Names of columns are fields even if they contain spaces and punctuation.
     columns: Collection[str] = data.columns or ()
     if data.columns is None and data.total is not None:  # an iterator would be used up
         columns = next((row.values.keys() for row in data.rows()), ())
     template = Template(text, columns)
-    # A misspelt field would be sent as it is, with every row. JSON, code and LaTeX are accepted.
+    # A misspelt field would be sent with every row as it stands. JSON, code and LaTeX may stay.
     for field in template.fields:
         text = text[: field.start] + " " * (field.end - field.start) + text[field.end :]
     for found in _OTHER_BRACES.finditer(text):
@@ -189,20 +189,20 @@ def _checked_template(text: str, data: InputData) -> Template:
 
 
 def _likely_column(body: str, columns: Collection[str]) -> str | None:
-    """Return the column that a text between braces is probably about."""
+    """Return the column that a text between braces is probably meant to name."""
     name = re.split(r"[!:]", body)[0]
     if re.match(r"""\s*["']|[\w ]+:\s""", body):  # an object's key in JSON or JavaScript
         return None
-    if "0" in columns and re.match(r"\d", body):  # rows are tuples, and this one is longer
+    if "0" in columns and re.match(r"\d", body):  # a position that the first row does not have
         return "0"
     try:
         nodes = ast.walk(ast.parse(name.strip(), mode="eval"))
-        used = [node.id for node in nodes if isinstance(node, ast.Name)]
+        names = [node.id for node in nodes if isinstance(node, ast.Name)]
     except (SyntaxError, ValueError):
-        used = [" ".join(name.split())]
-    by_case = {column.casefold(): column for column in columns}
-    for name in used:
+        names = [" ".join(name.split())]
+    by_folded_name = {column.casefold(): column for column in columns}
+    for name in names:
         near = difflib.get_close_matches(name, columns, n=1, cutoff=0.8)
-        if column := by_case.get(name.casefold()) or next(iter(near), None):
+        if column := by_folded_name.get(name.casefold()) or next(iter(near), None):
             return column
     return None

@@ -1,8 +1,7 @@
-"""Uploads the rows of a map in parts, and waits for their answers. Lives on the event loop.
+"""Uploads the rows of a map as batch jobs, and waits for their answers. Runs on the event loop.
 
-Owns that a row is in the journal before it is uploaded, and that no row is uploaded twice: a part
-is recorded before it is sent, and a part that the provider already has is waited for. Must not
-know the data, nor the order of rows.
+A row is in the journal before it is uploaded, and no row is uploaded twice: a job is recorded
+before its rows are sent, and a job that the provider already has is waited for.
 """
 
 from __future__ import annotations
@@ -14,13 +13,12 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nbcodex import events
-from nbcodex.errors import ConfigurationError, EntryError, NbcodexError, TooLargeError
+from nbcodex import errors, events
+from nbcodex.errors import NbcodexError
 from nbcodex.journal.codec import equality_key
-from nbcodex.mapping.batch_api import BatchApi, BatchPart, jobless_batch
+from nbcodex.mapping.batch_api import BatchApi, PendingJob
 from nbcodex.mapping.batch_rows import COMMIT_CHUNK_ROWS, Destination, PendingRow, PendingRows
 from nbcodex.models import Request
 from nbcodex.openai_api import pricing
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
     from nbcodex.journal.maps import BatchJobs
     from nbcodex.requests.runner import Services
 
-# Waits before a full provider queue is tried again: the first, and the longest.
+# Waits before an upload is tried again that the provider's full queue refused: first, and longest.
 FIRST_QUEUE_WAIT_S, MAX_QUEUE_WAIT_S = 30.0, 600.0
 # Rows after which the event loop gets a turn: displays and other requests share it.
 YIELD_EVERY_ROWS = 50
@@ -42,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class BatchUploader:
-    """Brings the rows of one map to the provider. Its methods are called on the loop's thread."""
+    """Uploads the rows of one map. Its methods are called on the loop's thread."""
 
     def __init__(
         self,
@@ -55,20 +53,20 @@ class BatchUploader:
         self._services, self._settings = services, settings
         # Whether the provider's jobs are cancelled, and nothing more is uploaded.
         self._cancels_jobs = cancels_jobs
-        self._clock, self._jobs = services.clock, services.journal(settings).batch_jobs
+        self._clock, self._batch_jobs = services.clock, services.journal(settings).batch_jobs
         self._batch_api = BatchApi(services, settings)
-        self._pending = PendingRows(services, settings, self._jobs, self._batch_api, emit)
+        self._pending = PendingRows(services, settings, self._batch_jobs, self._batch_api, emit)
         self.backlog = 0  # number of rows that are not in the journal yet
         self._map_id = ""
         # Held by the task that inserts rows; the others wait in order, and `flush` behind them.
         self._inserting = asyncio.Lock()
-        # Rows to be uploaded; rows that wait for a part which holds an equal row, by its tag.
+        # Rows to be uploaded; rows that are in a job, or equal to a row in it, by the job's tag.
         self._ready: dict[Destination, deque[PendingRow]] = {}
         self._waiting: dict[str, list[PendingRow]] = {}
-        # Parts at the provider by tag, None while one is being claimed; tags that are done.
-        self._uploaded: dict[str, BatchPart | None] = {}
+        # Jobs at the provider by tag, None while one is being claimed; tags of jobs that are done.
+        self._uploaded_jobs: dict[str, PendingJob | None] = {}
         self._closed_tags: set[str] = set()
-        self._part_closed = asyncio.Event()
+        self._job_closed = asyncio.Event()
         self._max_rows, self._stage = MAX_BATCH_REQUESTS, ""
         self._tasks: set[asyncio.Task[None]] = set()
         self._upload_task: asyncio.Task[None] | None = None
@@ -78,7 +76,7 @@ class BatchUploader:
         if not self._map_id:
             self._map_id = rows[0].request.origin.map_id or ""
             # Once per map is often enough for files that a dead kernel left at the provider.
-            self._spawn(erase_leftovers(self._jobs, self._services, self._settings))
+            self._spawn(erase_leftovers(self._batch_jobs, self._services, self._settings))
         self.backlog += len(rows)
         self._pending.rows.update((row.request.id, row) for row in rows)
         self._spawn(self._insert_added(rows))
@@ -89,31 +87,32 @@ class BatchUploader:
 
     async def park(self) -> None:
         """Stop waiting and park all rows; the provider continues with its jobs."""
-        # A commit under way is completed; everything else may be cancelled at any point, because
-        # the journal has each step before it is taken.
+        # Commits are completed. Everything else may be cancelled at any point, because each step is
+        # in the journal before it is taken.
         for task in (tasks := list(self._tasks)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._pending.wait_shielded()
-        uploaded = {id_ for part in self._uploaded.values() if part for id_ in part.requests}
-        left = dict(self._pending.rows)
-        await self._jobs.park_rows(self._uploaded, left, map_id=self._map_id)
-        for id_, row in left.items():
+        uploaded = {id_ for job in self._uploaded_jobs.values() if job for id_ in job.requests}
+        remaining = dict(self._pending.rows)
+        await self._batch_jobs.park_rows(self._uploaded_jobs, remaining, map_id=self._map_id)
+        for id_, row in remaining.items():
             attempts, state = (1, "still") if id_ in uploaded else (0, "not yet")
             why = f"The row is {state} with the provider."
-            self._pending.drop(self._pending.parked(row.request, why, attempts=attempts))
+            ending = self._pending.parked_ending(row.request, why, attempts=attempts)
+            self._pending.finish_uncommitted(ending)
 
     @property
     def stage(self) -> str:
-        """State of the provider's jobs in a few words."""
+        """What the map waits for, in a few words, such as ``in progress 3 of 20``."""
         if self._batch_api.fault:
             return f"retrying after: {self._batch_api.fault}"
-        known = [part.batch for part in list(self._uploaded.values()) if part and part.batch]
-        if self._stage or not known:
+        batches = [job.batch for job in list(self._uploaded_jobs.values()) if job and job.batch.id]
+        if self._stage or not batches:
             return self._stage
-        status = known[0].status.replace("_", " ")
-        answered = sum(batch.answered + batch.failed for batch in known)
-        total = sum(batch.total for batch in known)
+        status = batches[0].status.replace("_", " ")
+        answered = sum(batch.answered + batch.failed for batch in batches)
+        total = sum(batch.total for batch in batches)
         return f"{status} {answered:,} of {total:,}" if answered else status
 
     async def _insert_added(self, rows: list[PendingRow]) -> None:
@@ -139,7 +138,7 @@ class BatchUploader:
                 row.destination = base_url, self._batch_api.client.api_for(request), model
                 row.key = equality_key(request, base_url=base_url)
             except NbcodexError as error:
-                await self._pending.finish([self._pending.failed(row.request, error)])
+                await self._pending.fail([row.request], error)
                 continue
             tag = row.entry.batch_job if row.entry else None
             if tag and tag not in self._closed_tags:
@@ -148,7 +147,7 @@ class BatchUploader:
                 unclaimed.append(row)
             if number % YIELD_EVERY_ROWS == 0:
                 await asyncio.sleep(0)
-        inserted = await self._jobs.insert_rows(
+        inserted = await self._batch_jobs.insert_rows(
             [(row.request, row.key) for row in unclaimed],
             existing={row.request.id for row in unclaimed if row.entry},
         )
@@ -157,8 +156,8 @@ class BatchUploader:
             row.entry = None
             request, id_ = row.request, row.request.id
             if id_ in inserted.unavailable:
-                lost = EntryError(f"Row {id_} is done, or another kernel is working on it.")
-                ended.append(self._pending.failed(request, lost))
+                lost = errors.EntryError(f"Row {id_} is done, or another kernel is working on it.")
+                ended.append(self._pending.failed_ending(request, lost))
             elif reply := structured_output.reusable(request, inserted.answers.get(id_)):
                 ended.append(events.Finished(request_id=id_, at=self._clock.now(), reply=reply))
             elif (tag := inserted.other_jobs.get(id_)) and tag not in self._closed_tags:
@@ -169,46 +168,45 @@ class BatchUploader:
 
     def _start_tasks(self) -> None:
         for tag in self._waiting:
-            if tag not in self._uploaded:
-                self._uploaded[tag] = None
-                self._spawn(self._resume_part(tag))
+            if tag not in self._uploaded_jobs:
+                self._uploaded_jobs[tag] = None
+                self._spawn(self._resume_job(tag))
         if self._upload_task is None or self._upload_task.done():
             self._upload_task = self._spawn(self._upload_ready())
 
     async def _upload_ready(self) -> None:
-        """Upload what is ready, part after part, each when the one before it is accepted."""
+        """Upload the rows that are ready, job after job, each when the one before is accepted."""
         delay = FIRST_QUEUE_WAIT_S
         while rows := next(filter(None, self._ready.values()), None):
             if self._cancels_jobs:
-                left = [rows.popleft() for _ in range(min(len(rows), COMMIT_CHUNK_ROWS))]
-                endings = [self._pending.parked(row.request, "Not uploaded.") for row in left]
-                await self._pending.finish(endings)
+                taken = [rows.popleft() for _ in range(min(len(rows), COMMIT_CHUNK_ROWS))]
+                await self._pending.park([row.request for row in taken], "Not uploaded.")
                 continue
             self._stage = "uploading"
-            part, data = await self._write_part(rows)
-            if not part.requests or await self._upload(part, data):
+            job, data = await self._write_job(rows)
+            if not job.requests or await self._upload(job, data):
                 delay = FIRST_QUEUE_WAIT_S
                 self._max_rows = min(MAX_BATCH_REQUESTS, self._max_rows * 2)
                 continue
-            # The provider limits the tokens in its queue. If nothing of ours is in it, the part
-            # alone may exceed the limit, and waiting would never help.
-            if not any(self._uploaded.values()):
-                self._max_rows = max(1, len(part.requests) // 2)
+            # The provider limits the tokens in its queue. If no other job of this map is in it,
+            # this job alone may exceed the limit, and waiting would never help.
+            if not any(self._uploaded_jobs.values()):
+                self._max_rows = max(1, len(job.requests) // 2)
             self._stage = "the provider's queue is full"
-            self._part_closed.clear()
-            await self._clock.wait(self._clock.now() + delay, unless=self._part_closed)
+            self._job_closed.clear()
+            await self._clock.wait(self._clock.now() + delay, unless=self._job_closed)
             delay = min(delay * 2, MAX_QUEUE_WAIT_S)
         self._stage = ""
-        await self._jobs.end_map_heartbeats(self._map_id)
+        await self._batch_jobs.end_map_heartbeats(self._map_id)
 
-    async def _write_part(self, rows: deque[PendingRow]) -> tuple[BatchPart, bytes]:
-        """Take rows from the left, as many as fit; return them as a part, and its input file."""
+    async def _write_job(self, rows: deque[PendingRow]) -> tuple[PendingJob, bytes]:
+        """Take the first rows, as many as fit; return them as a job, and its input file."""
         first = rows[0]
         base_url, _, model = first.destination
         tag = f"{first.request.origin.map_id}.{secrets.token_hex(4)}"
-        part = BatchPart(tag, {}, first.request, base_url, model)
+        job = PendingJob(tag, {}, first.request, base_url, model)
         data = bytearray()
-        while rows and len(part.requests) < self._max_rows:
+        while rows and len(job.requests) < self._max_rows:
             request = rows[0].request
             try:
                 await self._services.budget.reserve(
@@ -221,133 +219,135 @@ class BatchUploader:
                 )
                 line = self._batch_api.client.request_line(request, model=model)
                 if len(line) > MAX_BATCH_BYTES:
-                    raise TooLargeError("The row is larger than a whole batch.")
+                    raise errors.TooLargeError("The row is larger than a whole batch.")
             except NbcodexError as error:
                 rows.popleft()
-                await self._pending.finish([self._pending.failed(request, error)])
+                await self._pending.fail([request], error)
                 continue
             # The first row always fits: longer ones are refused above.
-            if part.requests and len(data) + len(line) > MAX_BATCH_BYTES:
+            if job.requests and len(data) + len(line) > MAX_BATCH_BYTES:
                 break
             rows.popleft()
             data += line
-            part.requests[request.id] = part.sample = request
-            if len(part.requests) % YIELD_EVERY_ROWS == 0:
+            job.requests[request.id] = job.sample = request
+            if len(job.requests) % YIELD_EVERY_ROWS == 0:
                 await asyncio.sleep(0)
-        return part, bytes(data)
+        return job, bytes(data)
 
-    async def _upload(self, part: BatchPart, data: bytes) -> bool:
-        """Upload a part and wait for its validation; return False if the queue is full."""
-        self._uploaded[part.tag] = part
+    async def _upload(self, job: PendingJob, data: bytes) -> bool:
+        """Upload a job and wait for its validation; return False if the queue is full."""
+        self._uploaded_jobs[job.tag] = job
         # Recorded before the upload: a kernel that dies in between leaves a tag to look for, and
         # the next one does not pay for the rows again.
-        await self._jobs.insert_job(part.tag, part.requests.values(), base_url=part.base_url)
+        await self._batch_jobs.insert_job(job.tag, job.requests.values(), base_url=job.base_url)
         try:
-            record_file = partial(self._jobs.set_remote_ids, part.tag)
-            part.batch = await self._batch_api.create(part, data, record_file=record_file)
+            await self._batch_api.upload(job, data)
+            # Before anything else, so that the file is erased even if this process dies.
+            await self._batch_jobs.set_remote_ids(job.tag, file_id=job.batch.input_file)
+            await self._batch_api.create(job)
         except NbcodexError as error:
-            del self._uploaded[part.tag]
-            await self._jobs.withdraw_job(part.tag)
-            requests = part.requests.values()
-            await self._pending.finish([self._pending.failed(each, error) for each in requests])
+            if job.batch.input_file:
+                await self._batch_api.erase(job)
+            del self._uploaded_jobs[job.tag]
+            await self._batch_jobs.withdraw_job(job.tag)
+            # The rows are valid for live requests, so a refusal is about batches as such.
+            if isinstance(error, errors.RequestError | errors.ModelError):
+                error = errors.BatchUnsupportedError(
+                    f"The server does not accept this batch. {error.message}",
+                    advice="engine='live' sends row by row.",
+                )
+            await self._pending.fail(job.requests.values(), error)
             return True
-        await self._on_job(part)
+        await self._record_accepted(job)
         self._stage = ""
         try:
-            batch = await self._batch_api.poll(part, until_validated=True)
+            batch = await self._batch_api.poll(job, until_validated=True)
         except NbcodexError as error:
-            await self._give_up(part, error)
+            await self._give_up(job, error)
             return True
         if batch.is_queue_full:
-            await self._return_rows(part)
+            await self._return_rows(job)
             return False
-        self._spawn(self._wait_for_job(part))
+        self._spawn(self._wait_for_job(job))
         return True
 
-    async def _on_job(self, part: BatchPart) -> None:
-        """Record the provider's id of a job, and report that its rows are sent."""
-        assert part.batch is not None  # noqa: S101 - it was created, or found
-        await self._jobs.set_remote_ids(part.tag, remote_id=part.batch.id)
-        pricing.start_loading(part.base_url)
-        self._pending.emit(part.requests, events.Sent, attempt=1, model=part.model, input_tokens=0)
+    async def _record_accepted(self, job: PendingJob) -> None:
+        """Record the provider's id of a job, and emit that its rows are sent."""
+        await self._batch_jobs.set_remote_ids(job.tag, remote_id=job.batch.id)
+        pricing.start_loading(job.base_url)
+        self._pending.emit(job.requests, events.Sent, attempt=1, model=job.model, input_tokens=0)
 
-    async def _return_rows(self, part: BatchPart) -> None:
-        """Put the rows of a part that was not accepted back where they were."""
-        if part.batch is not None:
-            await self._batch_api.erase(part.batch, part.sample)
-        await self._jobs.withdraw_job(part.tag)
-        self._uploaded.pop(part.tag, None)
-        self._pending.emit(
-            part.requests, events.CoolingDown, limit=None, resume_at=None, waited=0.0
-        )
+    async def _return_rows(self, job: PendingJob) -> None:
+        """Put the rows of a job that was not accepted back where they were."""
+        await self._batch_api.erase(job)
+        await self._batch_jobs.withdraw_job(job.tag)
+        self._uploaded_jobs.pop(job.tag, None)
+        self._pending.emit(job.requests, events.CoolingDown, limit=None, resume_at=None, waited=0.0)
         rows = self._pending.rows
-        # A resumed part may hold rows of another map, which wait for nothing here.
-        foreign = [id_ for id_ in part.requests if id_ not in rows]
-        await self._jobs.park_rows([], foreign)
-        for row in reversed([rows[id_] for id_ in part.requests if id_ in rows]):
+        # A resumed job may hold rows of another map, for which nothing waits here.
+        foreign = [id_ for id_ in job.requests if id_ not in rows]
+        await self._batch_jobs.park_rows([], foreign)
+        for row in reversed([rows[id_] for id_ in job.requests if id_ in rows]):
             row.entry = None
             self._ready.setdefault(row.destination, deque()).appendleft(row)
 
-    async def _resume_part(self, tag: str) -> None:
-        """Continue with a part that was uploaded by another kernel, or before Stop."""
-        job = await self._jobs.claim_job(tag)
-        if job is None or not job.requests:
-            await self._close_part(tag)
+    async def _resume_job(self, tag: str) -> None:
+        """Continue with a job that was uploaded by another kernel, or before Stop."""
+        claimed = await self._batch_jobs.claim_job(tag)
+        if claimed is None or not claimed.requests:
+            await self._close_job(tag)
             return
-        requests = {request.id: request for request in job.requests}
-        part = self._uploaded[tag] = BatchPart(tag, requests, job.requests[0], job.base_url)
-        # Rows of the part itself get its answers; only equal rows of this map continue to wait.
+        requests = {request.id: request for request in claimed.requests}
+        job = PendingJob(tag, requests, claimed.requests[0], claimed.base_url)
+        job.batch = replace(job.batch, id=claimed.remote_id or "", input_file=claimed.file_id)
+        self._uploaded_jobs[tag] = job
+        # Rows of the job itself get its answers; only equal rows of this map continue to wait.
         waiting = self._waiting[tag]
         waiting[:] = [row for row in waiting if row.request.id not in requests]
         try:
-            _check_part_server(part, self._services, self._settings)
-            if job.remote_id is None:
-                part.batch = await self._batch_api.find(part)
-            else:
-                part.batch = await self._batch_api.retrieve(job.remote_id, part.sample)
+            _check_server(job, self._services, self._settings)
+            was_created = await self._batch_api.find(job)
         except NbcodexError as error:
-            await self._give_up(part, error)
+            await self._give_up(job, error)
             return
-        if part.batch is None:  # a kernel died between recording the part and creating its job
-            part.batch = jobless_batch(job.file_id)
-            await self._return_rows(part)
-            await self._close_part(tag)
+        if not was_created:  # a kernel died between recording the job and creating it
+            await self._return_rows(job)
+            await self._close_job(tag)
             return
-        await self._on_job(part)
-        await self._wait_for_job(part)
+        await self._record_accepted(job)
+        await self._wait_for_job(job)
 
-    async def _wait_for_job(self, part: BatchPart) -> None:
+    async def _wait_for_job(self, job: PendingJob) -> None:
         try:
             if self._cancels_jobs:
-                await self._batch_api.cancel(part)
-            batch = await self._batch_api.poll(part)
+                await self._batch_api.cancel(job)
+            batch = await self._batch_api.poll(job)
             if batch.is_queue_full:
-                await self._return_rows(part)
+                await self._return_rows(job)
             else:
-                await self._pending.read_results(part)
+                await self._pending.read_results(job)
         except NbcodexError as error:
-            await self._give_up(part, error)
+            await self._give_up(job, error)
         else:
-            await self._close_part(part.tag)
+            await self._close_job(job.tag)
 
-    async def _give_up(self, part: BatchPart, error: NbcodexError) -> None:
-        """End the rows of a part whose state is unknown; unless cancelled, they stay with it."""
-        requests = list(part.requests.values())
+    async def _give_up(self, job: PendingJob, error: NbcodexError) -> None:
+        """End the rows of a job whose state is unknown; unless it is cancelled, they stay in it."""
         if self._cancels_jobs:
-            await self._jobs.withdraw_job(part.tag)
+            await self._batch_jobs.withdraw_job(job.tag)
             why = f"The batch is abandoned. {error.message}"
-            await self._pending.finish([self._pending.parked(each, why) for each in requests])
+            await self._pending.park(job.requests.values(), why)
         else:
-            await self._jobs.park_rows([part.tag], [])
-            for request in requests:
-                self._pending.drop(self._pending.failed(request, error))
-        await self._close_part(part.tag)
+            await self._batch_jobs.park_rows([job.tag], [])
+            for request in list(job.requests.values()):
+                self._pending.finish_uncommitted(self._pending.failed_ending(request, error))
+        await self._close_job(job.tag)
 
-    async def _close_part(self, tag: str) -> None:
-        """Mark a part as done, and insert the rows that waited for it: answered, or to upload."""
-        self._uploaded.pop(tag, None)
+    async def _close_job(self, tag: str) -> None:
+        """Mark a job as done, and insert the rows that waited for it, as answered or to upload."""
+        self._uploaded_jobs.pop(tag, None)
         self._closed_tags.add(tag)
-        self._part_closed.set()
+        self._job_closed.set()
         if rows := self._waiting.pop(tag, []):
             await self._insert(rows)
         self._start_tasks()
@@ -368,28 +368,29 @@ class BatchUploader:
             f"A defect in nbcodex: {type(defect).__name__}.", advice="Please report it."
         )
         for row in list(self._pending.rows.values()):
-            self._pending.drop(self._pending.failed(row.request, error))
+            self._pending.finish_uncommitted(self._pending.failed_ending(row.request, error))
 
 
-async def erase_leftovers(jobs: BatchJobs, services: Services, settings: Settings) -> None:
-    """Erase the files of parts whose rows have all ended, or were deleted from the journal."""
+async def erase_leftovers(batch_jobs: BatchJobs, services: Services, settings: Settings) -> None:
+    """Erase the files of jobs whose rows have all ended, or were deleted from the journal."""
     sample, batch_api = Request(prompt="?"), BatchApi(services, settings)
-    for job in await jobs.unerased_jobs():
-        part = BatchPart(job.tag, {}, sample, job.base_url, batch=jobless_batch(job.file_id))
+    for stored in await batch_jobs.unerased_jobs():
+        job = PendingJob(stored.tag, {}, sample, stored.base_url)
         with contextlib.suppress(NbcodexError):
-            _check_part_server(part, services, settings)
-            if job.remote_id:
-                part.batch = await batch_api.client.retrieve_batch(job.remote_id, sample)
-            await batch_api.cancel(part)
-            if part.batch and part.batch.ended and await batch_api.erase(part.batch, sample):
-                await jobs.close_job(job.tag, erased=True)
+            _check_server(job, services, settings)
+            job.batch = replace(job.batch, input_file=stored.file_id)
+            if id_ := stored.remote_id:
+                job.batch = await batch_api.client.retrieve_batch(id_, sample)
+                await batch_api.cancel(job)
+            if (not id_ or job.batch.ended) and await batch_api.erase(job):
+                await batch_jobs.close_job(stored.tag, erased=True)
 
 
-def _check_part_server(part: BatchPart, services: Services, settings: Settings) -> None:
-    """Raise a ConfigurationError if the settings lead to another server than the part's."""
-    here = services.api_client.endpoint(part.sample, settings).base_url
-    if here != part.base_url:
-        raise ConfigurationError(
-            f"These rows are at {part.base_url}, but the server is now {here}.",
+def _check_server(job: PendingJob, services: Services, settings: Settings) -> None:
+    """Raise a ConfigurationError if the settings lead to another server than the job's."""
+    base_url = services.api_client.endpoint(job.sample, settings).base_url
+    if base_url != job.base_url:
+        raise errors.ConfigurationError(
+            f"These rows are at {job.base_url}, but the server is now {base_url}.",
             advice="Restore the base URL and resume.",
         )

@@ -77,7 +77,7 @@ class Session:
 
         ending = self._show_until_end(handle, self._create_output(handle, options), on_end=assign)
         reply = reply_or_raise(ending, handle.request)
-        blocks = formats.code_of(reply) if options.format in {"code", "fix"} else []
+        blocks = formats.code_blocks(reply) if options.format in {"code", "fix"} else []
         # Never run. If the code may be incomplete, the output says why there is no new cell.
         if blocks and not blocks[0].problem:
             self.shell.set_next_input(blocks[0].code, replace=False)

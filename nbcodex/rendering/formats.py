@@ -1,6 +1,6 @@
-"""The outputs that an answer leaves in the notebook, by the format that was asked for. Pure.
+"""The outputs that an answer leaves in the notebook, by the format that was asked for.
 
-Owns that no answer runs or fetches anything in any program that renders it.
+No answer runs or fetches anything in any program that renders it. All functions are pure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from nbcodex.models import Image, Reply
 from nbcodex.rendering.html import code_listing, printable, sanitize_html, visible_code
 from nbcodex.rendering.markdown import escape_inline, fenced_code, sanitize_markdown
 
-MimeBundle = dict[str, Any]
+MimeBundle = dict[str, Any]  # one output: the same content by media type
+# ``fix`` is that of `%codex fix`, which corrects a cell; the others are those of ``--format``.
 Format = Literal["markdown", "text", "code", "json", "html", "math", "image", "fix"]
 
 # Added to the system text of a request in this format.
@@ -31,36 +32,38 @@ INSTRUCTIONS: Mapping[str, str] = {
     "math": "Answer with one formula in LaTeX alone, between $$ and $$.",
 }
 
-MAX_JSON_DEPTH = 100  # deeper JSON is shown as text: viewers and message encoders recurse
-MAX_REASONING_CHARS = 20_000  # the end of a longer one is kept
-_URL_CHARS = ":/?#[]@!$&'()*+,;=%"  # those of RFC 3986 that stay as they are in a link
+MAX_JSON_DEPTH = 100  # deeper JSON is shown as text, because viewers and encoders recurse
+MAX_REASONING_CHARS = 20_000  # of longer reasoning, the end is shown
+_URL_CHARS = ":/?#[]@!$&'()*+,;=%"  # characters that have a meaning in a URL (RFC 3986)
 
 _MATH_DELIMITERS = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
-# Lines that IPython hands to a shell.
+# Lines that IPython hands to a shell: ``!ls``, ``files = %sx ls``, ``%%bash``, ``rm -r x``.
 _SHELL_LINE = re.compile(
     r"^\s*(?:[\w.,\[\] ]+=\s*)?(?:!(?!=)|%(?:sx|system|sc)\b)"
     r"|^\s*%%(?:!|(?:bash|sh|zsh|script|cmd|powershell|system|sx)\b)"
-    # IPython's aliases work without a percent sign, too.
+    # Aliases of IPython, which work without a percent sign.
     r"|^\s*%?(?:rm|rmdir|mv|cp|ln|mkdir) +(?!(?:in|is|and|or|if|not) )[-~./\w\"'$*]"
     r"|\bget_ipython\(\)\.(?:system|getoutput)\(",
     re.MULTILINE,
 )
+# A delimiter of another formula within a formula.
 _DELIMITER = re.compile(r"(?<!\\)\$|\\[\[\]()](?!\w)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerOutput:
-    """An answer with the texts around it: a heading above and a line of figures below."""
+    """An answer, with the heading above it and the line of figures below it."""
 
     reply: Reply
-    line: str
+    figures_line: str
     heading: str = ""
     remote_images: bool = False  # whether images in the answer may be loaded
     reasoning: str = ""  # the summary of the model's reasoning, if the server sent one
-    max_plain_chars: int | None = None  # of the answer beside its Markdown; None: all of it
+    # Characters of the plain text that accompanies the Markdown; None: all of it.
+    max_plain_chars: int | None = None
 
     def plain_text(self, max_chars: int | None = None) -> str:
-        """Return the whole output as text, without control characters of terminals."""
+        """Return the output as text, without characters that could control a terminal."""
         text, heading = self.reply.text, f"{self.heading}\n\n" if self.heading else ""
         if max_chars is not None and (excess := len(text) - max_chars) > 0:
             more = f"… {excess:,} more characters: this output's Markdown has all of them"
@@ -68,30 +71,30 @@ class AnswerOutput:
         pages = enumerate(self.reply.sources, start=1)
         sources = [f"\n[{number}] {f'{page.title} {page.url}'.lstrip()}" for number, page in pages]
         text = printable("\n".join([text, "".join(sources)]) if sources else text)
-        return f"{heading}{text}\n\n{self.line}".lstrip()
+        return f"{heading}{text}\n\n{self.figures_line}".lstrip()
 
-    def markdown(self, text: str, *notes: str) -> MimeBundle:
-        """Return `text` as Markdown, and the answer as plain text for front ends without it."""
+    def markdown_output(self, text: str, *notes: str) -> MimeBundle:
+        """Return `text`, which is Markdown, with the answer as text for front ends without it."""
         heading = f"{escape_inline(self.heading)}\n\n" if self.heading else ""
-        line = escape_inline(" · ".join([self.line, *notes]))
+        line = escape_inline(" · ".join([self.figures_line, *notes]))
         return {
             "text/markdown": f"{heading}{text}\n\n<sub>{line}</sub>".lstrip(),
             "text/plain": self.plain_text(self.max_plain_chars),
         }
 
-    def html(self, text: str, *notes: str) -> MimeBundle:
-        """Return `text`, which must be sanitized, as HTML."""
+    def html_output(self, text: str, *notes: str) -> MimeBundle:
+        """Return `text`, which is sanitized HTML, with the answer as text."""
         heading = f"<p>{escape(self.heading)}</p>" if self.heading else ""
-        line = escape(" · ".join([self.line, *notes]))
+        line = escape(" · ".join([self.figures_line, *notes]))
         return {
             "text/html": f"<div>{heading}{text}</div><sub>{line}</sub>",
             "text/plain": self.plain_text(),
         }
 
-    def figures(self, text: str = "") -> MimeBundle:
-        """Return the figures as an output of their own, below the answer's output."""
-        line = f"{self.heading} · {self.line}" if self.heading else self.line
-        bundle = replace(self, heading="", line=line).markdown(text)
+    def figures_output(self, text: str = "") -> MimeBundle:
+        """Return heading, `text` and figures as an output of their own, below the answer's."""
+        line = f"{self.heading} · {self.figures_line}" if self.heading else self.figures_line
+        bundle = replace(self, heading="", figures_line=line).markdown_output(text)
         return bundle | {"text/plain": f"{printable(text)}\n\n{line}".lstrip()}
 
     def sanitized_markdown(self) -> str:
@@ -100,11 +103,12 @@ class AnswerOutput:
 
 
 def render_answer(answer: AnswerOutput, format_: Format) -> tuple[MimeBundle, ...]:
-    """Return an answer's outputs: the first replaces the display, the others follow below it."""
+    """Return an answer's outputs: the first takes the place of the live display."""
     if not answer.reply and format_ not in {"markdown", "fix"}:
-        format_ = "text"  # half of a JSON value, a formula or a document cannot be rendered
+        format_ = "text"  # a part of a JSON value, a formula or a document cannot be rendered
     if answer.reply.sources and format_ not in {"markdown", "text"}:
-        answer = replace(answer, line=f"{answer.line} · it cites web pages: .sources")
+        line = f"{answer.figures_line} · it cites web pages: .sources"
+        answer = replace(answer, figures_line=line)
     return _RENDERERS[format_](answer)
 
 
@@ -113,25 +117,24 @@ class CodeBlock:
     """A block of code in an answer."""
 
     code: str
-    # Why the code is probably incomplete, so that it must not be put into a cell by itself.
-    problem: str = ""
+    problem: str = ""  # why the code may be incomplete: then it is not put into a cell
 
     @property
     def warning(self) -> str:
-        """What a reader should know before running the code; empty if nothing."""
+        """What to know before running the code; empty if it runs no shell commands."""
         return "it runs shell commands" if _SHELL_LINE.search(self.code) else ""
 
 
-def code_of(reply: Reply) -> list[CodeBlock]:
+def code_blocks(reply: Reply) -> list[CodeBlock]:
     """Return the code in an answer: its fenced blocks, or the whole text if it is Python."""
-    # Cleaned once, for what is shown and what is inserted.
+    # Cleaned here, so that what is inserted is what is shown.
     text = visible_code(reply.text)
-    blocks = fenced_code(text, _is_whole)
-    if len(blocks) == 1 and _language(blocks[0][0]) in {"md", "markdown"}:
+    blocks = fenced_code(text, _is_complete)
+    if len(blocks) == 1 and _language(blocks[0].info) in {"md", "markdown"}:
         # Some models put all of their answer, the prose included, into a block of Markdown.
-        inner = blocks[0][1]
+        inner = blocks[0].code
         if re.search(r"^(?:```+|~~~+)[ \t]*\w", inner, re.MULTILINE):
-            text, blocks = inner, fenced_code(inner, _is_whole)
+            text, blocks = inner, fenced_code(inner, _is_complete)
     was_cut = "the answer was cut, raise --max-output"
     found = []
     for info, code, is_closed in blocks:
@@ -146,17 +149,18 @@ def code_of(reply: Reply) -> list[CodeBlock]:
 
 
 def _language(info: str) -> str:
+    """Return the language in a fence's info string, such as ``python`` in ``Python title=x``."""
     words = re.findall(r"[\w+#.-]+", info.lower())
     name = words[0] if words else ""
     return "python" if name in {"py", "python", "python3", "ipython", "ipython3"} else name
 
 
-def _is_whole(info: str, code: str) -> bool:
-    """Whether a block's code seems to be complete, so that its first closing fence is its own."""
+def _is_complete(info: str, code: str) -> bool:
+    """Whether the code before a block's first closing fence seems to be all of its code."""
     is_python = _language(info) in {"python", ""}
     if is_python and _is_python(_without_magics(code)):
         return True
-    # Each fence in the code has to open with an info string, or to close such a fence.
+    # Fences in complete code come in pairs: one with an info string opens, one without closes.
     depth = 0
     for inner in re.findall(r"^\s*(?:```+|~~~+)[ \t]*(.*)$", code, re.MULTILINE):
         depth += 1 if inner.strip() else -1
@@ -166,7 +170,7 @@ def _is_whole(info: str, code: str) -> bool:
 
 
 def _without_magics(code: str) -> str:
-    # IPython's own lines are not Python, but the rest of the cell can be checked.
+    """Return code with `pass` in place of IPython's commands, which are not Python."""
     return re.sub(r"^([ \t]*)[%!].*$", r"\1pass", code, flags=re.MULTILINE)
 
 
@@ -184,7 +188,7 @@ def _is_python(text: str) -> bool:
 
 
 def _parse_python(code: str) -> tuple[ast.Module | None, str]:
-    """Return the syntax tree of code, or why there is none. The code is never run."""
+    """Return the syntax tree of code, or the error if it is not Python. The code is never run."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -196,24 +200,25 @@ def _parse_python(code: str) -> tuple[ast.Module | None, str]:
 
 
 def _markdown(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
-    fold, reasoning, sources = "", answer.reasoning, ""
+    folded, reasoning, sources = "", answer.reasoning, ""
     if reasoning.strip():
-        cut = "…\n\n" if len(reasoning) > MAX_REASONING_CHARS else ""
+        ellipsis = "…\n\n" if len(reasoning) > MAX_REASONING_CHARS else ""
         paragraphs = []
-        # Every paragraph is escaped, so that no tag in it can close the fold.
-        for part in re.split(r"\n\s*\n", cut + reasoning[-MAX_REASONING_CHARS:]):
-            title = re.fullmatch(r"\s*\*\*([^*]+)\*\*\s*", part)
-            paragraphs.append(f"**{escape_inline(title[1])}**" if title else escape_inline(part))
+        # Each paragraph is escaped, so that no tag in it can close `<details>`.
+        for paragraph in re.split(r"\n\s*\n", ellipsis + reasoning[-MAX_REASONING_CHARS:]):
+            title = re.fullmatch(r"\s*\*\*([^*]+)\*\*\s*", paragraph)
+            escaped = escape_inline(title[1] if title else paragraph)
+            paragraphs.append(f"**{escaped}**" if title else escaped)
         text = "\n\n".join(filter(None, paragraphs))
-        fold = f"<details><summary>Reasoning</summary>\n\n{text}\n\n</details>\n\n"
+        folded = f"<details><summary>Reasoning</summary>\n\n{text}\n\n</details>\n\n"
     if answer.reply.sources:
         sources = "\n\n**Sources**\n"
     for number, page in enumerate(answer.reply.sources, start=1):
-        # An address may hold characters that would end the link.
+        # Quoted, because an address may have characters that would end the link.
         url = quote(page.url, safe=_URL_CHARS)
         sources += f"\n{number}. [{escape_inline(page.title or page.url)}](<{url}>)"
-    text = fold + answer.sanitized_markdown() + sanitize_markdown(sources)
-    return (answer.markdown(text), *_pictures(answer.reply))
+    text = folded + answer.sanitized_markdown() + sanitize_markdown(sources)
+    return (answer.markdown_output(text), *_picture_outputs(answer.reply))
 
 
 def _text(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
@@ -222,16 +227,16 @@ def _text(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
 
 def _code(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     answer = _with_visible_code(answer)
-    blocks = code_of(answer.reply)
+    blocks = code_blocks(answer.reply)
     if not blocks:
-        return (answer.markdown(answer.sanitized_markdown(), "it contains no code"),)
+        return (answer.markdown_output(answer.sanitized_markdown(), "it contains no code"),)
     notes = []
     if blocks[0].problem:
         notes.append(f"the code may be incomplete and was not put into a cell: {blocks[0].problem}")
     notes += dict.fromkeys(block.warning for block in blocks if block.warning)
     if len(blocks) > 1:
         notes.append(f"{len(blocks)} blocks: `%codex insert 2` takes the second")
-    return (answer.html(code_listing([block.code for block in blocks]), *notes),)
+    return (answer.html_output(code_listing([block.code for block in blocks]), *notes),)
 
 
 def _with_visible_code(answer: AnswerOutput) -> AnswerOutput:
@@ -239,13 +244,13 @@ def _with_visible_code(answer: AnswerOutput) -> AnswerOutput:
 
 
 def _fix(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
-    # Prose that happens to be Python is not the corrected cell.
-    blocks = code_of(answer.reply) if fenced_code(answer.reply.text) else []
+    # Without a fence, an answer that happens to be Python is not the corrected cell.
+    blocks = code_blocks(answer.reply) if fenced_code(answer.reply.text) else []
     if not blocks or not answer.reply:
         return _markdown(answer)
     answer, block = _with_visible_code(answer), blocks[0]
     if block.warning:
-        answer = replace(answer, line=f"{answer.line} · {block.warning}")
+        answer = replace(answer, figures_line=f"{answer.figures_line} · {block.warning}")
     listing = code_listing([block.code])
     if block.problem:
         note = f"the corrected cell may be incomplete and was not inserted: {block.problem}"
@@ -256,9 +261,9 @@ def _fix(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
 def _json(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     value = answer.reply.parsed
     try:
-        if value is None:  # null, or an answer of the journal, whose text was not parsed yet
+        if value is None:  # the JSON value null, or an answer of the journal, which is not parsed
             value = json.loads(_unfenced(answer.reply.text))
-        # A notebook file is strict JSON, and cannot hold NaN.
+        # NaN is refused, because a notebook file is strict JSON.
         text = json.dumps(
             value, ensure_ascii=False, indent=2, allow_nan=False, default=_instance_as_json
         )
@@ -266,10 +271,10 @@ def _json(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return _text(answer)
-    # `parsed` may come from a class of the user, of any depth. Two blanks indent a level.
+    # Two blanks indent a level.
     if re.search(rf"^ {{{2 * MAX_JSON_DEPTH}}}", text, re.MULTILINE):
         return _text(answer)
-    return ({"application/json": value, "text/plain": printable(text)}, answer.figures())
+    return ({"application/json": value, "text/plain": printable(text)}, answer.figures_output())
 
 
 def _instance_as_json(instance: object) -> Any:
@@ -286,7 +291,7 @@ def _html(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     )
     # A reader would otherwise not know that the page is incomplete.
     notes = [f"{len(dropped)} image{'s' * (len(dropped) > 1)} not fetched"] if dropped else []
-    return (answer.html(text, *notes),)
+    return (answer.html_output(text, *notes),)
 
 
 def _math(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
@@ -301,16 +306,16 @@ def _math(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     # Written as commands, no renderer can mistake them for tags.
     formula = formula.replace("<", "\\lt ").replace(">", "\\gt ")
     latex = f"$$\n{formula}\n$$"
-    return (answer.markdown(sanitize_markdown(latex)) | {"text/latex": latex},)
+    return (answer.markdown_output(sanitize_markdown(latex)) | {"text/latex": latex},)
 
 
 def _image(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     text = answer.sanitized_markdown()
-    pictures = _pictures(answer.reply)
+    pictures = _picture_outputs(answer.reply)
     if not pictures:
-        return (answer.markdown(text, "it contains no picture"),)
+        return (answer.markdown_output(text, "it contains no picture"),)
     # The picture itself is the main output, so that it can be saved with a right click.
-    return (pictures[0], answer.figures(text), *pictures[1:])
+    return (pictures[0], answer.figures_output(text), *pictures[1:])
 
 
 _RENDERERS: Mapping[Format, Callable[[AnswerOutput], tuple[MimeBundle, ...]]] = {
@@ -337,7 +342,7 @@ def _described(image: Image) -> str:
     return f"{image.media_type}, {len(image.data):,} bytes"
 
 
-def _pictures(reply: Reply) -> list[MimeBundle]:
+def _picture_outputs(reply: Reply) -> list[MimeBundle]:
     return [
         {
             image.media_type: b64encode(image.data).decode("ascii"),
@@ -350,5 +355,5 @@ def _pictures(reply: Reply) -> list[MimeBundle]:
 def _unfenced(text: str) -> str:
     """Return the content of a fence around the whole answer, or else the answer."""
     blocks, fences = fenced_code(text), {"```", "~~~"}
-    alone = len(blocks) == 1 and text.strip()[:3] in fences and text.strip()[-3:] in fences
-    return blocks[0][1] if alone else text
+    is_alone = len(blocks) == 1 and text.strip()[:3] in fences and text.strip()[-3:] in fences
+    return blocks[0].code if is_alone else text

@@ -1,7 +1,4 @@
-"""HTML for notebooks: sanitized answers, and code listings with a button that copies the code.
-
-Owns which tags, attributes and addresses an answer may have.
-"""
+"""HTML for notebooks: sanitized answers, and code listings with a button that copies the code."""
 
 from __future__ import annotations
 
@@ -10,17 +7,18 @@ import re
 from collections.abc import Callable
 from unicodedata import category
 
-# Letters and marks without a glyph, which `str.isprintable` lets pass: fillers and selectors.
+# Characters without a glyph that `str.isprintable` takes for printable: Hangul and Khmer fillers,
+# the Braille blank, variation selectors and tags.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0000-\U000e0fff]"
 )
-_TAGS = """
+_ALLOWED_TAGS = """
 a abbr b bdi bdo blockquote br caption center cite code col colgroup dd del details dfn div dl dt em
 figcaption figure h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol p pre q rp rt ruby s samp small span
 strong sub summary sup table tbody td tfoot th thead tr u ul var wbr
 """
-_ATTRIBUTES = {
+_ALLOWED_ATTRIBUTES = {
     "a": {"href"},
     "img": {"src", "alt", "width", "height"},
     "col": {"span"},
@@ -29,12 +27,13 @@ _ATTRIBUTES = {
     "td": {"align", "colspan", "rowspan"},
     "th": {"align", "colspan", "rowspan", "scope"},
 }
+# Links of these schemes, to a part of the page, or to a relative path; ``//host`` is another host.
 _LINK = re.compile(r"(?i:https?://|mailto:)\S*|[#?][^\s\\]*|(?!//)[\w./~+-][^\s:\\]*")
 # SVG is left out: it can contain scripts.
 _DATA_IMAGE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
 _REMOTE_IMAGE = re.compile(r"(?i:https?:)?//\S+")
 
-# nh3 quotes every attribute and escapes the quotes within: a regular expression can read it.
+# In the output of nh3, which quotes every attribute and escapes quotes within it.
 _IMAGE = re.compile(r'<img(?: [a-z]+="[^"]*")*>')
 _ATTRIBUTE = re.compile(r'([a-z]+)="([^"]*)"')
 
@@ -71,8 +70,8 @@ def sanitize_html(text: str, *, remote_images: bool, on_removed: Callable[[str],
 
     cleaned = nh3.clean(
         text,
-        tags=set(_TAGS.split()),
-        attributes=_ATTRIBUTES,
+        tags=set(_ALLOWED_TAGS.split()),
+        attributes=_ALLOWED_ATTRIBUTES,
         url_schemes={"http", "https", "mailto", "data"},
         attribute_filter=filter_attribute,
         clean_content_tags={"script", "style", "title", "template", "noscript"},
@@ -100,9 +99,9 @@ def printable(text: str) -> str:
 
 
 def visible_code(code: str) -> str:
-    """Return code as it is both shown and inserted: with no character that hides or moves others.
+    """Return code, as it is both shown and inserted, without characters that hide or move others.
 
-    Bidi controls show code in another order than it runs in (CVE-2021-42574), and characters
-    without width make names differ that look the same.
+    Bidirectional controls show code in another order than it runs in (CVE-2021-42574), and
+    characters without width make names differ that look the same.
     """
     return _INVISIBLE.sub("", printable(code))

@@ -1,8 +1,7 @@
 """Answers as Markdown that runs and fetches nothing in any program that renders it.
 
-Owns what a stored answer may contain. No two renderers agree on what is code, so the result is
-harmless even if all of it were read as ordinary text with raw HTML. The one exception are fenced
-blocks that every renderer recognises.
+Renderers disagree on what is code, so the result is harmless even if all of it were read as text
+with raw HTML. The only exceptions are fenced blocks that every renderer recognises.
 """
 
 from __future__ import annotations
@@ -13,38 +12,45 @@ import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 MAX_FORMULA_CHARS = 2_000  # bounds the search for the end of a formula
-MAX_NESTED_LINES = 2_000  # how far the end of a block with fences in it is looked for
+MAX_NESTED_LINES = 2_000  # bounds the search for the end of a block with fences in it
 
-_TAGS = "br|del|details|hr|ins|kbd|mark|p|q|samp|sub|summary|sup|var"
-_STYLES = "b|code|em|i|s|small|strong|u"  # left open, these would format the rest of the page
+# Tags that may stay. `_STYLE_TAGS` may stay only if they are closed nearby, because they would
+# format the rest of the page.
+_SINGLE_TAGS = "br|del|details|hr|ins|kbd|mark|p|q|samp|sub|summary|sup|var"
+_STYLE_TAGS = "b|code|em|i|s|small|strong|u"
 
-# A destination may not contain `$`, `\` or `@@`: JupyterLab puts formulas back into the finished
-# HTML, with their quotes, even where their placeholder is within an attribute.
-_URL_CHAR = r"""[^\s()<>\[\]"`$\\@]"""
-_PATH_SEGMENT = r"(?:[\w.~+,;=*|{}-]|%20)"
-_TARGET = (
-    rf"(?:(?i:https?://|mailto:)|[#?]|\.{{0,2}}/(?![/\\&%])|{_PATH_SEGMENT}++(?=[/?#)\s]|\Z))"
-    rf"(?:{_URL_CHAR}|@(?!@)|\\_|\({_URL_CHAR}*\))*+"
+# The destination of a link: an address with a safe scheme, a fragment, or a relative path. It may
+# not contain `$`, `\` or `@@`, because JupyterLab puts formulas back into the finished HTML, with
+# their quotes, even where their placeholder is within an attribute.
+_DESTINATION_CHAR = r"""[^\s()<>\[\]"`$\\@]"""
+_PATH_CHAR = r"(?:[\w.~+,;=*|{}-]|%20)"
+_SAFE_DESTINATION = (
+    rf"(?:(?i:https?://|mailto:)|[#?]|\.{{0,2}}/(?![/\\&%])|{_PATH_CHAR}++(?=[/?#)\s]|\Z))"
+    rf"(?:{_DESTINATION_CHAR}|@(?!@)|\\_|\({_DESTINATION_CHAR}*\))*+"
 )
+# A link's title in quotes, what may follow its destination, and an image's `!` with its text.
 _TITLE = r"""(?:"[^"$\\@`<\[\]]*"|'[^'"$\\@`<\[\]]*')"""
 _LINK_END = rf"(?:\s++{_TITLE})?\s*+\)"
-_ALT = r"""!\[[^\[\]$\\@"<>`]*+(?=\]\[|\]\()"""
+_IMAGE_TEXT = r"""!\[[^\[\]$\\@"<>`]*+(?=\]\[|\]\()"""
 
-# Constructs that could run, load or link. `_replace_dangerous` replaces a group that is dangerous;
-# the others are matched first because they are harmless. The quantifiers are possessive, so that
-# hostile text cannot make matching slow.
+# Constructs that could run, load or link. `_replace_dangerous` changes those of the groups `rest`,
+# `broken`, `define`, `image`, `bang`, `auto` and `open`. The groups `link` and `tag` are harmless:
+# they match first, so that no other does. The quantifiers are possessive, so that hostile text
+# cannot make matching slow.
 _DANGEROUS = re.compile(
     rf"""
-    (?P<link>   \]\(\s*+(?:{_TARGET}(?=[\s)]))?{_LINK_END} )
+    (?P<link>   \]\(\s*+(?:{_SAFE_DESTINATION}(?=[\s)]))?{_LINK_END} )
   | \]\(\s*+<(?P<angle>[^<>\n]*+)>(?P<rest>{_LINK_END})
   | (?P<broken> \]\( )
-  | (?P<define> \]:(?!\s*+{_TARGET}(?=\s|\Z)(?:\s++{_TITLE}|(?!\s*+["'(]))) )
-  | (?P<image>  (?<!!){_ALT} )
+  | (?P<define> \]:(?!\s*+{_SAFE_DESTINATION}(?=\s|\Z)(?:\s++{_TITLE}|(?!\s*+["'(]))) )
+  | (?P<image>  (?<!!){_IMAGE_TEXT} )
   | (?P<bang>   !(?=\[) )
-  | (?P<tag>    </?(?i:{_TAGS})[ ]?/?> | <(?i:(?P<style>{_STYLES})>(?=[^\n]{{0,200}}?</(?P=style)>))
-              | </(?i:{_STYLES})> | <span>&\#36;</span>
+  | (?P<tag>    </?(?i:{_SINGLE_TAGS})[ ]?/?>
+              | <(?i:(?P<style>{_STYLE_TAGS})>(?=[^\n]{{0,200}}?</(?P=style)>))
+              | </(?i:{_STYLE_TAGS})> | <span>&\#36;</span>
               | <pre><code>[^<>`\[\]$\\!~"\n]*+</code></pre> )
   | (?<!<)<(?P<auto>(?:https?://|mailto:)[^\s<>\[\]`"!]++|[\w.+-]++@[\w.-]++)>
   | (?P<open>   <(?=[A-Za-z/!?]) )
@@ -52,24 +58,30 @@ _DANGEROUS = re.compile(
     re.VERBOSE,
 )
 _REPLACEMENTS = {"broken": "]&#40;", "define": "]&#58;", "bang": "&#33;", "open": "&lt;"}
+# A fence, and its info string.
 _OPENS_FENCE = re.compile(r"(`{3,}|~{3,})([^\n]*)")
 # Some renderers turn bare URLs into links by themselves.
 _URL = re.compile(r"(?i:https?://|ftp://|www\.)\S*")
 # Where a formula has characters that would be a tag or a link, a blank between them is invisible.
 _NEEDS_BLANK = re.compile(r"(?<=<)(?=[A-Za-z/!?])|(?<=\])(?=[(:])|(?<=!)(?=\[)")
 
+# A line that opens a block of code: marks of quotes and list items, the fence, and its info string,
+# as in ``> 1. ```python``.
 _FENCE = re.compile(
     r"(?P<quote>(?: {0,3}> ?)*+)(?P<lead>[ \t]*+(?:(?:[-*+]|\d{1,9}[.)])[ \t]++)*+)"
-    r"(?P<run>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)"
+    r"(?P<fence>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)"
 )
-_ITEM = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])(?:[ \t]|$)")
+_LIST_ITEM = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])(?:[ \t]|$)")
+# The ends of paragraphs, which are those of table rows, too: no formula goes beyond one.
 _PARAGRAPH = re.compile(r"(\n[ \t]*\n|\n(?=[ \t]*\|))")
+# Likewise for spans of code, which do not go beyond a list item or a heading, either.
 _INLINE_BOUNDARY = re.compile(
     r"(\n[ \t]*\n|\n(?=[ \t>]*(?:[-*+]|\d{1,9}[.)]|\#{1,6})[ \t])|\n(?=[ \t]*\|))"
 )
-# Lines of code that could end what a renderer has open (a fence, nbconvert's formula), so that it
-# would read the rest of the code as text.
+# Code that a renderer could take for the end of a fence, or of a formula that began before the
+# block, so that it would read the rest of the code as text.
 _ENDS_CODE = re.compile(r"^[\s>*+.)\d-]*(?:```|~~~)|\$\$|\\\\\]|\\end\{", re.MULTILINE)
+# What can begin a span of code or a formula; an escaped character begins neither.
 _OPENS_SPAN = re.compile(r"`+|\$\$?|\\\\?[(\[]|\\begin\{(?P<env>[a-z]*\*?)\}|\\[\s\S]")
 
 # What can begin a formula, or hides a dollar sign: code, a link's destination, a bare URL.
@@ -77,6 +89,7 @@ _OPENS_FORMULA = re.compile(
     r"`+|\]\([^()\s]*\)|(?i:https?://|www\.)\S*|\\\\?[(\[]|\\begin\{(?P<env>[a-z]*\*?)\}"
     r"|\\\$|\$\$|\$|\\[\s\S]"
 )
+# Between two dollar signs, these are signs of a formula; words are one of prose.
 _MATH_CHARACTER = re.compile(r"[\\^_={}<>+*|]")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 # MathJax reads a pair of dollar signs as a formula even if Markdown's `\$` or an entity made them;
@@ -86,6 +99,7 @@ _LITERAL_DOLLAR = "<span>&#36;</span>"
 _ESCAPED_PUNCTUATION = {ord(c): f"&#{ord(c)};" for c in string.punctuation if c not in ",-./;?"}
 _ESCAPED_CODE = _ESCAPED_PUNCTUATION | {ord("."): "&#46;", ord("\n"): "&#10;"}
 _ESCAPED_INFO = {ord(c): f"&#{ord(c)};" for c in '"$\\@'}
+# Control characters and the byte order mark are removed, other line ends become "\n".
 _CONTROL_CHARACTERS: dict[int, str | None] = {
     **dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(127, 160), 0xFEFF)),
     **dict.fromkeys((0x0D, 0x85, 0x2028, 0x2029), "\n"),
@@ -99,88 +113,96 @@ def sanitize_markdown(text: str, *, remote_images: bool = False) -> str:
     fragments and relative paths; the rest is shown as text. Without `remote_images`, images become
     links, because loading one sends data out.
     """
-    parts: list[str] = []
-    # Consecutive pieces that are no new blocks are made harmless together: renderers could see a
-    # construct that begins in one of them and ends in the next.
-    pieces = _pieces(text, remote_images)
-    for is_block, group in groupby(pieces, lambda piece: piece[0] == "block"):
+    sections: list[str] = []
+    # All lines between two rewritten blocks are made harmless together, because renderers could see
+    # a construct that begins in prose and ends in code.
+    found = _lines_and_blocks(text, remote_images)
+    for is_block, group in groupby(found, lambda each: each[0] == "block"):
         if is_block:
-            if parts:
-                parts[-1] = parts[-1].rstrip("\n")
-            parts += [block for _, block in group]
+            if sections:
+                sections[-1] = sections[-1].rstrip("\n")
+            sections += [block for _, block in group]
             continue
         texts = []
-        for kind, lines in groupby(group, lambda piece: piece[0]):
-            run = "\n".join(line for _, line in lines)
+        for kind, lines in groupby(group, lambda each: each[0]):
+            joined = "\n".join(line for _, line in lines)
             if kind == "prose":
-                run = "".join(map(_normalize_formulas, _PARAGRAPH.split(run)))
-                spans = _INLINE_BOUNDARY.split(run)
-                run = "".join(_keep_readable(span, remote_images) for span in spans)
-            texts.append(run)
+                joined = "".join(map(_normalize_formulas, _PARAGRAPH.split(joined)))
+                spans = _INLINE_BOUNDARY.split(joined)
+                joined = "".join(_keep_readable(span, remote_images) for span in spans)
+            texts.append(joined)
         harmless = _make_harmless("\n".join(texts), remote_images)
-        parts.append(harmless.lstrip("\n") if parts else harmless)
-    return "\n\n".join(parts)
+        sections.append(harmless.lstrip("\n") if sections else harmless)
+    return "\n\n".join(sections)
 
 
-def _pieces(text: str, images: bool) -> Iterator[tuple[str, str]]:
-    """Yield each line of "prose" or of harmless "code", and each "block" that is written anew."""
+def _lines_and_blocks(text: str, remote_images: bool) -> Iterator[tuple[str, str]]:
+    """Yield kind and text: a line of ``prose`` or harmless ``code``, or a rewritten ``block``."""
     shift = 0  # columns by which lines move to the left
-    for block in _blocks(_clean(text).split("\n")):
-        kind, new_block = "prose", ""
+    for block in _split_blocks(_clean(text).split("\n")):
+        kind, rewritten = "prose", ""
         if isinstance(block, str):
             lines = [block]
-        elif _make_harmless(kept := "\n".join(block.lines), images) == kept:
+        elif _make_harmless(original := "\n".join(block.lines), remote_images) == original:
             kind, lines = "code", block.lines
         else:
-            new_block, lines = block.as_block(), [block.lead.rstrip()] if block.lead.strip() else []
+            rewritten, lines = block.rewrite(), [block.lead.rstrip()] if block.lead.strip() else []
         if lines and lines[0].strip():
             shift = min(shift, _indent(lines[0]))
         for line in lines:
             yield kind, _dedent(line, shift)
-        if new_block and isinstance(block, _Code):
-            yield "block", new_block
-            # The new block is at the margin. What follows in the same list keeps its shape, but
-            # moves to the margin, too: with four blanks before it, it would become code.
+        if rewritten and isinstance(block, _CodeBlock):
+            yield "block", rewritten
+            # The rewritten block is at the left margin. What follows in the same list keeps its
+            # shape, but moves to the margin, too: with four blanks before it, it would become code.
             shift = block.indent
 
 
-def fenced_code(
-    text: str, is_whole: Callable[[str, str], bool] = lambda _info, _code: True
-) -> list[tuple[str, str, bool]]:
-    """Return of each fenced block its info string, its code, and whether its fence was closed.
+class FencedCode(NamedTuple):
+    """A fenced block of an answer."""
 
-    Models put fences of equal length into each other, which Markdown would read as the end of the
-    outer one. A fence with an info string opens an inner block; beyond that, the first closing
-    fence counts with which `is_whole(info, code)`, that is, the code is a complete program.
+    info: str  # the info string behind its first fence, such as ``python``
+    code: str
+    is_closed: bool
+
+
+def fenced_code(
+    text: str, is_complete: Callable[[str, str], bool] = lambda _info, _code: True
+) -> list[FencedCode]:
+    """Return the fenced blocks of an answer.
+
+    Models write fences into fences of equal length, where Markdown reads the first closing fence
+    as the end of the outer block. It ends instead at the first one before which its code is
+    complete, as `is_complete(info, code)` says.
     """
     lines, at = _clean(text).split("\n"), 0
-    blocks: list[tuple[str, str, bool]] = []
+    blocks: list[FencedCode] = []
     while at < len(lines):
-        if not (fence := _FENCE.fullmatch(lines[at])):
+        if not (opening := _FENCE.fullmatch(lines[at])):
             at += 1
             continue
-        end, block = _fenced(lines, at, fence)
+        end, block = _read_fenced(lines, at, opening)
         is_closed = len(block.lines) == end - at
-        info, code = fence["info"].strip(), "\n".join(block.code)
-        ends = _later_ends(lines, at, end, fence) if is_closed and not is_whole(info, code) else []
-        for later in ends:
+        info, code = opening["info"].strip(), "\n".join(block.code)
+        may_go_on = is_closed and not is_complete(info, code)
+        for later in _later_ends(lines, at, end, opening) if may_go_on else ():
             longer = "\n".join(_dedent(line, block.indent) for line in lines[at + 1 : later - 1])
-            if is_whole(info, longer):
+            if is_complete(info, longer):
                 end, code = later, longer
                 break
-        blocks.append((info, code, is_closed))
+        blocks.append(FencedCode(info, code, is_closed))
         at = end
     return blocks
 
 
-def _later_ends(lines: list[str], start: int, end: int, fence: re.Match[str]) -> list[int]:
-    """Return the lines after which a block could end later than at `end`, the likeliest first."""
-    run, depth = fence["run"], 1
+def _later_ends(lines: list[str], start: int, end: int, opening: re.Match[str]) -> list[int]:
+    """Return the lines after `end` at which a block could end as well, the likeliest first."""
+    fence, depth = opening["fence"], 1
     found: list[int] = []
-    likeliest: list[int] = []  # where as many fences have been closed as opened
+    likeliest: list[int] = []  # the line, if any, where as many fences are closed as opened
     for at in range(start + 1, min(len(lines), start + MAX_NESTED_LINES)):
         inner = _FENCE.fullmatch(lines[at])
-        if not inner or inner["run"][0] != run[0] or len(inner["run"]) < len(run):
+        if not inner or inner["fence"][0] != fence[0] or len(inner["fence"]) < len(fence):
             continue
         depth += 1 if inner["info"].strip() else -1
         if not inner["info"].strip() and at + 1 > end:
@@ -201,24 +223,25 @@ def escape_inline(text: str) -> str:
 
 
 def _clean(text: str) -> str:
+    """Return text without control characters and lone surrogates, with newlines as line ends."""
     # Renderers read CR as a line end or as a blank, and browsers drop it from URLs.
     text = text.replace("\r\n", "\n").translate(_CONTROL_CHARACTERS)
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _make_harmless(text: str, images: bool) -> str:
-    """Return `text` changed so that it is harmless as text; `text` itself if it already is."""
+def _make_harmless(text: str, remote_images: bool) -> str:
+    """Return `text` changed so that it is harmless outside of code; unchanged if it already is."""
     text = _OPENS_FENCE.sub(_escape_info, text)
     text = _URL.sub(_escape_url, text)
-    return _DANGEROUS.sub(lambda found: _replace_dangerous(found, images), text)
+    return _DANGEROUS.sub(lambda found: _replace_dangerous(found, remote_images), text)
 
 
 def _escape_info(found: re.Match[str]) -> str:
-    # nbconvert writes a mermaid block as live HTML, JupyterLab puts the info into an attribute.
-    run, info = found.groups()
+    # nbconvert runs mermaid on a block, and JupyterLab puts the info string into an attribute.
+    fence, info = found.groups()
     if "mermaid" in html.unescape(info).lower():
         info = re.sub(r"(?i)(?<!text-)mermaid", "text-mermaid", info.replace("&#", "&amp;#"))
-    return run + info.translate(_ESCAPED_INFO)
+    return fence + info.translate(_ESCAPED_INFO)
 
 
 def _escape_url(found: re.Match[str]) -> str:
@@ -226,30 +249,30 @@ def _escape_url(found: re.Match[str]) -> str:
     return re.sub(r"(?i)\A(ftp):", r"\1&#58;", url)
 
 
-def _replace_dangerous(found: re.Match[str], images: bool) -> str:
+def _replace_dangerous(found: re.Match[str], remote_images: bool) -> str:
     kind = found.lastgroup or ""
     if kind == "rest":
         target = re.sub(r"\s", "%20", found["angle"].strip())
         target = target.replace("(", "%28").replace(")", "%29")
-        safe = not target or re.fullmatch(_TARGET, target)
+        safe = not target or re.fullmatch(_SAFE_DESTINATION, target)
         return f"]({target}{found['rest']}" if safe else found[0].translate(_ESCAPED_PUNCTUATION)
-    if kind == "image" and not images:
+    if kind == "image" and not remote_images:
         return found[0][1:]
     return found["auto"] if kind == "auto" else _REPLACEMENTS.get(kind, found[0])
 
 
 @dataclass(slots=True)
-class _Code:
-    """A block of code: its lines in the answer, and the code in them."""
+class _CodeBlock:
+    """A block of code in an answer, fenced or indented."""
 
-    lines: list[str]
-    code: list[str]
+    lines: list[str]  # as they are in the answer
+    code: list[str]  # without quote marks, indentation and fences
     info: str = "text"
-    lead: str = ""
-    indent: int = 0
+    lead: str = ""  # the marks before its fence if there is a list item's among them: ``> 1. ``
+    indent: int = 0  # columns before its fence
 
-    def as_block(self) -> str:
-        """Return the block so that every renderer recognises it as code, or finds it harmless."""
+    def rewrite(self) -> str:
+        """Return the block in a form that every renderer recognises as code, or as harmless."""
         body = "\n".join(self.code)
         if _ENDS_CODE.search(body):
             return f"<pre><code>{body.translate(_ESCAPED_CODE)}</code></pre>"
@@ -261,6 +284,7 @@ class _Code:
 
 
 def _indent(line: str) -> int:
+    """Return the columns before a line's text."""
     lead = line[: len(line) - len(line.lstrip(" \t"))]
     return len(lead.expandtabs(4))
 
@@ -272,14 +296,14 @@ def _dedent(line: str, columns: int) -> str:
     return " " * max(0, _indent(line) - columns) + bare
 
 
-def _blocks(lines: list[str]) -> Iterator[str | _Code]:
+def _split_blocks(lines: list[str]) -> Iterator[str | _CodeBlock]:
     """Yield single lines of text, and blocks of code, fenced or indented."""
     at, in_list, blank = 0, False, True
     while at < len(lines):
         line = lines[at]
-        if fence := _FENCE.fullmatch(line):
-            in_list = (in_list and _indent(line) > 0) or bool(fence["lead"].strip())
-            at, block = _fenced(lines, at, fence)
+        if opening := _FENCE.fullmatch(line):
+            in_list = (in_list and _indent(line) > 0) or bool(opening["lead"].strip())
+            at, block = _read_fenced(lines, at, opening)
             blank = True
             yield block
         elif blank and not in_list and _indent(line) >= 4 and line.strip():
@@ -288,25 +312,25 @@ def _blocks(lines: list[str]) -> Iterator[str | _Code]:
                 at += 1
             while not lines[at - 1].strip():
                 at -= 1
-            yield _Code(lines[start:at], [_dedent(line, 4) for line in lines[start:at]])
+            yield _CodeBlock(lines[start:at], [_dedent(line, 4) for line in lines[start:at]])
         else:
-            if line.strip() and (blank or _ITEM.match(line)):
-                in_list = bool(_ITEM.match(line)) or (in_list and _indent(line) > 1)
+            if line.strip() and (blank or _LIST_ITEM.match(line)):
+                in_list = bool(_LIST_ITEM.match(line)) or (in_list and _indent(line) > 1)
             at, blank = at + 1, not line.strip()
             yield line
 
 
-def _fenced(lines: list[str], start: int, fence: re.Match[str]) -> tuple[int, _Code]:
-    """Return the block that the line `start` opens, and the number of the line after it."""
-    run, indent = fence["run"], len(fence["lead"].expandtabs(4))
-    quote = re.compile(rf"(?: {{0,3}}> ?){{{fence['quote'].count('>')}}}")
-    closing = re.compile(rf"[ \t]*{run[0]}{{{len(run)},}}[ \t]*")
+def _read_fenced(lines: list[str], start: int, opening: re.Match[str]) -> tuple[int, _CodeBlock]:
+    """Return the number of the line after the block that the line `start` opens, and the block."""
+    fence, indent = opening["fence"], len(opening["lead"].expandtabs(4))
+    quote = re.compile(rf"(?: {{0,3}}> ?){{{opening['quote'].count('>')}}}")
+    closing = re.compile(rf"[ \t]*{fence[0]}{{{len(fence)},}}[ \t]*")
     code: list[str] = []
     at, end = start + 1, []
     while at < len(lines):
-        if not (mark := quote.match(lines[at])):
+        if not (marks := quote.match(lines[at])):
             break  # the quote has ended, and with it the block
-        line = lines[at][mark.end() :]
+        line = lines[at][marks.end() :]
         at += 1
         if closing.fullmatch(line) and _indent(line) <= indent + 3:
             break
@@ -315,55 +339,55 @@ def _fenced(lines: list[str], start: int, fence: re.Match[str]) -> tuple[int, _C
         if code and not code[-1]:
             code.pop()
         # A fence that the answer left open is closed, so that what follows is not code.
-        end = [f"{fence['quote']}{' ' * indent}{run}"]
-    lead = fence["quote"] + fence["lead"] if fence["lead"].strip() else ""
-    return at, _Code(lines[start:at] + end, code, fence["info"], lead, indent)
+        end = [f"{opening['quote']}{' ' * indent}{fence}"]
+    lead = opening["quote"] + opening["lead"] if opening["lead"].strip() else ""
+    return at, _CodeBlock(lines[start:at] + end, code, opening["info"], lead, indent)
 
 
 def _normalize_formulas(text: str) -> str:
-    """Return a paragraph whose formulas have delimiters that all renderers know, prices do not."""
-    parts: list[str] = []
-    dollars: list[int] = []  # the indexes of literal dollar signs in `parts`
+    """Return a paragraph with formulas between dollar signs, and none of these in prices."""
+    pieces: list[str] = []
+    dollars: list[int] = []  # the indexes of literal dollar signs in `pieces`
     code_ends, missing = _code_ends(text), set[str]()
-    at = formulas = 0
-    while mark := _OPENS_FORMULA.search(text, at):
+    position = formulas = 0
+    while mark := _OPENS_FORMULA.search(text, position):
         opening, start, after = mark[0], mark.start(), mark.end()
-        parts.append(text[at:start])
-        at = after
+        pieces.append(text[position:start])
+        position = after
         if opening[0] == "`":
-            at = code_ends.get(start, after)
+            position = code_ends.get(start, after)
         elif opening in ("\\(", "\\["):
             closing = opening.replace("(", ")").replace("[", "]")
             end = text.find(closing, after, after + MAX_FORMULA_CHARS)
             inner = text[after : max(end, after)]
             # `\[text\](address)` is a link that was escaped.
             if inner.strip() and "$" not in inner and not text.startswith("(", end + 2):
-                around = "$" if opening[1] == "(" else "$$"
-                inner = inner.strip() if around == "$" else inner
-                parts.append(f"{around}{inner}{around}")
-                formulas, at = formulas + 1, end + 2
+                delimiter = "$" if opening[1] == "(" else "$$"
+                inner = inner.strip() if delimiter == "$" else inner
+                pieces.append(f"{delimiter}{inner}{delimiter}")
+                formulas, position = formulas + 1, end + 2
                 continue
         elif opening in ("$", "$$"):
             end = _dollar_end(text, start, opening)
             if end < 0:
-                dollars += range(len(parts), len(parts) + len(opening))
-                parts += opening
+                dollars += range(len(pieces), len(pieces) + len(opening))
+                pieces += opening
                 continue
-            formulas, at = formulas + 1, end
+            formulas, position = formulas + 1, end
         elif opening == "\\$":
-            dollars.append(len(parts))
+            dollars.append(len(pieces))
         elif (end := _math_end(text, mark, missing)) > 0:
-            at = end
-        parts.append(text[start:at])
-    # One sign alone has no partner to make a formula with, and can stay as it is.
+            position = end
+        pieces.append(text[start:position])
+    # A single sign can stay as it is: no other one makes it a formula.
     if len(dollars) > 1 or (dollars and formulas):
         for index in dollars:
-            parts[index] = _LITERAL_DOLLAR
-    return "".join((*parts, text[at:]))
+            pieces[index] = _LITERAL_DOLLAR
+    return "".join((*pieces, text[position:]))
 
 
 def _dollar_end(text: str, start: int, opening: str) -> int:
-    """Return the end of the formula that a dollar sign opens, or -1 if it is money."""
+    """Return the end of the formula that dollar signs open, or -1 if they mean money."""
     after = start + len(opening)
     end = text.find(opening, after, after + MAX_FORMULA_CHARS)
     while end > 0 and text[end - 1] == "\\":
@@ -388,10 +412,10 @@ def _dollar_end(text: str, start: int, opening: str) -> int:
 def _code_ends(text: str) -> dict[int, int]:
     """Return the end of each span of code by its start."""
     ends: dict[int, int] = {}
-    following: dict[int, int] = {}  # the end of the next run of so many backticks
-    # From the end on, so that the time is linear in hostile text, too.
+    following: dict[int, int] = {}  # by number of backticks, the end of the next such run
+    # From the end on, so that the time is linear for hostile text, too.
     for run in reversed(list(re.finditer("`+", text))):
-        # A backslash before the run takes its first backtick.
+        # A run may also open a span after its first backtick, which a backslash can escape.
         for start in (run.start(), run.start() + 1):
             if (end := following.get(run.end() - start)) is not None:
                 ends[start] = end
@@ -399,38 +423,38 @@ def _code_ends(text: str) -> dict[int, int]:
     return ends
 
 
-def _keep_readable(text: str, images: bool) -> str:
-    """Return text whose code spans and formulas `_make_harmless` will not change visibly."""
-    if _make_harmless(text, images) == text:
+def _keep_readable(text: str, remote_images: bool) -> str:
+    """Return text with code spans and formulas that look the same after `_make_harmless`."""
+    if _make_harmless(text, remote_images) == text:
         return text
     in_table = text.lstrip("\n \t").startswith("|")
     code_ends, missing = _code_ends(text), set[str]()
-    parts: list[str] = []
-    done = at = 0
-    while mark := _OPENS_SPAN.search(text, at):
-        at = mark.end()
+    pieces: list[str] = []
+    copied_end = position = 0
+    while mark := _OPENS_SPAN.search(text, position):
+        position = mark.end()
         is_code = mark[0].startswith("`")
         end = code_ends.get(mark.start(), -1) if is_code else _math_end(text, mark, missing)
-        if end <= at:
+        if end <= position:
             continue
-        parts.append(text[done : mark.start()])
-        whole = text[mark.start() : end]
+        pieces.append(text[copied_end : mark.start()])
+        span = text[mark.start() : end]
         if not is_code:
-            whole = _NEEDS_BLANK.sub(" ", whole)
-        elif _make_harmless(whole, images) != whole:
-            code = text[at : end - len(mark[0])].replace("\n", " ")
+            span = _NEEDS_BLANK.sub(" ", span)
+        elif _make_harmless(span, remote_images) != span:
+            code = text[position : end - len(mark[0])].replace("\n", " ")
             if code.strip() and code[0] == code[-1] == " ":
                 code = code[1:-1]
             if in_table:
                 code = code.replace("\\|", "|")
-            whole = f"<code>{code.translate(_ESCAPED_CODE)}</code>"
-        parts.append(whole)
-        done = at = end
-    return "".join((*parts, text[done:]))
+            span = f"<code>{code.translate(_ESCAPED_CODE)}</code>"
+        pieces.append(span)
+        copied_end = position = end
+    return "".join((*pieces, text[copied_end:]))
 
 
 def _math_end(text: str, mark: re.Match[str], missing: set[str]) -> int:
-    """Return the end of the formula that `mark` opens, or -1 if it opens none."""
+    """Return the end of the formula that `mark` opens, or -1; `missing` are closings not found."""
     opening = mark[0]
     if mark["env"] is not None:
         closing = f"\\end{{{mark['env']}}}"

@@ -84,15 +84,15 @@ def test_row_without_a_request_is_not_uploaded(simulated: SimulatedClient) -> No
 
 def press_stop(monkeypatch: pytest.MonkeyPatch, *, stage: str = "in progress") -> None:
     """Raise KeyboardInterrupt while the job is at a stage."""
-    real = BatchBackend.endings
+    real = BatchBackend.next_endings
 
-    def endings(self: BatchBackend, *, timeout: float) -> Any:
+    def next_endings(self: BatchBackend, *, timeout: float) -> Any:
         if timeout and self.stage.startswith(stage):
-            monkeypatch.setattr(BatchBackend, "endings", real)
+            monkeypatch.setattr(BatchBackend, "next_endings", real)
             raise KeyboardInterrupt
         return real(self, timeout=min(timeout, 0.01))
 
-    monkeypatch.setattr(BatchBackend, "endings", endings)
+    monkeypatch.setattr(BatchBackend, "next_endings", next_endings)
 
 
 def test_stop_before_any_job_is_accepted_offers_no_cancel(
@@ -126,13 +126,14 @@ def test_job_continues_after_stop_and_resume_fetches_it(
     simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, in_other_process: bool
 ) -> None:
     """Here or in another process; until then the map is listed as unfinished."""
-    simulated.simulator.change_knobs(batch_seconds=0.8)
+    simulated.simulator.change_knobs(batch_seconds=8.0)
     rows = [f"row {n}" for n in range(50)]
     press_stop(monkeypatch)
     with pytest.raises(Stopped) as caught:
         nbcodex.map(ECHO, rows, engine="batch")
     stopped = last().id
     assert f"%codex cancel {stopped}" in caught.value.advice
+    simulated.simulator.change_knobs(batch_seconds=0.1)
     if in_other_process:
         simulated.restart_process()
     journal = simulated.client.journal(host.current.settings())
@@ -147,10 +148,11 @@ def test_job_continues_after_stop_and_resume_fetches_it(
 def test_rerun_in_another_process_waits_for_the_existing_job(
     simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    simulated.simulator.change_knobs(batch_seconds=0.8)
+    simulated.simulator.change_knobs(batch_seconds=8.0)
     press_stop(monkeypatch)
     with pytest.raises(Stopped):
         nbcodex.map(ECHO, ["a", "b", "c"], engine="batch")
+    simulated.simulator.change_knobs(batch_seconds=0.3)
     simulated.restart_process()
     assert texts(nbcodex.map(ECHO, ["c", "b", "a", "d"], engine="batch")) == list("cbad")
     assert (rows_sent(simulated), files(simulated)) == (4, 0)
@@ -212,9 +214,15 @@ def test_batch_costs_half_everywhere(
 
 
 def test_stats_include_the_stage_of_the_job(simulated: SimulatedClient) -> None:
-    simulated.simulator.change_knobs(batch_seconds=1.5)
+    simulated.simulator.change_knobs(batch_seconds=8.0)
     reports: list[Any] = []
-    host.current.map_listener = lambda: reports.append
+
+    def listen(stats: Any) -> None:
+        reports.append(stats)
+        if stats.stage.startswith("in progress") and stats.stage.endswith("of 20"):
+            simulated.simulator.change_knobs(batch_seconds=0.1)
+
+    host.current.map_listener = lambda: listen
     nbcodex.map(ECHO, list(range(20)), engine="batch")
     stages = [report.stage for report in reports]
     assert any(stage.startswith("in progress") and stage.endswith("of 20") for stage in stages)

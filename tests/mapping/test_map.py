@@ -36,6 +36,7 @@ from nbcodex.mapping.map_api import resume_map
 from nbcodex.mapping.rows import RowRequests
 from nbcodex.models import Origin, Request, RequestOptions
 from nbcodex.notebook import map_cells
+from nbcodex.notebook.commands.entries import resume
 from nbcodex.runtime import event_loop
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault
@@ -310,13 +311,12 @@ def test_sampled_estimate_is_close_to_the_full_one(simulated: SimulatedClient) -
         read_input(rows),
         RequestOptions(),
         row_key=None,
-        settings=Settings(),
+        settings=Settings.read(),
         origin=Origin(),
     )
-    settings = Settings.read()
-    expected = estimate(read_input(rows), requests, simulated.client, settings, from_sample=True)
+    expected = estimate(read_input(rows), requests, simulated.client, from_sample=True)
     assert len(called) < 500
-    whole = estimate(read_input(rows), requests, simulated.client, settings)
+    whole = estimate(read_input(rows), requests, simulated.client)
     assert expected.rows == whole.rows == 5_000
     assert expected.input_tokens == pytest.approx(whole.input_tokens, rel=0.02)
     assert expected.output_tokens == pytest.approx(whole.output_tokens, rel=0.02)
@@ -355,15 +355,15 @@ def press_stop(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Raise KeyboardInterrupt while the map waits, once `after` rows are answered."""
     from nbcodex.mapping.backends import LiveBackend
 
-    real = LiveBackend.endings
+    real = LiveBackend.next_endings
 
-    def endings(self: LiveBackend, *, timeout: float) -> Any:
+    def next_endings(self: LiveBackend, *, timeout: float) -> Any:
         if self.counter.stats.done >= after and timeout:
-            monkeypatch.setattr(LiveBackend, "endings", real)
+            monkeypatch.setattr(LiveBackend, "next_endings", real)
             raise KeyboardInterrupt
         return real(self, timeout=min(timeout, 0.01))
 
-    monkeypatch.setattr(LiveBackend, "endings", endings)
+    monkeypatch.setattr(LiveBackend, "next_endings", next_endings)
 
 
 @pytest.mark.slow
@@ -518,8 +518,16 @@ def test_map_running_in_another_kernel_cannot_be_resumed(simulated: SimulatedCli
 def session_with(journal: Any) -> Any:
     """Return a notebook session with all that a resumed map needs."""
     return SimpleNamespace(
-        map_listener=lambda **_: lambda _: None, assign=lambda *_: None, journal=journal
+        map_listener=lambda **_: lambda _: None,
+        assign=lambda *_: None,
+        journal=journal,
+        notebook=None,
+        settings=host.current.settings(),
     )
+
+
+def run_with_error(error: Exception) -> bool:
+    raise error
 
 
 def parked_row(journal: Any, batch: str) -> Request:
@@ -531,16 +539,50 @@ def parked_row(journal: Any, batch: str) -> Request:
 
 
 def test_resume_all_continues_after_a_map_that_cannot_be_resumed(
-    simulated: SimulatedClient, capsys: pytest.CaptureFixture[str]
+    simulated: SimulatedClient,
 ) -> None:
     journal = simulated.client.journal(host.current.settings())
     active = parked_row(journal, "m77")
     active = replace(active, id="m77-1", origin=replace(active.origin, row_index=1))
     event_loop.shared().submit(journal.insert(active)).result()  # as if by another kernel
     parked_row(journal, "m78")
-    assert map_cells.resume_all(session_with(journal), None, only_maps=True) == 2
+    with pytest.raises(NbcodexError, match="The map m77 is running in another kernel"):
+        resume(session_with(journal))
     assert simulated.prompts == ["[[echo: m78]]"]
-    assert "The map m77 is running in another kernel" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("map_ids", [["m77", "m78"], ["m77", "m78", "m79"]])
+def test_error_that_meets_several_resumed_maps_is_raised_once_and_names_them(
+    simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, map_ids: list[str]
+) -> None:
+    journal = simulated.client.journal(host.current.settings())
+    for map_id in map_ids:
+        parked_row(journal, map_id)
+    monkeypatch.setattr(
+        map_cells, "resume_one", lambda *_, **__: run_with_error(MissingKeyError("No key."))
+    )
+    with pytest.raises(NbcodexError) as caught:
+        resume(session_with(journal))
+    count, names = len(map_ids), ", ".join(map_ids)
+    assert caught.value.message == f"{count} of {count} maps are not finished: No key. ({names})"
+
+
+def test_maps_that_fail_differently_are_named_with_their_reasons(
+    simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = simulated.client.journal(host.current.settings())
+    for map_id in ("m77", "m78", "m79"):
+        parked_row(journal, map_id)
+    reasons = {"m77": "No key.", "m78": "No quota."}
+    monkeypatch.setattr(
+        map_cells,
+        "resume_one",
+        lambda _, map_id, **__: (
+            map_id not in reasons or run_with_error(NbcodexError(reasons[map_id]))
+        ),
+    )
+    with pytest.raises(NbcodexError, match=r"2 of 3 maps .*No key. \(m77\); No quota. \(m78\)"):
+        resume(session_with(journal))
 
 
 def test_resume_all_skips_active_maps(
@@ -550,7 +592,7 @@ def test_resume_all_skips_active_maps(
     parked_row(journal, "m77")
     runner = SimpleNamespace(run=SimpleNamespace(id="m77"))
     monkeypatch.setattr(map_cells, "active_runners", lambda: [runner])
-    assert map_cells.resume_all(session_with(journal), None) == 0
+    assert map_cells.resume_all(session_with(journal), None, {}) == 0
 
 
 def test_resume_reports_rows_missing_from_the_journal(

@@ -26,15 +26,18 @@ from nbcodex.notebook.monitor import Monitor
 from .conftest import SimulatedClient, texts
 
 ECHO = "[[echo: {}]]"
-ROWS = [f"row {n}" for n in range(600)]
+ROWS = [f"row {n}" for n in range(200)]
 ERRORS = {"cancel": CancelledError, "park": ParkedError}
+
+TIMEOUT_S = 60.0
 
 cancel_or_park = pytest.mark.parametrize("action", ["cancel", "park"])
 
 
 @pytest.fixture
-def simulated(simulated: SimulatedClient) -> SimulatedClient:
-    """There are always active rows, and rows that are not started."""
+def simulated(simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch) -> SimulatedClient:
+    """For seconds there are active rows, and rows that are not started."""
+    monkeypatch.setattr("nbcodex.mapping.backends.MAX_ACTIVE_ROWS", 16)
     simulated.simulator.change_knobs(latency=0.1)
     return simulated
 
@@ -59,7 +62,7 @@ def started(
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + TIMEOUT_S
     while not holds():
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.005)
@@ -74,13 +77,14 @@ def test_map_ended_from_another_thread_can_be_resumed(
     """Here or in another process, only rows without an answer are sent."""
     runner, result = started(simulated)
     runner.end(action)
-    error = result.exception(timeout=5)
+    error = result.exception(timeout=TIMEOUT_S)
     assert isinstance(error, ERRORS[action])
     assert f"%codex resume {runner.run.id} continues it" in error.advice.replace("`", "")
     known = len(simulated.prompts)
     assert known < len(ROWS)
     assert active_runners() == []
     done = [n for n, reply in enumerate(runner.run.replies_in_order()) if reply]
+    simulated.simulator.change_knobs(latency=0.0)
     if in_other_process:
         simulated.restart_process()
     run = resume_map(runner.run.id)
@@ -99,7 +103,7 @@ def test_active_rows_are_cancelled_or_parked_and_others_parked(
 ) -> None:
     runner, result = started(simulated)
     runner.end(action)
-    result.exception(timeout=5)
+    result.exception(timeout=TIMEOUT_S)
     journal = simulated.client.journal(host.current.settings())
     counts = journal.maps.summary(runner.run.id).counts
     assert counts.total() == len(ROWS)
@@ -114,10 +118,10 @@ def test_cancelled_map_reports_no_failures(simulated: SimulatedClient) -> None:
     host.current.map_listener = lambda: reports.append
     runner, result = started(simulated, on_error="raise")
     runner.end("cancel")
-    error = result.exception(timeout=5)
+    error = result.exception(timeout=TIMEOUT_S)
     assert isinstance(error, CancelledError)
     assert error.message.startswith("Cancelled by you: ")
-    assert "of 600 rows are answered, nothing is lost." in error.message
+    assert "of 200 rows are answered, nothing is lost." in error.message
     assert (reports[-1].outcome, reports[-1].failed) == ("cancelled", 0)
     assert reports[-1].done + reports[-1].parked == len(ROWS)
     assert runner.run.failures == {}
@@ -128,7 +132,7 @@ def test_active_map_cannot_be_resumed(simulated: SimulatedClient) -> None:
     with pytest.raises(NbcodexError, match="is still running"):
         resume_map(runner.run.id)
     runner.end("park")
-    result.exception(timeout=5)
+    result.exception(timeout=TIMEOUT_S)
 
 
 @pytest.mark.slow
@@ -143,6 +147,7 @@ def test_map_on_the_callers_loop_ends_at_once(simulated: SimulatedClient) -> Non
         (runner,) = active_runners()
         runner.end("cancel")
         assert runner.run.outcome == "cancelled"
+        simulated.simulator.change_knobs(latency=0.0)
         run = resume_map(runner.run.id)
         assert run is runner.run
         replies = map_runner.run_map(run)
@@ -172,7 +177,7 @@ def test_monitor_buttons_for_all_end_a_map(simulated: SimulatedClient, action: E
     _, result = started(simulated)
     click = {"type": "action", "name": action, "request": "all", "id": 1}
     Monitor(simulated.client)._receive(click)
-    assert isinstance(result.exception(timeout=5), ERRORS[action])
+    assert isinstance(result.exception(timeout=TIMEOUT_S), ERRORS[action])
     assert len(simulated.prompts) < len(ROWS)
 
 
@@ -189,7 +194,7 @@ def test_id_prefix_names_the_map_not_its_rows(
         assert _find_running(map_id) == ([runner], [])
         assert _find_running(f"{map_id}-1") == ([], handles[:1])
     runner.end("park")
-    result.exception(timeout=5)
+    result.exception(timeout=TIMEOUT_S)
 
 
 @pytest.mark.slow
@@ -197,13 +202,14 @@ def test_id_prefix_names_the_map_not_its_rows(
 def test_batch_job_continues_after_cancel_or_park(
     simulated: SimulatedClient, action: EndAction
 ) -> None:
-    simulated.simulator.change_knobs(batch_seconds=0.5)
+    simulated.simulator.change_knobs(batch_seconds=600.0)
     runner, result = started(simulated, answers=0, engine="batch")
     wait_until(lambda: runner.run.backend.counter.stats.sent == len(ROWS))
     runner.end(action)
-    error = result.exception(timeout=5)
+    error = result.exception(timeout=TIMEOUT_S)
     assert isinstance(error, ERRORS[action])
     assert "the provider continues" in str(error)
+    simulated.simulator.change_knobs(batch_seconds=0.1)
     run = resume_map(runner.run.id)
     assert run is not None
     assert texts(map_runner.run_map(run)) == ROWS
@@ -212,9 +218,14 @@ def test_batch_job_continues_after_cancel_or_park(
 @pytest.mark.slow
 def test_cancelled_row_does_not_end_its_map(simulated: SimulatedClient) -> None:
     _, result = started(simulated)
-    handle = simulated.client.active_handles()[-1]
+    simulated.simulator.change_knobs(latency=2.0)
+    known = len(simulated.prompts)
+    wait_until(lambda: len(simulated.prompts) > known)
+    asked = simulated.prompts[-1]
+    (handle,) = (h for h in simulated.client.active_handles() if h.request.prompt == asked)
     handle.end("cancel")
-    replies = result.result(timeout=20)
+    simulated.simulator.change_knobs(latency=0.0)
+    replies = result.result(timeout=TIMEOUT_S)
     missing = [reply for reply in replies if not reply]
     assert [(reply.id, reply.status) for reply in missing] == [(handle.request.id, "cancelled")]
 

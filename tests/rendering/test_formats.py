@@ -18,7 +18,7 @@ from nbcodex.rendering.formats import (
     AnswerOutput,
     CodeBlock,
     Format,
-    code_of,
+    code_blocks,
     render_answer,
 )
 from nbcodex.requests.structured_output import NOTE_MISMATCH
@@ -30,7 +30,7 @@ PNG = Image(b"\x89PNG\r\n\x1a\n", "image/png")
 def sheet(text: str, **more: Any) -> AnswerOutput:
     remote = more.pop("remote_images", False)
     reply = Reply(id="1", text=text, **more)
-    return AnswerOutput(reply=reply, line="m-1 · 3 out", remote_images=remote)
+    return AnswerOutput(reply=reply, figures_line="m-1 · 3 out", remote_images=remote)
 
 
 def bundle(text: str, form: Format, **more: Any) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def bundle(text: str, form: Format, **more: Any) -> dict[str, Any]:
 
 def extract_code(text: str) -> list[str]:
     """Return the code in the text of an answer."""
-    return [block.code for block in code_of(Reply(id="1", text=text))]
+    return [block.code for block in code_blocks(Reply(id="1", text=text))]
 
 
 TWO = "Do this:\n\n```python\nprint(1)\n```\n\nor this\n\n~~~bash\nls `pwd`\n~~~\n"
@@ -75,7 +75,7 @@ BARE = 'page = """\n```\ninner\n```\n\n```\nmore\n```\n"""\nprint(page)'
 @pytest.mark.parametrize("after", ["", "\n\nThen:\n\n```python\nprint(2)\n```"])
 def test_a_fence_within_code_does_not_end_it(code: str, info: str, after: str) -> None:
     """Equal fences at column 0 within strings belong to the code; later blocks are their own."""
-    blocks = code_of(Reply(id="1", text=f"Here:\n\n```{info}\n{code}\n```{after}"))
+    blocks = code_blocks(Reply(id="1", text=f"Here:\n\n```{info}\n{code}\n```{after}"))
     assert blocks[0] == CodeBlock(code)
     assert [block.code for block in blocks[1:]] == (["print(2)"] if after else [])
 
@@ -86,7 +86,7 @@ def test_a_markdown_block_around_an_answer_is_unwrapped(wrapper: str, fence: str
     """The code within it is taken, not the prose around that."""
     inner = "# Solution\n\n```python\nx = 1\nprint(x)\n```\n\nIt prints 1."
     text = f"{fence}{wrapper}\n{inner}\n{fence}"
-    assert code_of(Reply(id="1", text=text)) == [CodeBlock("x = 1\nprint(x)")]
+    assert code_blocks(Reply(id="1", text=text)) == [CodeBlock("x = 1\nprint(x)")]
 
 
 @pytest.mark.parametrize(
@@ -95,17 +95,19 @@ def test_a_markdown_block_around_an_answer_is_unwrapped(wrapper: str, fence: str
 def test_code_of_a_cut_answer_has_a_problem(text: str) -> None:
     """Half a block is shown with a note, and is not for a new cell."""
     reply = Reply(id="1", text=text, status="done", cut="max_output_tokens")
-    (block,) = code_of(reply)
+    (block,) = code_blocks(reply)
     assert "was cut" in block.problem
-    shown = render_answer(AnswerOutput(reply=reply, line="m-1"), "code")[0]["text/html"]
+    shown = render_answer(AnswerOutput(reply=reply, figures_line="m-1"), "code")[0]["text/html"]
     assert "may be incomplete" in shown
     whole = Reply(id="1", text="```\nx = 1\n```\nThat ", status="done", cut="max_output_tokens")
-    assert code_of(whole) == [CodeBlock("x = 1")]
+    assert code_blocks(whole) == [CodeBlock("x = 1")]
 
 
 def test_code_that_a_fence_ended_early_has_a_problem() -> None:
     """If no later fence makes it whole, nothing is inserted silently."""
-    (block, *_) = code_of(Reply(id="1", text='```python\nx = """\n```\nThe end, without a quote.'))
+    (block, *_) = code_blocks(
+        Reply(id="1", text='```python\nx = """\n```\nThe end, without a quote.')
+    )
     assert "ended it early" in block.problem
 
 
@@ -140,7 +142,9 @@ def test_json_has_its_own_output(text: str, value: Any) -> None:
 def test_the_heading_joins_separate_figures() -> None:
     """If the figures have an output of their own, the heading is in it."""
     reply = Reply(id="1", text="[1]")
-    _, below = render_answer(AnswerOutput(reply=reply, line="m-1", heading="3f2a · What?"), "json")
+    _, below = render_answer(
+        AnswerOutput(reply=reply, figures_line="m-1", heading="3f2a · What?"), "json"
+    )
     assert below["text/plain"] == "3f2a · What? · m-1"
 
 
@@ -326,7 +330,9 @@ def test_reasoning_is_folded_above_the_answer() -> None:
     """It opens at a click; nothing in it can end the fold or run."""
     thought = f"**Reading**\n\nSome ``` text </details>\n\n{HOSTILE[:2_000]}"
     reply = Reply(id="1", text="The *answer*.")
-    (stays,) = render_answer(AnswerOutput(reply=reply, line="x", reasoning=thought), "markdown")
+    (stays,) = render_answer(
+        AnswerOutput(reply=reply, figures_line="x", reasoning=thought), "markdown"
+    )
     text = stays["text/markdown"]
     fold, _, answer = text.partition("</details>")
     assert fold.startswith("<details><summary>Reasoning</summary>\n\n**Reading**\n\nSome ")
