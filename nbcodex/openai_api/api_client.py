@@ -80,7 +80,8 @@ class ApiClient:
         self._has_transport = transport is not None  # in place of the network, in tests
         self.capabilities = ServerCapabilities()
         self._sole_models: dict[Endpoint, str] = {}
-        self._empty_streams: set[str] = set()  # ids of requests whose last stream was empty
+        # By id of the request, how many streams in a row have ended empty.
+        self._empty_streams: dict[str, int] = {}
 
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
         """Return where a request goes, or raise a ConfigurationError; nothing is sent."""
@@ -144,10 +145,11 @@ class ApiClient:
         """
         endpoint, client, redactor = await self._connect(request, settings)
         prepared = self.capabilities.prepare(request, settings, endpoint, _valid_model(model))
-        follows_empty_stream = request.id in self._empty_streams
-        if follows_empty_stream:
-            # Some servers state the reason of a refusal only where no stream was requested.
-            self._empty_streams.discard(request.id)
+        empty_streams = self._empty_streams.pop(request.id, 0)
+        # Some servers end the stream at once where they would refuse to answer in one piece, and
+        # would say why (llama-cpp-python).
+        follows_empty_streams = empty_streams == 2
+        if follows_empty_streams:
             prepared.unsupported |= {"stream"}
         headers: rate_limits.Headers | None = None
         stream: AnswerStream | None = None
@@ -159,7 +161,7 @@ class ApiClient:
                 # Azure states the wait in the headers of the HTTP 200 whose stream fails.
                 headers = response.headers
                 # The server accepted the parameters: no failure after this is due to them.
-                if not follows_empty_stream:
+                if not follows_empty_streams:
                     self.capabilities.learn(prepared)
                 yield self._start_event(response, redactor, api=prepared.api, model=prepared.model)
                 async with contextlib.aclosing(stream.events()) as events:
@@ -169,8 +171,8 @@ class ApiClient:
             failure = self.translate(error, redactor, headers)
             generated = api_errors.failed_generation(error)
             if generated is None:
-                if stream and stream.is_empty and not prepared.is_unstreamed:
-                    self._empty_streams.add(request.id)
+                if stream and stream.is_empty:
+                    self._empty_streams[request.id] = empty_streams + 1
                 # Missing capacity of the flex tier, for which OpenAI publishes no code, is HTTP 429
                 # without figures. It must not close the model to requests of other tiers.
                 is_flex = requested_tier(request) == "flex"
@@ -194,7 +196,7 @@ class ApiClient:
         is_not_kept = request.durable and reader.position is None
         if is_not_kept and self.capabilities.mark_not_durable(prepared):
             yield Notice(NOT_DURABLE_NOTICE)
-        if prepared.is_unstreamed and not follows_empty_stream:
+        if prepared.is_unstreamed and not follows_empty_streams:
             yield Notice(UNSTREAMED_NOTICE)
         if count := len(request.turns) - len(prepared.turns):
             yield Notice(TURNS_LEFT_OUT_NOTICE.format(count=count))

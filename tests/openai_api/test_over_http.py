@@ -315,28 +315,28 @@ def test_invalid_model_name_of_litellm_advises_the_list_of_models(server: Server
 
 
 @APIS
-def test_empty_stream_is_tried_once_without_streaming(server: Server, api: str) -> None:
+def test_after_two_empty_streams_the_reason_is_asked_for_without_streaming(
+    server: Server, api: str
+) -> None:
     message = "This model's maximum context length is 512 tokens, however you requested 900."
-    server.answers = [Answer(b""), refused(400, message)]
+    server.answers = [Answer(b""), Answer(b""), refused(400, message)]
     assert isinstance(fails(api=api), errors.TooLargeError)
-    assert [body.get("stream", False) for body in server.sent] == [True, False]
+    assert [body.get("stream", False) for body in server.sent] == [True, True, False]
 
 
 @APIS
-def test_after_an_empty_stream_that_was_a_mishap_answers_are_streamed_again(
-    server: Server, api: str
-) -> None:
+def test_answers_are_streamed_again_after_empty_streams(server: Server, api: str) -> None:
     message = {"type": "message", "content": [{"type": "output_text", "text": "hi"}]}
     whole = {
         "responses": {"status": "completed", "output": [message]},
         "chat": {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]},
     }[api]
     in_one_piece = Answer(json.dumps(whole).encode(), 200, JSON)
-    server.answers = [Answer(b""), in_one_piece, streamed(api, "hi")]
+    server.answers = [Answer(b""), Answer(b""), in_one_piece, streamed(api, "hi")]
     first, second = (nbcodex.ask("Why?", api=api) for _ in range(2))
-    assert (first.text, first.attempts, first.notes) == ("hi", 2, ())
+    assert (first.text, first.attempts, first.notes) == ("hi", 3, ())
     assert (second.text, second.attempts) == ("hi", 1)
-    assert [body.get("stream", False) for body in server.sent] == [True, False, True]
+    assert [body.get("stream", False) for body in server.sent] == [True, True, False, True]
 
 
 # Reasoning of an answer in one piece.
