@@ -212,7 +212,7 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
     if not limits:
         yield Finding("limits", "unknown until the first request")
         return
-    declared = any(state.declared for state in limits)
+    declared = any(state.is_declared for state in limits)
     policies = {state.policy for state in limits if state.output_share is not None}
     charging = f"charged: {', '.join(sorted(policies))}" if policies else "charging not known yet"
     headers = "stated by x-ratelimit headers" if declared else "not stated by headers"

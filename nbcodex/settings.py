@@ -147,10 +147,10 @@ class Settings:
             if (value := environ.get(variable, "")).strip()
         }
         values |= {k: v for k, v in (chosen or {}).items() if v is not None and v != ""}
-        return cls(**cls.typed(values))
+        return cls(**cls.convert(values))
 
     @staticmethod
-    def typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    def convert(values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of fields in the fields' own types."""
         return {name: _as_field(name, value) for name, value in values.items()}
 

@@ -94,7 +94,7 @@ class Codex(Configurable):
     @validate("patience", "idle_timeout")
     def _check_duration(self, proposal: dict[str, Any]) -> str:
         try:
-            Settings.typed({proposal["trait"].name: proposal["value"]})
+            Settings.convert({proposal["trait"].name: proposal["value"]})
         except ConfigurationError as error:
             # A TraitError would leave the value in the shell's configuration, and the next
             # `%reload_ext` would fail; a warning and the default do not.
@@ -140,7 +140,7 @@ class Codex(Configurable):
         kept = {name: value for name, value in changed.items() if name in _KEPT_IN_DEMO}
         if self.model in Knobs().models:
             kept["model"] = self.model
-        return replace(self.demo, **Settings.typed(kept))
+        return replace(self.demo, **Settings.convert(kept))
 
 
 for _trait in Codex.class_own_traits().values():

@@ -40,7 +40,7 @@ class Cost:
     max_output: float
 
     @property
-    def total(self) -> float:
+    def total_tokens(self) -> float:
         """Input and output."""
         return self.input_tokens + self.max_output
 
@@ -93,30 +93,30 @@ class ChargePolicyEstimator:
     scores: list[float] = field(default_factory=_zeros)  # decayed sums of errors: lower is better
     window_errors: list[float] = field(default_factory=_zeros)
     window_start_at: float | None = None
-    chosen: int = 0  # the assumed policy's index; at first *kept*, which is safe with any server
+    chosen_index: int = 0  # of the assumed policy; at first *kept*, which is safe with any server
     typical_request: float = 0.0  # tokens with the whole `max_output`, a moving average
 
     def __post_init__(self) -> None:
         lengths = {len(self.buckets), len(self.scores), len(self.window_errors)}
-        if lengths != {len(CHARGE_POLICIES)} or not 0 <= self.chosen < len(CHARGE_POLICIES):
+        if lengths != {len(CHARGE_POLICIES)} or not 0 <= self.chosen_index < len(CHARGE_POLICIES):
             raise ValueError("one figure for each charge policy is needed")  # damaged in a store
 
     @property
     def policy(self) -> ChargePolicy:
         """The policy that is assumed."""
-        return CHARGE_POLICIES[self.chosen]
+        return CHARGE_POLICIES[self.chosen_index]
 
     @property
     def bucket(self) -> TokenBucket:
         """The projection for the policy that is assumed."""
-        return self.buckets[self.chosen]
+        return self.buckets[self.chosen_index]
 
     @property
     def may_charge_later(self) -> bool:
         """Whether output may yet be charged when answers end: the scores do not rule it out."""
         # Snapshots correct what a wrong policy has projected, but show no later charges: without
         # this, 300 requests on a tenth of a minute's tokens had two refusals.
-        return self.scores[ACTUAL_INDEX] - self.scores[self.chosen] < DISMISSED_LEAD
+        return self.scores[ACTUAL_INDEX] - self.scores[self.chosen_index] < DISMISSED_LEAD
 
     def charge(self, input_tokens: float, max_output: float, now: float) -> tuple[LevelMark, ...]:
         """Charge a request to all projections and return their marks."""
@@ -166,8 +166,8 @@ class ChargePolicyEstimator:
             score = min(1.0, (error - min(errors)) / divergence)
             self.scores[index] = SCORE_DECAY * self.scores[index] + score
         best = min(range(len(CHARGE_POLICIES)), key=self.scores.__getitem__)
-        if self.scores[self.chosen] - self.scores[best] >= SWITCH_LEAD:
-            self.chosen = best
+        if self.scores[self.chosen_index] - self.scores[best] >= SWITCH_LEAD:
+            self.chosen_index = best
         self.window_start_at, self.window_errors = at, _zeros()
 
     def choose_optimistic(self, now: float) -> None:
@@ -175,7 +175,7 @@ class ChargePolicyEstimator:
         # Without headers only refusals are evidence, so a policy has to be tried to be learned.
         best = min(self.scores)
         likely = [i for i, score in enumerate(self.scores) if score - best < SWITCH_LEAD]
-        self.chosen = max(likely, key=lambda i: self.buckets[i].level_at(now))
+        self.chosen_index = max(likely, key=lambda i: self.buckets[i].level_at(now))
 
 
 @dataclass(slots=True)
@@ -186,10 +186,10 @@ class OutputEstimator:
     as if they had produced output at the mean speed since they started.
     """
 
-    requested: float = 0.0  # the sums of `max_output`, used output and seconds of ended answers
-    used: float = 0.0
-    seconds: float = 0.0
-    ended: int = 0
+    requested_output: float = 0.0  # the sum of `max_output` of ended answers, like the next two
+    used_output: float = 0.0
+    answer_seconds: float = 0.0
+    ended_answers: int = 0
     in_flight: int = 0
     requested_in_flight: float = 0.0
     start_sum: float = 0.0  # of the instants at which those in flight started
@@ -210,13 +210,15 @@ class OutputEstimator:
 
     def record(self, requested: float, used: float, seconds: float) -> None:
         """Learn from an answer that has ended."""
-        self.requested += requested
-        self.used += used
-        self.seconds += seconds
-        self.ended += 1
-        if self.ended >= OUTPUT_MEMORY_ANSWERS:
-            self.requested, self.used = self.requested / 2, self.used / 2
-            self.seconds, self.ended = self.seconds / 2, self.ended // 2
+        self.requested_output += requested
+        self.used_output += used
+        self.answer_seconds += seconds
+        self.ended_answers += 1
+        if self.ended_answers >= OUTPUT_MEMORY_ANSWERS:
+            self.requested_output /= 2
+            self.used_output /= 2
+            self.answer_seconds /= 2
+            self.ended_answers //= 2
 
     def remaining_seconds(self, now: float) -> float:
         """Return how long the answers in flight will last, by the mean of the ended ones.
@@ -224,16 +226,17 @@ class OutputEstimator:
         Answers that started one after another end one after another: the last one ends after a
         whole mean duration, which is twice what is left of an answer of mean age.
         """
-        if not self.ended or not self.in_flight:
+        if not self.ended_answers or not self.in_flight:
             return 0.0
-        mean, age = self.seconds / self.ended, now - self.start_sum / self.in_flight
+        mean, age = self.answer_seconds / self.ended_answers, now - self.start_sum / self.in_flight
         return max(0.0, min(mean, 2 * (mean - age)))
 
-    def share(self, now: float) -> float:
+    def used_share(self, now: float) -> float:
         """Return the share of its `max_output` that an answer uses, on average."""
-        if not self.ended or not self.requested:
+        if not self.ended_answers or not self.requested_output:
             return 1.0
         pending = max(0.0, self.in_flight * now - self.start_sum)
-        used = self.used * (1.0 + pending / self.seconds if self.seconds else 2.0)
-        weight = PRIOR_ANSWERS / (PRIOR_ANSWERS + self.ended)
-        return min(1.0, weight + (1.0 - weight) * used / self.requested)
+        factor = 1.0 + pending / self.answer_seconds if self.answer_seconds else 2.0
+        used = self.used_output * factor
+        weight = PRIOR_ANSWERS / (PRIOR_ANSWERS + self.ended_answers)
+        return min(1.0, weight + (1.0 - weight) * used / self.requested_output)

@@ -250,7 +250,7 @@ class LimitModel:
             ratio = min(MAX_INPUT_RATIO, max(MIN_INPUT_RATIO, ratio))
             self.input_ratio += (ratio - self.input_ratio) * INPUT_RATIO_LEARNING_RATE
         refunds = self.tokens.settle(cost.max_output, used, now)
-        self.undeclared.refund(0, refunds[self.tokens.chosen], now)
+        self.undeclared.refund(0, refunds[self.tokens.chosen_index], now)
         return refunds
 
     def release(self, permit: Permit, now: float, *, ended_early: bool = False) -> None:

@@ -97,7 +97,7 @@ class WaitQueue:
         """Add an entry at its place."""
         if not entry.is_waiting:
             entry.is_waiting = True
-            self.waiting_tokens += entry.cost.total
+            self.waiting_tokens += entry.cost.total_tokens
             self.peak_tokens = max(self.peak_tokens, self.waiting_tokens)
             heapq.heappush(self.heap, (entry.priority, entry.arrival, entry))
 
@@ -105,7 +105,7 @@ class WaitQueue:
         """Mark an entry as not waiting."""
         if entry.is_waiting:
             entry.is_waiting = False
-            self.waiting_tokens -= entry.cost.total
+            self.waiting_tokens -= entry.cost.total_tokens
 
     def reorder_end(self, limit: float) -> None:
         """Send the last requests of a long job by size, the smallest first."""

@@ -131,9 +131,9 @@ def _tokens_available_at(
         requested = output.requested_in_flight
         if is_actual:
             requested += sum(cost.max_output for cost in costs)
-        owed = output.share(now) * requested
+        owed = output.used_share(now) * requested
         reserved = MAX_OWED_SHARE * bucket.burst_capacity
-        if output.ended and not bucket.hidden_floor:
+        if output.ended_answers and not bucket.hidden_floor:
             # What is not refilled before the answers end has to be reserved in any case.
             reserved = max(reserved, owed - bucket.rate * output.remaining_seconds(now))
         owed = min(owed, reserved)

@@ -44,7 +44,8 @@ class HolderShare:
     """One holder's share of a model. Stores keep the fields in this order."""
 
     renewed_at: float = 0.0  # the last renewal of its lease
-    served: float = 0.0  # its virtual time: tokens granted so far, comparable between holders
+    # Tokens granted so far: its virtual time, comparable between holders.
+    served_tokens: float = 0.0
     due_at: float = NEVER_DUE  # the turn of its next request
     input_tokens: float = 0.0  # of that request, like `max_output`
     max_output: float = 0.0
@@ -70,7 +71,7 @@ class SharedModel:
     model: LimitModel = field(default_factory=LimitModel)
     holders: dict[str, HolderShare] = field(default_factory=dict)
     model_id: int = field(default_factory=_new_id)  # differs from that of a model that was lost
-    # The greatest `served` with which a request was sent: a holder that was idle begins there.
+    # The greatest `served_tokens` at which a request was sent: a holder that was idle begins there.
     virtual_time: float = 0.0
 
     def renew_lease(self, holder: str, now: float) -> HolderShare:
@@ -112,14 +113,15 @@ class SharedModel:
         others = [s for n, s in self.holders.items() if n != holder]
         waiting = [s for s in others if s.due_at + TURN_GRACE_S >= now]
         if share.due_at + IDLE_AFTER_S < now:
-            share.served = max(share.served, self.virtual_time)
-        leaves_room = len(waiting) < len(others) and waiting_tokens > cost.total
+            share.served_tokens = max(share.served_tokens, self.virtual_time)
+        first = [s for s in waiting if s.served_tokens < share.served_tokens]
+        leaves_room = len(waiting) < len(others) and waiting_tokens > cost.total_tokens
         share.due_at = earliest_start(
             self.model,
             cost,
             now,
             waiting_tokens=waiting_tokens + sum(s.waiting_tokens for s in waiting),
-            before=[Cost(s.input_tokens, s.max_output) for s in waiting if s.served < share.served],
+            before=[Cost(s.input_tokens, s.max_output) for s in first],
             spare_requests=IDLE_RESERVE_REQUESTS if leaves_room else 0,
         )
         share.input_tokens, share.max_output = cost.input_tokens, cost.max_output
@@ -131,9 +133,9 @@ class SharedModel:
     ) -> Permit:
         """Charge a request of the holder that is about to be sent."""
         share = self.renew_lease(holder, now)
-        self.virtual_time = max(self.virtual_time, share.served)
-        share.served += cost.total
-        share.waiting_tokens = max(0.0, share.waiting_tokens - cost.total)
+        self.virtual_time = max(self.virtual_time, share.served_tokens)
+        share.served_tokens += cost.total_tokens
+        share.waiting_tokens = max(0.0, share.waiting_tokens - cost.total_tokens)
         if not share.waiting_tokens:
             share.due_at = NEVER_DUE
         permit = self.model.issue_permit(name, cost, now, is_probe=is_probe)
@@ -211,7 +213,7 @@ class LimitState:
     undeclared: tuple[Limit, ...]  # limits that only refusals state, as projected
     policy: ChargePolicy
     output_share: float | None  # of `max_output` that answers use; None before enough answers
-    declared: bool  # the server's headers state limits
+    is_declared: bool  # the server's headers state limits
     burst_tokens: float | None  # most that a hidden window admits at once; None without one
     foreign_rate: float  # tokens per second that others on the same key take
     margin: float  # share of the limit that is never used
@@ -220,7 +222,7 @@ class LimitState:
     other_processes: int  # with a lease
     was_used: bool  # a request was sent
     closed_until: float | None
-    limit: Limit | None  # the cause of the last cooldown
+    closing_limit: Limit | None  # the cause of the last cooldown
     limit_before_reboot: float | None = None  # tokens per minute, until a new limit is stated
     waiting: int = 0  # requests of this process, and the tokens that they ask for
     waiting_tokens: float = 0.0
@@ -231,14 +233,14 @@ def limit_state(shared: SharedModel, holder: str, now: float) -> LimitState:
     model = (shared if shared.is_plausible(now) else SharedModel()).model
     tokens, before = model.tokens.bucket, model.limit_before_reboot
     alive = {name for name, share in shared.holders.items() if share.renewed_at + LEASE_S >= now}
-    has_answers = model.output.ended >= MIN_ANSWERS_SHOWN
+    has_answers = model.output.ended_answers >= MIN_ANSWERS_SHOWN
     return LimitState(
         tokens=_reading(tokens, now),
         requests=_reading(model.requests, now),
         undeclared=tuple(describe_limit(e.resource, e.bucket, now) for e in model.undeclared),
         policy=model.tokens.policy,
-        output_share=model.output.share(now) if has_answers else None,
-        declared=tokens.is_known and not model.is_headerless,
+        output_share=model.output.used_share(now) if has_answers else None,
+        is_declared=tokens.is_known and not model.is_headerless,
         burst_tokens=tokens.burst_capacity if tokens.hidden_floor else None,
         foreign_rate=tokens.foreign_rate,
         margin=model.margin,
@@ -247,7 +249,7 @@ def limit_state(shared: SharedModel, holder: str, now: float) -> LimitState:
         other_processes=len(alive - {holder}),
         was_used=model.sent > 0,
         closed_until=model.closed_until if model.closed_until > now else None,
-        limit=model.closing_limit,
+        closing_limit=model.closing_limit,
         limit_before_reboot=None if tokens.is_known or before == math.inf else before,
     )
 

@@ -28,7 +28,7 @@ class UndeclaredLimit:
     seconds: float  # its window
     bucket: TokenBucket = field(default_factory=TokenBucket)
     refused_at: float = -math.inf
-    newest: int = -1  # number of the last sent permit that it refused
+    newest_refused: int = -1  # number of the last sent permit that it refused
 
     def amount_of(self, requests: int, tokens: float) -> float:
         """Return how much of this limit requests with so many tokens use."""
@@ -64,8 +64,8 @@ class UndeclaredLimits:
         size, requested = limit.limit or 0.0, limit.requested or 1.0
         found.bucket.set_limit(size, size / found.seconds, now=now, since=now)
         found.refused_at = max(found.refused_at, now)
-        if number > found.newest:  # of several refusals at once, the last sent one shows most
-            found.newest = number
+        if number > found.newest_refused:  # of several refusals, that of the last sent counts
+            found.newest_refused = number
             # Figures are rounded, but the requested amount is certainly not there before `until`.
             at_most = requested - max(0.0, until - now) * found.bucket.rate
             remaining = min(size - (limit.used or 0.0), at_most)

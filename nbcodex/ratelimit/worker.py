@@ -74,15 +74,15 @@ class SharedLimiter(Limiter):
         self._open_store, self._clock, self._on_problem = open_store, clock, on_problem
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()  # None: close
-        self._unsent: list[_Job] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._unsent: list[_Job] = []  # not handed to the thread yet
+        self._timer: asyncio.TimerHandle | None = None  # hands them over
         # Used on the thread only.
-        self._done: list[_Job] = []
-        self._wakes: list[asyncio.Event] = []
-        self._store: Store | None = None
+        self._done: list[_Job] = []  # results that the loop has not received yet
+        self._wakes: list[asyncio.Event] = []  # to be set on the loop
+        self._store: Store | None = None  # None while memory replaces it
         self._retry_at, self._retry_after = 0.0, STORE_RETRY_S
-        self._heartbeat_at: float | None = None
-        self._not_before = 0.0
+        self._heartbeat_at: float | None = None  # None while no request is active
+        self._next_transaction_at = 0.0  # of `time.monotonic`
         self._thread = threading.Thread(target=self._serve, name="nbcodex-limiter", daemon=True)
         self._thread.start()
 
@@ -136,7 +136,8 @@ class SharedLimiter(Limiter):
                     self._loop.call_soon_threadsafe(_deliver, done, wakes)
             is_busy = sum(job.future is not None for job in jobs) > 1
             # A single operation is not delayed for others to join: it takes 0.2 ms instead of 3.
-            self._not_before = time.monotonic() + TRANSACTION_INTERVAL_S if is_busy else 0.0
+            interval = TRANSACTION_INTERVAL_S if is_busy else 0.0
+            self._next_transaction_at = time.monotonic() + interval
         if self._store is not None:
             with contextlib.suppress(StoreError):
                 self._core.release_leases()
@@ -152,8 +153,8 @@ class SharedLimiter(Limiter):
         except queue.Empty:
             return []
         # Even a sleep of 0 s releases the interpreter's lock, which costs 0.1 ms.
-        if (rest := self._not_before - time.monotonic()) > 0:
-            time.sleep(rest)
+        if (pause := self._next_transaction_at - time.monotonic()) > 0:
+            time.sleep(pause)
         while jobs is not None and not self._queue.empty():
             more = self._queue.get()
             if more is None:

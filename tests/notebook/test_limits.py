@@ -16,7 +16,7 @@ KNOWN = LimitState(
     requests=None,
     undeclared=(),
     policy="kept",
-    declared=True,
+    is_declared=True,
     burst_tokens=None,
     foreign_rate=0.0,
     margin=0.005,
@@ -25,10 +25,10 @@ KNOWN = LimitState(
     other_processes=0,
     was_used=True,
     closed_until=None,
-    limit=None,
+    closing_limit=None,
     output_share=None,
 )
-NOTHING = replace(KNOWN, tokens=None, declared=False, was_used=False)
+NOTHING = replace(KNOWN, tokens=None, is_declared=False, was_used=False)
 TPM = Limit(resource="tokens", window=60.0)
 RPD = Limit(resource="requests", window=86_400.0, limit=200, used=30)
 
@@ -42,10 +42,10 @@ RPD = Limit(resource="requests", window=86_400.0, limit=200, used=30)
         (replace(KNOWN, policy="refunded", output_share=0.25), "refunded at its end (learned"),
         (replace(KNOWN, policy="refunded", output_share=0.25), "answers use 25% of it"),
         (
-            replace(KNOWN, closed_until=110.0, limit=TPM),
+            replace(KNOWN, closed_until=110.0, closing_limit=TPM),
             "closed for another 10.0 s (tokens per minute",
         ),
-        (replace(KNOWN, declared=False), "inferred: the server sends no rate-limit headers"),
+        (replace(KNOWN, is_declared=False), "inferred: the server sends no rate-limit headers"),
         (replace(KNOWN, burst_tokens=5_000.0), "at most about 5,000 tokens at once"),
         (
             replace(KNOWN, undeclared=(RPD,)),

@@ -184,7 +184,7 @@ def limits(at: float = 0.0, *labels: str, **details: Any) -> dict[str, Any]:
     unknown = limit_state(SharedModel(), "", at)
     tokens = LimitReading(limit=30_000, remaining=24_000, full_in=12.0)
     requests = LimitReading(limit=500, remaining=499, full_in=0.12)
-    known = {"tokens": tokens, "requests": requests, "declared": True, "policy": "kept"}
+    known = {"tokens": tokens, "requests": requests, "is_declared": True, "policy": "kept"}
     state = replace(unknown, **known | details)
     return {"limits": dict.fromkeys(labels or [LABEL], state), "limits_at": at}
 
@@ -220,7 +220,7 @@ def busy() -> MonitorState:
         "all_time": UsageTotals(requests=70, answers=60, usage=Usage(), cost=12.0),
         "other_kernels": OtherKernels(kernels=1, requests=3, waiting=2, resume_at=WALL + 20),
         "budgets": ("$1.50 of $5.00 for this session used (30%)",),
-        **limits(closed_until=15.0, limit=LIMIT, waiting=3, waiting_tokens=45_000.0),
+        **limits(closed_until=15.0, closing_limit=LIMIT, waiting=3, waiting_tokens=45_000.0),
     }
     return state_after(
         *(queued(0, "9999"), finished(1, "9999"), queued(), sent(1), refused(2, 15)),
@@ -269,7 +269,7 @@ UNCERTAIN = {"policy": "refunded"}
     [
         (in_queue(), 142.0),
         (in_queue(**UNCERTAIN), None),
-        (in_queue(declared=False), None),
+        (in_queue(is_declared=False), None),
         (in_queue(closed_until=150.0), 150.0),
         (in_queue(queued(90), cooldown(91, 160), **UNCERTAIN), 160.0),
         (in_queue(queued(90), cooldown(91, 160, limit=None, queued=True), **UNCERTAIN), 160.0),

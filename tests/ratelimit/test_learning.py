@@ -18,12 +18,12 @@ def test_output_share_is_not_misled_by_short_answers() -> None:
     for _ in range(10):
         output.drop(1000, 0.0)
         output.record(1000, 50, 1.0)
-    early = output.share(1.0)
+    early = output.used_share(1.0)
     for _ in range(90):
         output.drop(1000, 0.0)
         output.record(1000, 50, 1.0)
     assert early > 0.4
-    assert output.share(1.0) < 0.11
+    assert output.used_share(1.0) < 0.11
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_idle_holder_accumulates_no_claim() -> None:
     shared.renew_lease("idle", 19.0)
     shared.schedule_next("busy", Cost(10, 90), 20.0, waiting_tokens=200)
     shared.schedule_next("idle", Cost(10, 90), 20.0, waiting_tokens=200)
-    assert shared.holders["idle"].served == shared.holders["busy"].served - 100
+    assert shared.holders["idle"].served_tokens == shared.holders["busy"].served_tokens - 100
 
 
 def test_newcomer_begins_where_the_last_one_served_did() -> None:
@@ -80,7 +80,7 @@ def test_newcomer_begins_where_the_last_one_served_did() -> None:
     for _ in range(2):
         shared.issue_permit("b", "new", Cost(10, 90), 602.0)
     shared.schedule_next("old", Cost(10, 90), 602.1, waiting_tokens=100)
-    assert shared.holders["old"].served < shared.holders["new"].served
+    assert shared.holders["old"].served_tokens < shared.holders["new"].served_tokens
 
 
 def model_with_limits(*, tokens: float, requests: float) -> LimitModel:

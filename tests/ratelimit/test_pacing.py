@@ -479,7 +479,7 @@ def test_settling_a_permit_twice_counts_once() -> None:
     limiter.release(sent, 104.0)
     limiter.settle(sent, Usage(input_tokens=10, output_tokens=5), 105.0)
     output = store.model().output
-    assert (output.ended, output.in_flight, store.model().unanswered) == (1, 0, 0)
+    assert (output.ended_answers, output.in_flight, store.model().unanswered) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -102,13 +102,14 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
         *(f"model.{bucket}.{f}" for bucket in BUCKETS for f in RELATIVE),
         "model.undeclared.by_name.seconds",
         *(f"model.tokens.{f}" for f in ("scores", "window_errors", "typical_request")),
-        *(f"model.output.{f}" for f in ("requested", "used", "seconds", "requested_in_flight")),
+        *(f"model.output.{f}_output" for f in ("requested", "used")),
+        *(f"model.output.{f}" for f in ("answer_seconds", "requested_in_flight")),
         *(f"model.closing_limit.{f}" for f in ("window", "limit", "used", "requested")),
         *(f"model.{f}" for f in ("input_ratio", "margin", "round_trip", "largest_admitted")),
         *(f"model.{f}" for f in ("pace_start_tokens", "pace_middle_tokens", "sent_tokens")),
         *(f"model.{f}" for f in ("limit_before_reboot", "parallel.trial_interval", "growth_rate")),
-        *(f"holders.{f}" for f in ("served", "input_tokens", "max_output", "waiting_tokens")),
-        "holders.requested_in_flight",
+        *(f"holders.{f}_tokens" for f in ("served", "input", "waiting")),
+        *(f"holders.{f}" for f in ("max_output", "requested_in_flight")),
         "virtual_time",
     }
     assert set(instants(SharedModel)) == moved | still
@@ -324,7 +325,7 @@ def test_operation_whose_answer_was_lost_is_not_done_twice(
     bucket = host.store.transaction("b", lambda shared: shared.model)
     assert not lost
     assert (bucket.sent, bucket.unanswered) == (2, 0)
-    assert (bucket.output.ended, bucket.output.in_flight) == (2, 0)
+    assert (bucket.output.ended_answers, bucket.output.in_flight) == (2, 0)
     host.close()
 
 

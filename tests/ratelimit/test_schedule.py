@@ -45,10 +45,11 @@ def test_no_more_answers_start_than_bucket_and_refill_will_pay() -> None:
     first = model.issue_permit("b", Cost(100, 2_000), now)
     reading = LimitReading(limit=200_000, remaining=199_900, full_in=0.1)
     model.observe(first, LimitSnapshot(at=now, tokens=reading), now)
-    model.tokens.chosen = ACTUAL_INDEX
+    model.tokens.chosen_index = ACTUAL_INDEX
     output = model.output
     output.drop(2_000, now)
-    output.requested, output.used, output.seconds, output.ended = 2e6, 2e6, 20_000.0, 1_000
+    output.requested_output = output.used_output = 2e6
+    output.answer_seconds, output.ended_answers = 20_000.0, 1_000
     sent, now = 0, now + 0.01
     while earliest_start(model, Cost(100, 2_000), now) <= now and sent < 1_000:
         model.issue_permit("b", Cost(100, 2_000), now)
@@ -63,6 +64,6 @@ def test_request_with_a_bound_larger_than_the_bucket_goes_when_it_is_full() -> N
     reading = LimitReading(limit=30_000, remaining=29_900, full_in=0.2)
     model.observe(first, LimitSnapshot(at=now, tokens=reading), now)
     model.settle(first, Usage(input_tokens=100, output_tokens=1_000), now)
-    model.tokens.chosen = ACTUAL_INDEX
+    model.tokens.chosen_index = ACTUAL_INDEX
     large = Cost(100, 50_000)
     assert earliest_start(model, large, now + 100) == now + 100

@@ -127,8 +127,8 @@ def test_model_stored_by_an_earlier_release_is_read(tmp_path: Path, table: str) 
     assert [(each.name, each.limit) for each in state.undeclared] == [
         ("requests per day (RPD)", 200)
     ]
-    assert state.limit is not None
-    assert state.limit.window == 86_400.0
+    assert state.closing_limit is not None
+    assert state.closing_limit.window == 86_400.0
     assert (state.policy, state.output_share) == ("kept", pytest.approx(0.38, abs=0.01))
     assert store.transaction("b", lambda shared: shared.model.input_ratio) == 1.07
     store.close()

@@ -249,7 +249,7 @@ def test_every_ending_closes_its_reservation_once(attempt: Any, order: Any, ende
         await scripted.run(Request(prompt="x", model="m"), *([(1.0, order)] if order else []))
         (shared,) = (await scripted.limiter.run_operation(lambda core: core.store))._models.values()
         output = shared.model.output
-        return output.in_flight, shared.model.unanswered, output.ended
+        return output.in_flight, shared.model.unanswered, output.ended_answers
 
     assert run_virtual(main()) == (0, 0, ended)
 

@@ -98,7 +98,7 @@ def limit_lines(label: str, known: LimitState, now: float) -> list[str]:
         rate = f"{known.growth_rate * MINUTE:,.0f} tokens a minute"
         lines.append(f"about {rate} are sent: the server asked for slower growth")
     if known.closed_until is not None:
-        name = f" ({known.limit.name})" if known.limit else ""
+        name = f" ({known.closing_limit.name})" if known.closing_limit else ""
         lines.append(f"closed for another {format_duration(known.closed_until - now)}{name}")
     if known.limit_before_reboot:
         old_limit = f"{known.limit_before_reboot:,.0f} tokens a minute"
@@ -107,7 +107,7 @@ def limit_lines(label: str, known: LimitState, now: float) -> list[str]:
         return []
     if not lines:
         lines.append("no limits stated yet")
-    if known.tokens and not known.declared:
+    if known.tokens and not known.is_declared:
         lines.append("inferred: the server sends no rate-limit headers")
     charged = _CHARGED[known.policy]
     if known.output_share is not None:

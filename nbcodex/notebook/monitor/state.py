@@ -198,7 +198,7 @@ def earliest_last_send(state: MonitorState, label: str) -> float | None:
             instants.append(request.resume_at)
     # A server that refunds unused tokens lets the queue go sooner than this, and without rate-limit
     # headers nothing confirms that it does not.
-    if limits.policy == "kept" and limits.declared and limits.tokens is not None:
+    if limits.policy == "kept" and limits.is_declared and limits.tokens is not None:
         _, rate, left = projected_level(limits.tokens, 0.0)
         if rate > 0:
             instants.append(state.limits_at + (limits.waiting_tokens - left) / rate)

@@ -56,7 +56,7 @@ def _limits_line(state: MonitorState, label: str, now: float) -> str:
             size, _, left = projected_level(reading, now - state.limits_at)
             parts.append(f"~{max(0.0, left):,.0f} of {size:,.0f} {kind} left")
     if limits.closed_until is not None and limits.closed_until > now:
-        why = f": {limits.limit.name}" if limits.limit else ""
+        why = f": {limits.closing_limit.name}" if limits.closing_limit else ""
         parts.append(f"closed for another {_wait(limits.closed_until - now)}{why}")
     if limits.waiting:
         last = earliest_last_send(state, label)
@@ -211,7 +211,7 @@ def _limits_view(state: MonitorState, label: str) -> dict[str, Any]:
         "server": server,
         "readings": readings,
         "closed_until": _ms(limits.closed_until),
-        "why": limits.limit.name if limits.closed_until and limits.limit else "",
+        "why": limits.closing_limit.name if limits.closed_until and limits.closing_limit else "",
         "queue": queue,
     }
 
