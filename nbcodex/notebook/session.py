@@ -131,7 +131,8 @@ class Session:
         if os.getpid() != self._pid:
             return lambda _: None  # a forked child has no display
         view = display.choose_map_view(self.shell, self.settings.display)
-        return display.MapOutput(view, current().clock, preview=preview, news=self._take_notice)
+        notice = self._take_notice
+        return display.MapOutput(view, current().clock, preview=preview, take_notice=notice)
 
     def assign(self, name: str | None, value: object) -> None:
         """Assign a variable of the notebook; the value becomes the cell's `Out`, too."""

@@ -1,7 +1,7 @@
 """The base of all widgets: the traits that Python and the page share, and messages of the page.
 
-Owns how JavaScript and CSS get to the page. Imports anywidget, and is therefore imported only when
-a widget is about to be shown.
+It also sends JavaScript and CSS to the page. It imports anywidget, which is slow, and is therefore
+imported only when a widget is about to be shown.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nbcodex.notebook.identity import kernel_id
 STATIC = Path(__file__).parent / "static"
 
 
-def _read(*names: str) -> str:
+def _read_static(*names: str) -> str:
     return "\n".join((STATIC / name).read_text(encoding="utf-8") for name in names)
 
 
@@ -29,24 +29,25 @@ class WidgetSource(ipywidgets.Widget):  # type: ignore[misc]
 
     # anywidget would send `_esm` and `_css` with every widget: 30 kB for each answer. A model is
     # sent once for each kernel, and a page that is reloaded asks the kernel for it.
-    # The module is loaded from a blob, which has no address to import another file from: what all
-    # kinds share is put before it.
+    # The page loads the JavaScript from a blob URL, from which no other file can be imported:
+    # so `js` begins with what all kinds of widget share.
     js = traitlets.Unicode().tag(sync=True)
     css = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            js=_read("common.js", f"{name}.js"), css=_read("common.css", f"{name}.css")
+            js=_read_static("common.js", f"{name}.js"),
+            css=_read_static("common.css", f"{name}.css"),
         )
-        self.is_loaded = False
+        self.is_loaded = False  # whether a page has certainly loaded it
 
 
 class CodexWidget(anywidget.AnyWidget):
     """A widget that shows `view`, and passes each message of a page to `on_message`."""
 
-    _esm = _read("load_source.js")
-    _name = ""
-    _source: WidgetSource | None = None
+    _esm = _read_static("load_source.js")
+    _name = ""  # of the kind of widget, and of its files
+    _source: WidgetSource | None = None  # the latest, shared by all widgets of the kind
 
     # What is shown; its "line" is the plain-text alternative.
     view = traitlets.Dict().tag(sync=True)
@@ -71,8 +72,8 @@ class CodexWidget(anywidget.AnyWidget):
     def receive_while_blocked(self) -> None:
         """Receive the page's messages while a cell blocks the kernel."""
         # ipykernel 7.4 routes incoming messages of a comm to the shell that last sent on it, which
-        # is the blocked one; 7.0 to 7.3 leave them on the subshell that the page chose. This
-        # does the same. The attribute is private, so its absence must do no harm.
+        # is the blocked one. This restores what 7.0 to 7.3 do: the page chooses a subshell. The
+        # attribute is private, so it may be missing.
         if hasattr(self.comm, "_reply_subshell_for"):
             self.comm._reply_subshell_for = lambda _data, default: default
 
@@ -106,7 +107,7 @@ _layout: ipywidgets.Layout | None = None
 
 
 def _shared_layout() -> ipywidgets.Layout:
-    # Each widget without a layout makes one, which is a second model and another message.
+    # A widget that is given no layout creates one, which is a second model and another message.
     global _layout
     if _layout is None or _layout.comm is None:
         _layout = ipywidgets.Layout()

@@ -107,7 +107,7 @@ def test_state_keeps_no_text() -> None:
     grown = TextGrew(request_id="3f2a", at=2, size=400)
     state = state_after(queued(), sent(1), grown, grown, finished(3))
     row = state_after(queued(), sent(1), grown, grown).open["3f2a"]
-    assert (row.phase, row.usage.output_tokens, len(row.text)) == ("streaming", 200, 0)
+    assert (row.phase, row.usage.output_tokens, row.text.chunk_count) == ("streaming", 200, 0)
     assert state.last is not None
     assert (state.last.text, state.last.usage) == ("", USED)
 

@@ -20,7 +20,7 @@ def test_huge_answer_is_rendered_in_part() -> None:
     """Of 100 MB the beginning is rendered, quickly; the line says that the Reply has the rest."""
     reply = Reply(id="3f2a", text=HUGE, status="interrupted")
     began = time.process_time()
-    bundle, *_ = CellOutput(RequestView()).bundles(reply)
+    bundle, *_ = CellOutput(RequestView()).final_bundles(reply)
     assert time.process_time() - began < 0.6
     rest = f"{len(HUGE) - MAX_RENDERED_CHARS:,} more characters: the Reply's text holds them all"
     for kind in ("text/plain", "text/markdown"):
@@ -31,7 +31,7 @@ def test_huge_answer_is_rendered_in_part() -> None:
 
 @pytest.mark.parametrize("size", [MAX_RENDERED_CHARS - 1, MAX_RENDERED_CHARS])
 def test_answer_up_to_the_bound_is_rendered_whole(size: int) -> None:
-    bundle, *_ = CellOutput(RequestView()).bundles(Reply(id="3f2a", text="x" * size))
+    bundle, *_ = CellOutput(RequestView()).final_bundles(Reply(id="3f2a", text="x" * size))
     assert "x" * size in bundle["text/markdown"]
     assert "more characters" not in bundle["text/plain"]
 
@@ -45,7 +45,7 @@ class MarkdownView(RequestView):
 def test_plain_text_is_short_beside_rendered_markdown() -> None:
     """The file holds the answer once: the plain text is its beginning, and names the rest."""
     reply = Reply(id="3f2a", text="x" * (PLAIN_TEXT_CHARS + 1), seconds=3.9)
-    bundle, *_ = CellOutput(MarkdownView()).bundles(reply)
+    bundle, *_ = CellOutput(MarkdownView()).final_bundles(reply)
     assert reply.text in bundle["text/markdown"]
     more = "… 1 more characters: this output's Markdown has all of them"
     assert bundle["text/plain"] == f"{'x' * PLAIN_TEXT_CHARS}{more}\n\n3.9 s"
@@ -57,13 +57,13 @@ def test_plain_text_is_short_beside_rendered_markdown() -> None:
 def test_plain_text_is_whole(view: RequestView, size: int) -> None:
     """A short answer, and one that may be read as plain text only, is not cut."""
     reply = Reply(id="3f2a", text="x" * size, seconds=3.9)
-    assert CellOutput(view).bundles(reply)[0]["text/plain"] == f"{'x' * size}\n\n3.9 s"
+    assert CellOutput(view).final_bundles(reply)[0]["text/plain"] == f"{'x' * size}\n\n3.9 s"
 
 
 def test_figures_are_outside_of_cut_code() -> None:
     """A code block that is cut is closed before the line of figures."""
     text = "```python\n" + "x = 1\n" * MAX_RENDERED_CHARS
-    markdown = CellOutput(RequestView()).bundles(Reply(id="3f2a", text=text))[0]["text/markdown"]
+    markdown = CellOutput(RequestView()).final_bundles(Reply(id="3f2a", text=text))[0]["text/markdown"]
     assert markdown.rpartition("\n\n<sub>")[0].endswith("\n```")
 
 
@@ -79,7 +79,7 @@ def test_figures_are_outside_of_cut_code() -> None:
     ],
 )
 def test_line_of_figures_begins_with_what_is_missing(ended: Any, is_incomplete: bool) -> None:
-    bundle, *_ = CellOutput(RequestView(), OutputOptions(format="text")).bundles(
+    bundle, *_ = CellOutput(RequestView(), OutputOptions(format="text")).final_bundles(
         Reply(id="3f2a", text="Half of", **ended)
     )
     line = bundle["text/plain"].rpartition("\n")[2]
@@ -92,7 +92,7 @@ def test_terminal_prints_huge_answer_once(capsys: pytest.CaptureFixture[str]) ->
     view = TerminalView(BootClock())
     view.render(PanelState(phase="streaming", text=GrowingText() + long))
     view.close(
-        CellOutput(RequestView(), OutputOptions(format="text")).bundles(
+        CellOutput(RequestView(), OutputOptions(format="text")).final_bundles(
             Reply(id="3f2a", text=long, seconds=3.9)
         )[0]
     )

@@ -1,11 +1,12 @@
 """How one request or one map is shown below its cell, and what stays there.
 
-Owns the choice between widgets, text and a terminal, and that the answer arrives even if the view
-fails. `widget_views` imports ipywidgets, and is imported only when a widget is about to be shown.
+A view is chosen for the front end: widgets, text or a terminal. If it fails, the answer is shown
+all the same. `widget_views` imports ipywidgets, which is slow, and is imported only where needed.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
 
 MAX_HEADING_CHARS = 80
 
-# Creating a widget takes some milliseconds of the interpreter, which the thread that sends the
-# request needs first: so the view is prepared this long after the request was handed over …
-SEND_TIME_S = 0.0015
-# … and opened if there is no answer after this time; a faster one needs no panel.
+# Creating a widget holds the interpreter for some milliseconds. Begun at once, it would delay the
+# thread that sends the request; so the view is prepared this much later.
+PREPARE_DELAY_S = 0.0015
+# An answer that arrives within this time after that needs no panel.
 OPEN_DELAY_S = 0.05
-# A request that is not even sent by then is shown all the same: a setting may be wrong.
+# A request is shown from this time on, even if it could not be sent: a setting may be wrong.
 MAX_UNSENT_S = 1.0
 
 # Front ends take seconds to render more than this. The `Reply` holds all of it.
@@ -48,10 +49,9 @@ MAX_RENDERED_CHARS = 200_000
 # page and what the file holds.
 PLAIN_TEXT_CHARS = 1_000
 
-# In these formats the beginning of an answer is of no use.
-_INDIVISIBLE = ("json", "html", "code", "math")
-# These formats leave more than one output.
-_TWO_OUTPUTS = ("json", "image", "fix")
+# In these formats the beginning of an answer cannot be rendered.
+_FORMATS_SHOWN_WHOLE = ("json", "html", "code", "math")
+_FORMATS_OF_TWO_OUTPUTS = ("json", "image", "fix")
 
 log = logging.getLogger(__name__)
 
@@ -63,26 +63,33 @@ class OutputOptions:
     format: Format = "markdown"
     only_if_waiting: bool = False  # show nothing unless the request has to wait
     background: bool = False  # other cells may run before the answer arrives
-    remote_images: bool = False  # images in the answer may be loaded
-    notes: Collection[str] = ()  # what the line of figures says besides the figures
-    heading: str = ""  # what stands above the answer, if the prompt does not
+    remote_images: bool = False  # images in the answer may be loaded from other servers
+    notes: Collection[str] = ()  # follow the figures, in the line below the answer
+    heading: str = ""  # stands above an answer whose prompt is not in the cell
 
 
 def can_show_widgets(shell: InteractiveShell | None, choice: str) -> bool:
-    """Return whether the user wants widgets and the front end is known to show them.
+    """Return whether the user wants widgets, and the front end is known to show them.
 
     `choice` is the setting `Codex.display`: "auto", "widget" or "text".
     """
     if shell is None or not hasattr(shell, "kernel"):
         return False
-    # A kernel cannot ask what its front end can show. These three can be recognised: Jupyter's
-    # server (nbclient and papermill have none), VS Code, Colab.
-    known = (
+    # A kernel cannot ask what its front end can show. These three show widgets and can be
+    # recognised: Jupyter's server (nbclient and papermill have none), VS Code, Colab.
+    is_recognised = (
         "JPY_SESSION_NAME" in os.environ
         or "__vsc_ipynb_file__" in shell.user_ns
         or "google.colab" in sys.modules
     )
-    return choice == "widget" or (choice == "auto" and known)
+    if choice != "widget" and not (choice == "auto" and is_recognised):
+        return False
+    try:
+        importlib.import_module("nbcodex.notebook.widget_base")
+    except Exception:
+        log.exception("widgets are not available")
+        return False
+    return True
 
 
 def choose_request_view(
@@ -99,12 +106,9 @@ def choose_request_view(
             return text_views.BackgroundTerminalView()
         return text_views.TerminalView(clock, shorten(options.heading, MAX_HEADING_CHARS))
     if can_show_widgets(shell, choice):
-        try:
-            from nbcodex.notebook.display.widget_views import WidgetView
+        from nbcodex.notebook.display.widget_views import WidgetView
 
-            return WidgetView(on_action, clock)
-        except Exception:
-            log.exception("widgets are not available")
+        return WidgetView(on_action, clock)
     return text_views.TextView(clock)
 
 
@@ -113,17 +117,14 @@ def choose_map_view(shell: InteractiveShell, choice: str) -> MapView:
     if not hasattr(shell, "kernel"):
         return text_views.TerminalMapView()
     if can_show_widgets(shell, choice):
-        try:
-            from nbcodex.notebook.display.widget_views import WidgetMapView
+        from nbcodex.notebook.display.widget_views import WidgetMapView
 
-            return WidgetMapView()
-        except Exception:
-            log.exception("widgets are not available")
+        return WidgetMapView()
     return MapView()
 
 
 class CellOutput:
-    """Renders one request's events in a view, and replaces the view with the answer."""
+    """Shows one request's events in a view, and replaces the view with the answer."""
 
     def __init__(
         self, view: RequestView, options: OutputOptions | None = None, *, started_at: float = 0.0
@@ -131,7 +132,8 @@ class CellOutput:
         self._view, self._options = view, options or OutputOptions()
         # Once other cells run, new outputs land below those. So a second output is added at once,
         # empty, and replaced at the end.
-        needs_second = self._options.background and self._options.format in _TWO_OUTPUTS
+        has_two = self._options.format in _FORMATS_OF_TWO_OUTPUTS
+        needs_second = self._options.background and has_two
         self._second_slot = OutputSlot() if needs_second and not view.is_plain_text else None
         self._notes, self._failure = list(self._options.notes), ""
         self._state = PanelState(phase_started_at=started_at, started_at=started_at)
@@ -140,14 +142,14 @@ class CellOutput:
 
     @property
     def render_interval_s(self) -> float | None:
-        """How often to call `on_events` without one; None: only with events."""
+        """Seconds between two calls of `on_events` if no event arrives; None: no such calls."""
         if self._is_open:
             return self._view.render_interval_s
         if self._options.only_if_waiting:
             return None
         if self._is_prepared or self._state.phase != "sending":
             return OPEN_DELAY_S
-        return SEND_TIME_S
+        return PREPARE_DELAY_S
 
     def show(self) -> None:
         """Show the view, even if nothing has happened yet."""
@@ -161,10 +163,10 @@ class CellOutput:
         self._notes.append(note)
 
     def on_events(self, events: tuple[Event, ...]) -> None:
-        """Show what `events` change; without any, open the view if it is time to."""
+        """Show what `events` change; without any, prepare or open the view if it is time to."""
         for event in events:
             self._state = apply_event(self._state, event)
-        if self._state.ended:
+        if self._state.reply is not None:
             error = getattr(events[-1], "error", None) if events else None
             if self._options.background and error:
                 # No cell raises this error, so the output is the only place that shows it.
@@ -186,42 +188,43 @@ class CellOutput:
             self._call_view(self._view.prepare)
 
     def close(self) -> None:
-        """Replace the view with the answer, or with what there is of it."""
+        """Replace the view with the answer, or with the part of it that has arrived."""
         reply = self._state.reply
         if reply is None or not (
             self._is_open or ((reply or reply.text) and not self._options.only_if_waiting)
         ):
             self._view.discard()
             return
-        bundle, *more = self.bundles(reply)
+        bundle, *others = self.final_bundles(reply)
         try:
             self._view.close(bundle)
         except Exception:
-            log.exception("the view failed at its end")
+            log.exception("the view could not show the answer")
             OutputSlot().show(bundle)
         if self._second_slot:
-            second, more = more[:1] or [{"text/plain": ""}], more[1:]
+            second, others = others[:1] or [{"text/plain": ""}], others[1:]
             self._second_slot.show(second[0])
-        for each in more:
-            OutputSlot().show(each)
+        for other in others:
+            OutputSlot().show(other)
 
-    def bundles(self, reply: Reply) -> tuple[MimeBundle, ...]:
-        """Return what stays in the notebook: the answer, and one line of figures."""
+    def final_bundles(self, reply: Reply) -> tuple[MimeBundle, ...]:
+        """Return the outputs that stay in the notebook: the answer, and one line of figures."""
         line = figures_line(reply)
-        # An answer that has ended is shown in full, or the figures say how it was cut.
-        has_ended = reply.cut or not {NOTE_MISMATCH, NOTE_REFUSED}.isdisjoint(reply.notes)
-        if not reply and reply.text and not has_ended:
+        # The model itself ended a refusal, and an answer that does not fit its schema. Of an answer
+        # that was cut, the figures say so.
+        is_explained = reply.cut or not {NOTE_MISMATCH, NOTE_REFUSED}.isdisjoint(reply.notes)
+        if not reply and reply.text and not is_explained:
             line = f"{reply.status}, this is not the whole answer · {line}"
         line = join_figures(line, *map(shorten, [self._failure, *self._notes]))
-        form, excess = self._options.format, len(reply.text) - MAX_RENDERED_CHARS
+        format_, excess = self._options.format, len(reply.text) - MAX_RENDERED_CHARS
         if excess > 0:
             line = f"{excess:,} more characters: the Reply's text holds them all · {line}"
             reply = replace(reply, text=reply.text[:MAX_RENDERED_CHARS])
-            form = "text" if form in _INDIVISIBLE else form
+            format_ = "text" if format_ in _FORMATS_SHOWN_WHOLE else format_
         if self._options.only_if_waiting:
             return ({"text/plain": line},)
         if self._view.is_plain_text:
-            form, line = "text", join_figures(line, *formats.image_hints(reply))
+            format_, line = "text", join_figures(line, *formats.image_hints(reply))
         answer = formats.AnswerOutput(
             reply=reply,
             figures_line=line,
@@ -231,9 +234,9 @@ class CellOutput:
             max_plain_chars=PLAIN_TEXT_CHARS if self._view.renders_markdown else None,
         )
         try:
-            return formats.render_answer(answer, form)
+            return formats.render_answer(answer, format_)
         except Exception:
-            log.exception("an answer could not be shown as %s", form)
+            log.exception("an answer could not be shown as %s", format_)
             return formats.render_answer(answer, "text")
 
     def _call_view(self, method: Callable[[PanelState], None]) -> None:
@@ -244,44 +247,41 @@ class CellOutput:
             log.exception("the view failed")
 
 
+@dataclass(eq=False)
 class MapOutput:
-    """Listens to the figures of a map, shows them in a view, and leaves its result there.
+    """Shows the figures of a map in a view, and replaces the view with the map's result.
 
     `preview` returns what stands above the final figures: plain text if its argument is true, else
-    Markdown. `news` returns what else the user has to know.
+    Markdown. `take_notice` returns a text that follows them: a problem of the journal, or "".
     """
 
-    def __init__(
-        self,
-        view: MapView,
-        clock: Clock,
-        *,
-        preview: Callable[[bool], str],
-        news: Callable[[], str],
-    ) -> None:
-        self._view, self._clock, self._preview, self._news = view, clock, preview, news
-        self._state: MapState | None = None
+    view: MapView
+    clock: Clock
+    preview: Callable[[bool], str]
+    take_notice: Callable[[], str]
+    _state: MapState | None = None
 
     def __call__(self, stats: MapStats) -> None:
         """Show `stats`. A view that fails is logged: the map must continue."""
         self._state = apply_stats(self._state, stats)
         try:
             if stats.outcome:
-                self._view.close(self._final_bundle(self._state))
+                self.view.close(self._final_bundle(self._state))
             else:
-                self._view.render(self._state, self._clock.wall())
+                self.view.render(self._state, self.clock.wall())
         except Exception:
             log.exception("the map could not be shown")
 
     def _final_bundle(self, state: MapState) -> MimeBundle:
-        line = join_figures(summary_line(state), shorten(self._news()))
+        line = join_figures(summary_line(state), shorten(self.take_notice()))
         failures = failure_lines(state.stats)
+        plain, markdown = line, f"<sub>{escape_inline(line)}</sub>\n"
         # A preview of a map that was stopped would look like its result.
-        done = state.stats.outcome == "done"
-        plain, markdown = (self._preview(as_text) if done else "" for as_text in (True, False))
-        gap = "\n\n" if plain else ""
-        items = "".join(f"\n- {escape_inline(each)}" for each in failures)
+        if state.stats.outcome == "done" and (preview := self.preview(True)):
+            plain = f"{preview}\n\n{plain}"
+            markdown = f"{self.preview(False)}\n\n{markdown}"
+        items = "".join(f"\n- {escape_inline(failure)}" for failure in failures)
         return {
-            "text/plain": "\n".join([f"{plain}{gap}{line}", *(f"  {each}" for each in failures)]),
-            "text/markdown": f"{markdown}{gap}<sub>{escape_inline(line)}</sub>\n{items}".rstrip(),
+            "text/plain": "\n".join([plain, *(f"  {failure}" for failure in failures)]),
+            "text/markdown": f"{markdown}{items}".rstrip(),
         }

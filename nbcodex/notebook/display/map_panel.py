@@ -1,7 +1,7 @@
 """What a user sees of a map: a state derived from its figures, and that state as text or data.
 
-Owns the speed, the time left and the expected cost. Must not know IPython, widgets or what time it
-is.
+The speed, the time left and the expected cost are computed here, by pure functions that take the
+time as an argument. Neither IPython nor ipywidgets is imported.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ class MapState:
 
     stats: MapStats
     started_at: float
-    # Rows that had been answered anew when a resumed map began: they say nothing about its pace.
-    answered_before: int = 0
-    samples: tuple[tuple[float, int], ...] = ()  # instants of the last seconds, tokens at each
+    # `MapStats.paid` when the map was resumed: those rows say nothing about its pace now.
+    paid_before: int = 0
+    # Pairs of the last `SPEED_WINDOW_S` seconds: an instant, and the tokens used until then.
+    samples: tuple[tuple[float, int], ...] = ()
 
     @property
     def tokens_per_second(self) -> float:
-        """The speed during the last `SPEED_WINDOW_S` seconds."""
+        """The average speed in `samples`."""
         (start, before), (end, after) = self.samples[0], self.samples[-1]
         return (after - before) / (end - start) if end > start else 0.0
 
@@ -51,26 +52,26 @@ class MapState:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate of the seconds that the rest will take; None while there is no basis for one."""
-        stats, answered = self.stats, self.stats.paid - self.answered_before
+        """Estimated seconds until the last row has ended; None while there is no basis for it."""
+        stats, answered = self.stats, self.stats.paid - self.paid_before
         if stats.total is None or stats.outcome or self.elapsed <= 0:
             return None
         if answered < MIN_ANSWERED_ROWS:
             return None
-        # The slowest of three bounds: the pace so far, which is too fast while a full token bucket
-        # is being spent, and the two limits, which a slow server does not use up.
-        rest = max(0, stats.total - stats.ended)
-        bounds = [rest * self.elapsed / answered]
+        # The longest of three estimates: by the pace so far, which is too fast while a full token
+        # bucket is being spent, and by the two limits, which a slow server does not use up.
+        rows_left = max(0, stats.total - stats.ended)
+        estimates = [rows_left * self.elapsed / answered]
         if stats.tokens_per_minute:
-            tokens = stats.totals.usage.total_tokens or 0
-            bounds.append(rest * tokens / stats.paid / stats.tokens_per_minute * MINUTE)
+            tokens_per_row = (stats.totals.usage.total_tokens or 0) / stats.paid
+            estimates.append(rows_left * tokens_per_row / stats.tokens_per_minute * MINUTE)
         if stats.requests_per_minute:
-            bounds.append(rest / stats.requests_per_minute * MINUTE)
-        return self.cooldown_left + max(bounds)
+            estimates.append(rows_left / stats.requests_per_minute * MINUTE)
+        return self.cooldown_left + max(estimates)
 
     @property
     def expected_cost(self) -> float | None:
-        """Estimate of the US dollars for all rows; None while there is no basis for one."""
+        """Estimated US dollars for all rows; None while there is no basis for it."""
         stats = self.stats
         if stats.total is None or not stats.totals.cost or stats.totals.unpriced:
             return None
@@ -82,10 +83,10 @@ class MapState:
 def apply_stats(state: MapState | None, stats: MapStats) -> MapState:
     """Return the state after new figures."""
     sample = (stats.at, stats.totals.usage.total_tokens or 0)
-    # A map that was stopped can be resumed with the same listener: its speed begins again.
+    # A map that was stopped can be resumed with the same listener: speed and time begin again.
     if state is None or (state.stats.outcome and not stats.outcome):
         return MapState(
-            stats=stats, started_at=stats.at, answered_before=stats.paid, samples=(sample,)
+            stats=stats, started_at=stats.at, paid_before=stats.paid, samples=(sample,)
         )
     recent = [old for old in state.samples if stats.at - old[0] <= SPEED_WINDOW_S]
     return replace(state, stats=stats, samples=(*(recent or state.samples[-1:]), sample))
@@ -96,7 +97,7 @@ def status_line(state: MapState, wall: float) -> str:
     stats, texts = state.stats, _short_texts(state)
     return join_figures(
         texts["rows"] + _answer_kinds(stats),
-        _cooldown(state, wall),
+        _cooldown_text(state, wall),
         shorten(stats.stage, 120),
         _count(stats.sent, "at the server"),
         _count(stats.waiting, "waiting"),
@@ -132,12 +133,12 @@ def summary_line(state: MapState) -> str:
 def map_view(state: MapState, wall: float) -> dict[str, Any]:
     """Return what the page shows, as numbers and short texts."""
     stats, usage = state.stats, state.stats.totals.usage
-    cooldown = _cooldown(state, wall)
+    cooldown = _cooldown_text(state, wall)
     return {
         "phase": stats.outcome or ("cooldown" if cooldown else "running"),
         "model": shorten(stats.model or "", 80),
         "total": stats.total,
-        "parts": {
+        "counts": {
             "reused": stats.reused,
             "done": stats.paid,
             "failed": stats.failed,
@@ -147,7 +148,7 @@ def map_view(state: MapState, wall: float) -> dict[str, Any]:
         "waiting": stats.waiting,
         "tokens": f"{usage.input_tokens:,} in · {usage.output_tokens:,} out",
         "stage": cooldown or shorten(stats.stage, 120),
-        "elapsed": _rough(state.elapsed),
+        "elapsed": _rounded_duration(state.elapsed),
         "failures": failure_lines(stats),
         "line": status_line(state, wall),
         **_short_texts(state),
@@ -156,31 +157,33 @@ def map_view(state: MapState, wall: float) -> dict[str, Any]:
 
 def failure_lines(stats: MapStats) -> list[str]:
     """Return a line for each of the first failed rows, and one for the number of the others."""
-    lines = [f"{shorten(row, 60)}: {shorten(why, 200)}" for row, why in stats.failures]
-    more = stats.failed - len(lines)
-    return [*lines, f"… and {more:,} more: nbcodex.map.last.failed"] if more > 0 else lines
+    lines = [f"{shorten(row, 60)}: {shorten(error, 200)}" for row, error in stats.failures]
+    unlisted = stats.failed - len(lines)
+    if unlisted > 0:
+        lines.append(f"… and {unlisted:,} more: nbcodex.map.last.failed")
+    return lines
 
 
 def _short_texts(state: MapState) -> dict[str, str]:
-    """Return the figures that the line of status and the widget write alike; "" if unknown."""
+    """Return the figures that the line of status and the widget share; "" if unknown."""
     cost, expected = state.stats.totals.cost, state.expected_cost
     left, speed = state.seconds_left, state.tokens_per_second
-    of = "" if expected is None else f" of ~{format_dollars(expected)}"
+    of_expected = "" if expected is None else f" of ~{format_dollars(expected)}"
     return {
         "rows": _rows_answered(state.stats),
         "speed": f"{speed:,.0f}" if speed >= 1 else "",
-        "cost": f"{format_dollars(cost)}{of}" if cost else "",
-        "left": "" if left is None else f"about {_rough(left)}",
+        "cost": f"{format_dollars(cost)}{of_expected}" if cost else "",
+        "left": "" if left is None else f"about {_rounded_duration(left)}",
     }
 
 
-def _count(count: int | None, what: str) -> str:
-    return f"{count:,} {what}" if count else ""
+def _count(count: int | None, noun: str) -> str:
+    return f"{count:,} {noun}" if count else ""
 
 
 def _rows_answered(stats: MapStats) -> str:
-    of = "" if stats.total is None else f" of {stats.total:,}"
-    return f"{stats.done:,}{of} rows answered"
+    of_total = "" if stats.total is None else f" of {stats.total:,}"
+    return f"{stats.done:,}{of_total} rows answered"
 
 
 def _answer_kinds(stats: MapStats) -> str:
@@ -189,7 +192,7 @@ def _answer_kinds(stats: MapStats) -> str:
     return f" ({', '.join(filter(None, kinds))})" if any(kinds) else ""
 
 
-def _cooldown(state: MapState, wall: float) -> str:
+def _cooldown_text(state: MapState, wall: float) -> str:
     left = state.cooldown_left
     if not left:
         return ""
@@ -198,8 +201,8 @@ def _cooldown(state: MapState, wall: float) -> str:
     return f"{name} reached, continues at {until} (in {format_duration(left)})"
 
 
-def _rough(seconds: float) -> str:
-    # An estimate does not have the tenths of a second that `format_duration` shows.
+def _rounded_duration(seconds: float) -> str:
+    # The tenths of a second that `format_duration` shows would mean nothing in an estimate.
     if seconds >= 999 * DAY:
         return "a very long time"
     return f"{seconds:.0f} s" if seconds < 59.5 else format_duration(seconds)

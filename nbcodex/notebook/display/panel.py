@@ -1,7 +1,7 @@
 """What a user sees of one request: a state derived from its events, and its summary in one line.
 
-Owns which buttons are useful in a state. Must not know IPython, widgets, the network or what time
-it is.
+It also says which buttons are useful in a state. All functions are pure: they take the time as an
+argument, and neither IPython nor ipywidgets is imported.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from typing import Literal, get_args
 from nbcodex import events
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, Limit, Rates, Reply, Status, Usage
-from nbcodex.rendering.figures import figures_line, format_dollars, join_figures, token_figures
+from nbcodex.rendering.figures import format_dollars, join_figures, token_figures
 from nbcodex.runtime.clock import format_duration, format_time
 
-ActivePhase = Literal["queued", "cooldown", "sending", "thinking", "streaming", "waiting"]
-Phase = ActivePhase | Status
-Wait = events.CoolingDown | events.BackingOff
+# What a running request does; once it has ended, its phase is the status of its reply.
+Phase = Literal["queued", "cooldown", "sending", "thinking", "streaming", "waiting"] | Status
 ActionName = Literal["cancel", "retry", "park"]
 ACTIONS: tuple[ActionName, ...] = get_args(ActionName)
 
-# A server may state any wait; of a longer one than this, no date is shown.
+# A server may state any wait. A longer one is shown as this, and no date is computed from it.
 MAX_SHOWN_WAIT_S = 999 * DAY
 
-# A token takes about four bytes of UTF-8: an estimate, used until the server has counted.
+# Of UTF-8. An estimate, used until the server has counted the tokens.
 BYTES_PER_TOKEN = 4
 
 
@@ -33,34 +32,32 @@ BYTES_PER_TOKEN = 4
 class GrowingText:
     """An immutable text that grows by chunks: each `+` returns a new one.
 
-    Texts that grew out of one another share one list of chunks and differ in how much of it they
-    see. A delta therefore costs the same however long the answer is.
+    Texts that grew out of one another share one list of chunks, and each consists of the first
+    `chunk_count` of them. A delta therefore costs the same however long the answer is.
     """
 
     _chunks: list[str] = field(default_factory=list, repr=False)
-    _count: int = 0
-    bytes: int = 0  # in UTF-8
+    chunk_count: int = 0
+    utf8_bytes: int = 0
 
     def __add__(self, more: str) -> GrowingText:
         # If another text has already grown from this one, the end of the shared list belongs to it.
-        branches = len(self._chunks) != self._count
-        chunks = self._chunks[: self._count] if branches else self._chunks
+        is_shared = len(self._chunks) != self.chunk_count
+        chunks = self._chunks[: self.chunk_count] if is_shared else self._chunks
         chunks.append(more)
-        return GrowingText(chunks, self._count + 1, self.bytes + len(more.encode(errors="replace")))
-
-    def __len__(self) -> int:
-        return self._count
+        size = self.utf8_bytes + len(more.encode(errors="replace"))
+        return GrowingText(chunks, self.chunk_count + 1, size)
 
     def __str__(self) -> str:
         return self.text_after(0)
 
     def extends(self, other: GrowingText) -> bool:
         """Return whether `other` is certainly the beginning of this text."""
-        return self._chunks is other._chunks and self._count >= other._count
+        return self._chunks is other._chunks and self.chunk_count >= other.chunk_count
 
     def text_after(self, count: int) -> str:
         """Return the text after the first `count` chunks."""
-        return "".join(self._chunks[count : self._count])
+        return "".join(self._chunks[count : self.chunk_count])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,40 +65,34 @@ class PanelState:
     """All that a user sees of one request. Instants are those of the events (`Clock.now`)."""
 
     id: str = ""
-    prompt: str = ""  # its beginning
+    prompt: str = ""  # the beginning of the prompt
     model: str | None = None
     simulated: bool = False  # whether the simulator answers, as far as is known
     started_at: float = 0.0
     phase: Phase = "queued"
     phase_started_at: float = 0.0
-    attempt: int = 0  # the present one, or the last that failed; 0 before the first
+    attempt: int = 0  # the present attempt's number, or the last one's; 0 before the first
     # The limit that the request waits for, if it is known; otherwise `reason` says in one line why
-    # the request waits or, later, why it has ended.
+    # the request waits.
     limit: Limit | None = None
     reason: str = ""
     resume_at: float | None = None  # when the wait ends
-    wait_started_at: float | None = None  # of a wait that counts as patience
-    waited: float = 0.0  # seconds, without the wait since `wait_started_at`
-    patience: float = 0.0
-    resumable_at_wall: float | None = None  # of a parked request, in seconds since the epoch
+    wait_started_at: float | None = None  # of a wait that counts against the patience
+    waited: float = 0.0  # seconds of such waits, without the one since `wait_started_at`
+    patience: float = 0.0  # seconds
     # The answer: `text` is stale while it comes from a failed attempt and has not been replaced.
     text: GrowingText = field(default_factory=GrowingText)
     reasoning: GrowingText = field(default_factory=GrowingText)
     stale: bool = False
     first_delta_at: float | None = None  # in this attempt
     last_delta_at: float | None = None
-    # Figures: estimates until the server has counted. A cost is in US dollars, None while unknown.
+    # Estimates until the request has ended. Costs are in US dollars, None while unknown.
     usage: Usage = field(default_factory=lambda: Usage(estimated=True))
-    rates: Rates | None = None
-    unpriced: bool = False  # it is certain that no price is known
+    rates: Rates | None = None  # prices per token
+    unpriced: bool = False  # the model's price was looked up and is not known
     cost: float | None = None
     earlier_cost: float = 0.0  # of the attempts before this one
-    reply: Reply | None = None  # the result, once the request has ended
-
-    @property
-    def ended(self) -> bool:
-        """Whether no event will follow."""
-        return self.reply is not None
+    reply: Reply | None = None  # the result, once the request has ended: no event follows
 
     @property
     def is_waiting(self) -> bool:
@@ -111,7 +102,7 @@ class PanelState:
     @property
     def tokens_per_second(self) -> float | None:
         """Output speed of this attempt; None in its first second, which is too short."""
-        if self.first_delta_at is None or self.last_delta_at is None or self.ended:
+        if self.first_delta_at is None or self.last_delta_at is None:
             return None
         # From the first delta on: the time before it is latency and reasoning, not speed.
         seconds = self.last_delta_at - self.first_delta_at
@@ -119,10 +110,7 @@ class PanelState:
 
     @property
     def cost_text(self) -> str:
-        """The cost so far, or in the end; empty if it is not known."""
-        if self.reply is not None:
-            bound = "at least " if self.reply.unpriced_tools else ""
-            return "" if self.cost is None else bound + format_dollars(self.cost)
+        """The cost so far; empty if there is nothing certain to say about it."""
         if self.cost:
             return f"~{format_dollars(self.cost)} so far"
         if self.first_delta_at is not None and self.unpriced and not self.simulated:
@@ -160,17 +148,17 @@ def apply_event(state: PanelState, event: events.Event) -> PanelState:
             )
         case events.CoolingDown(queued=True):
             reason = "Queued for capacity: the limit is fully used"
-            queued = replace(_wait(state, event, "queued"), limit=None, reason=reason)
+            queued = replace(_start_wait(state, event, "queued"), limit=None, reason=reason)
             # Queueing for capacity is not counted as waiting.
             return replace(queued, wait_started_at=None)
         case events.CoolingDown():
-            return _wait(state, event, "cooldown")
+            return _start_wait(state, event, "cooldown")
         case events.BackingOff(error=error):
             return replace(
-                _wait(state, event, "waiting"),
+                _start_wait(state, event, "waiting"),
                 reason="" if event.limit else f"{error.title}: {shorten(error.message)}",
                 attempt=event.attempt,
-                stale=len(state.text) > 0,
+                stale=state.text.chunk_count > 0,
                 earlier_cost=state.earlier_cost if state.cost is None else state.cost,
                 simulated=state.simulated or error.simulated,
             )
@@ -183,7 +171,9 @@ def apply_event(state: PanelState, event: events.Event) -> PanelState:
     return _end(state, event) if isinstance(event, events.Ending) else state
 
 
-def _wait(state: PanelState, event: Wait, phase: Phase) -> PanelState:
+def _start_wait(
+    state: PanelState, event: events.CoolingDown | events.BackingOff, phase: Phase
+) -> PanelState:
     return replace(
         state,
         phase=phase,
@@ -224,7 +214,7 @@ def _append_delta(state: PanelState, event: events.Delta) -> PanelState:
     text = state.text if event.reasoning else state.text + event.text
     reasoning = state.reasoning + event.text if event.reasoning else state.reasoning
     # A stale text was counted by the attempt that it came from.
-    size = reasoning.bytes + (0 if state.stale else text.bytes)
+    size = reasoning.utf8_bytes + (0 if state.stale else text.utf8_bytes)
     usage = replace(state.usage, output_tokens=math.ceil(size / BYTES_PER_TOKEN))
     return replace(
         state,
@@ -242,47 +232,27 @@ def _append_delta(state: PanelState, event: events.Delta) -> PanelState:
 
 
 def _end(state: PanelState, event: events.Ending) -> PanelState:
-    reply, error = event.reply, getattr(event, "error", None)
-    # If the server sent no count (the stream broke off), the estimates stay, marked as such.
-    counted = reply.usage.input_tokens is not None or reply.usage.output_tokens is not None
+    # The other fields stay as they are: the reply holds the final figures.
     return replace(
         state,
-        phase=reply.status,
+        phase=event.reply.status,
         phase_started_at=event.at,
-        model=reply.model or state.model,
-        simulated=reply.simulated,
-        limit=getattr(error, "limit", None),
-        reason=f"{error.title}: {shorten(error.message)}" if error else "",
+        model=event.reply.model or state.model,
+        simulated=event.reply.simulated,
         resume_at=None,
-        resumable_at_wall=getattr(error, "resume_at", None),
-        attempt=reply.attempts,
-        waited=reply.waited,
-        wait_started_at=None,
-        usage=reply.usage if counted else state.usage,
-        cost=reply.cost,
-        reply=reply,
+        reply=event.reply,
     )
 
 
 def disabled_reason(state: PanelState, action: ActionName) -> str:
     """Return why the button of `action` would do nothing; empty if it would do something."""
-    if state.ended:
-        return "The request has ended."
     if action == "retry" and not state.is_waiting:
         return "Nothing to retry: the request is not waiting."
     return ""
 
 
 def status_line(state: PanelState, now: float, wall: float) -> str:
-    """Return the panel in one line; `now` is of the events' clock, `wall` since the epoch."""
-    if state.reply is not None:
-        resumable, at = "", state.resumable_at_wall
-        if at is not None and wall <= at <= wall + MAX_SHOWN_WAIT_S:
-            resumable = f"can be resumed at {format_time(at, now=wall)}"
-        # The phase says how it ended, so the figures need not.
-        return join_figures(
-            state.phase, resumable, state.reason, figures_line(replace(state.reply, status="done"))
-        )
+    """Return a running request in one line: `now` by the events' clock, `wall` since the epoch."""
     speed = state.tokens_per_second
     return join_figures(
         _progress(state, now, wall),
@@ -298,8 +268,8 @@ def status_line(state: PanelState, now: float, wall: float) -> str:
 def _progress(state: PanelState, now: float, wall: float) -> str:
     elapsed, left = format_duration(now - state.phase_started_at), state.seconds_left(now)
     if state.phase == "queued" and state.reason:
-        due = f", {format_duration(left)} to go" if left else ""
-        return f"queued for capacity {elapsed}{due}"
+        estimate = f", {format_duration(left)} to go" if left else ""
+        return f"queued for capacity {elapsed}{estimate}"
     if left is not None:
         if not left:
             return f"{state.phase}, due now"

@@ -1,6 +1,6 @@
 """Views without widgets: outputs of a notebook that are updated in place, and a terminal's lines.
 
-Owns the base classes of all views. Must not know what an answer becomes in the end.
+The base classes of all views are here. The final MIME bundle is made by the view's caller.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from nbcodex.rendering.formats import MimeBundle
 from nbcodex.rendering.html import printable
 from nbcodex.runtime.clock import Clock
 
-# While a longer answer arrives, only its end is shown. The reply holds all of it.
+# While an answer arrives, only its last characters are shown. The reply holds all of it.
 MAX_LIVE_CHARS = 400_000
 
 # A front end renders each update anew: more than two a second would flicker.
 MIN_TEXT_INTERVAL_S = 0.5
+# Each update sends the whole text. So that long answers do not send ever more a second, the
+# interval grows with the text.
+MAX_TEXT_BYTES_PER_S = 50_000
 
 # ANSI: back to the start of the line, erase to its end.
 _CLEAR_LINE = "\r\x1b[K"
@@ -47,9 +50,9 @@ class OutputSlot:
 class RequestView:
     """Shows one request while it runs. A subclass overrides what its front end can do."""
 
-    # How often to call `render` without an event; None: only with events.
+    # Seconds between two calls of `render` if no event arrives; None: no such calls.
     render_interval_s: float | None = None
-    # Everything is printed, so the answer can be only one text.
+    # Everything is printed: the answer is one text, without pictures and Markdown.
     is_plain_text = False
     # Markdown is certainly rendered, so the plain text beside it can be short.
     renders_markdown = False
@@ -72,23 +75,22 @@ class RequestView:
 
 
 class TextView(RequestView):
-    """The text so far and a line of status, as plain text in one output of the cell."""
+    """Shows the text so far and a line of status, as plain text in one output of the cell."""
 
     render_interval_s: float | None = 1.0
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._slot = OutputSlot()
-        self._phase, self._next_at = "", 0.0
+        self._shown_phase, self._next_render_at = "", 0.0
 
     def render(self, state: PanelState) -> None:
         """Show the text so far, at most twice a second; a new phase at once."""
         now = time.monotonic()
-        if state.phase == self._phase and now < self._next_at:
+        if state.phase == self._shown_phase and now < self._next_render_at:
             return
-        # Each update sends the whole text, which would be quadratic: the longer it is, the rarer.
-        interval = max(MIN_TEXT_INTERVAL_S, state.text.bytes / 50_000)
-        self._phase, self._next_at = state.phase, now + interval
+        interval = max(MIN_TEXT_INTERVAL_S, state.text.utf8_bytes / MAX_TEXT_BYTES_PER_S)
+        self._shown_phase, self._next_render_at = state.phase, now + interval
         line = status_line(state, self._clock.now(), self._clock.wall())
         text = str(state.text)
         if len(text) > MAX_LIVE_CHARS:
@@ -104,12 +106,12 @@ class MapView:
     """Shows a map while it runs: here, as one line of text in one output of the cell."""
 
     def __init__(self) -> None:
-        self._slot, self._line = OutputSlot(), ""
+        self._slot, self._status = OutputSlot(), ""
 
     def render(self, state: MapState, wall: float) -> None:
         """Show `state` if it has changed; `wall` is in seconds since the epoch."""
-        if (line := map_status_line(state, wall)) != self._line:
-            self._line = line
+        if (line := map_status_line(state, wall)) != self._status:
+            self._status = line
             self._slot.show({"text/plain": f"[{line}]"})
 
     def close(self, bundle: MimeBundle) -> None:
@@ -133,66 +135,68 @@ def _rewrite_line(line: str) -> None:
 
 
 class TerminalView(RequestView):
-    """Prints the answer as it arrives, and rewrites one line of status until then."""
+    """Rewrites one line of status until the answer arrives, and prints the answer."""
 
     is_plain_text = True
 
     def __init__(self, clock: Clock, heading: str = "") -> None:
         self._clock = clock
         self._heading = f"{heading}\n\n" if heading else ""
-        self._text = GrowingText()
-        self._line = ""
-        self._at_line_start = True
+        self._printed = GrowingText()
+        self._status = ""  # the line of status that is shown now, or was printed last
+        self._is_at_line_start = True
         # In a pipe or a file nothing can be rewritten.
         self._is_tty = sys.stdout.isatty()
         self.render_interval_s: float | None = 0.2 if self._is_tty else None
 
     def render(self, state: PanelState) -> None:
         """Print the text that is new, or else refresh the line of status."""
-        if len(self._text) and not state.text.extends(self._text):
-            self._clear()
+        if self._printed.chunk_count and not state.text.extends(self._printed):
+            self._clear_status()
             self._print_line("the answer starts again")
-            self._text = GrowingText()
-        if more := state.text.text_after(len(self._text)):
-            self._clear()
-            self._print(("" if len(self._text) else self._heading) + printable(more))
-            self._text = state.text
-        elif state.phase != "streaming" and not state.ended:
+            self._printed = GrowingText()
+        if more := state.text.text_after(self._printed.chunk_count):
+            self._clear_status()
+            self._print(("" if self._printed.chunk_count else self._heading) + printable(more))
+            self._printed = state.text
+        elif state.phase != "streaming":
             line = status_line(state, self._clock.now(), self._clock.wall())
             if self._is_tty:
-                if not self._line and not self._at_line_start:
+                if not self._status and not self._is_at_line_start:
                     _write("\n")
                 _rewrite_line(line)
-            elif line.split(" ", 1)[0] != self._line.split(" ", 1)[0]:
+            elif line.split(" ", 1)[0] != self._status.split(" ", 1)[0]:
                 # The line starts with the phase. Without rewriting, only a new phase is printed.
                 self._print_line(line)
-            self._line = line
+            self._status = line
 
     def close(self, bundle: MimeBundle) -> None:
         """Print the rest of the answer, and the figures."""
-        self._clear()
-        text = bundle["text/plain"]
-        printed = self._heading + printable(str(self._text)) if len(self._text) else ""
+        self._clear_status()
+        text, printed = bundle["text/plain"], ""
+        if self._printed.chunk_count:
+            printed = self._heading + printable(str(self._printed))
         if len(printed) > len(text):
             # The bundle holds only the beginning of a very long answer, which is printed already:
             # its last paragraph is the line of figures.
             text, printed = "\n\n" + text.rpartition("\n\n")[2], ""
         elif not text.startswith(printed):
+            # Another text than what was printed: it follows as a whole.
             printed = ""
-            self._print("" if self._at_line_start else "\n\n")
+            self._print("" if self._is_at_line_start else "\n\n")
         self._print(text[len(printed) :] + "\n")
 
     def _print(self, text: str) -> None:
         _write(text)
-        self._at_line_start = text.endswith("\n")
+        self._is_at_line_start = text.endswith("\n")
 
     def _print_line(self, line: str) -> None:
-        self._print(("" if self._at_line_start else "\n") + f"[{line}]\n")
+        self._print(("" if self._is_at_line_start else "\n") + f"[{line}]\n")
 
-    def _clear(self) -> None:
-        if self._is_tty and self._line:
+    def _clear_status(self) -> None:
+        if self._is_tty and self._status:
             _write(_CLEAR_LINE)
-            self._line, self._at_line_start = "", True
+            self._status, self._is_at_line_start = "", True
 
 
 class BackgroundTerminalView(RequestView):
@@ -211,10 +215,10 @@ class TerminalMapView(MapView):
     def render(self, state: MapState, wall: float) -> None:
         """Rewrite the line if it has changed."""
         line = map_status_line(state, wall)
-        if sys.stdout.isatty() and line != self._line:
-            self._line = line
+        if sys.stdout.isatty() and line != self._status:
+            self._status = line
             _rewrite_line(line)
 
     def close(self, bundle: MimeBundle) -> None:
         """Print the final text."""
-        _write(f"{_CLEAR_LINE if self._line else ''}{bundle['text/plain']}\n")
+        _write(f"{_CLEAR_LINE if self._status else ''}{bundle['text/plain']}\n")

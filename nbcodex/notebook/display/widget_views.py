@@ -1,10 +1,10 @@
 """The panel of a request and the progress of a map as Jupyter widgets.
 
-Owns the messages to `static/panel.js` and their rate; the view itself is made in `panel_view`.
-
-The trait ``view`` holds everything but the text. The text travels in messages ``{type: "text", seq,
-text, whole, changes}``; the page asks for the whole text if a number is missing. While an answer
-arrives, `changes` are the entries of ``view`` that changed, so that one rendering is one message.
+The page (`static/panel.js`) gets the trait ``view``, a dictionary of everything but the answer's
+text, and messages ``{type: "text", seq, text, whole, changes}``. `whole` is true if `text` is all
+of the text so far, else it is to be appended. `seq` counts the messages: if a number is missing,
+the page asks for the whole text. `changes` are entries of ``view`` that changed while text arrived,
+so that one rendering is one message.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from nbcodex.rendering.figures import join_figures
 from nbcodex.rendering.formats import MimeBundle
 from nbcodex.runtime.clock import Clock, format_duration, format_time
 
-# Ten messages a second, and a little less between two of them: the caller's timer is not exact.
+# For ten messages a second. A little less than their distance, as the caller's timer is not exact.
 MIN_MESSAGE_INTERVAL_S = 0.09
 
-# Ten times as fast as people read. The rest of the text is sent when the answer pauses, or stays
-# below the cell anyway when it ends.
+# Ten times as fast as people read. Text beyond that is sent when the answer pauses; if the answer
+# ends before, its output holds the whole text.
 MAX_CHARS_PER_S = 4_000
 
-# `render` is called twice a second. After a longer gap the machine was asleep: a browser's clock
-# stands still meanwhile, and its countdown with it.
+# `render` is called twice a second. A longer gap means that the machine slept; the browser's clock
+# stood still meanwhile, and so did its countdown.
 SLEEP_GAP_S = 3.0
 
 # Characters of the latest reasoning that are shown while a model thinks.
 REASONING_PREVIEW_CHARS = 160
 
-# These entries of the view change with every piece of an answer and travel with its text.
+# These entries of the view change with every delta, and are sent together with its text.
 _LIVE_FIGURES = {"tokens_in", "tokens_out", "speed", "cost"}
 
 
@@ -60,14 +60,14 @@ class WidgetView(RequestView):
         self._slot = OutputSlot()
         self._widget: PanelWidget | None = None
         self._state = PanelState()
-        self._text = GrowingText()
+        self._text = GrowingText()  # what the page has, or will have once `_unsent` is sent
         self._unsent = ""
         self._seq = 0
-        self._view_is_behind = False
-        self._updated_at = float("-inf")
-        # The thread that follows the request and the one that serves the page both send texts, and
-        # the page relies on their numbers.
-        self._sending = threading.RLock()
+        self._view_lacks_seq = False  # the page has not been told the number of the last text
+        self._rendered_at = float("-inf")
+        # The thread that follows the request and the one that receives the page's messages both
+        # send texts, which must arrive in the order of their numbers.
+        self._send_lock = threading.RLock()
 
     def prepare(self, state: PanelState) -> None:
         """Create the widget while the network is awaited: it takes some milliseconds."""
@@ -88,13 +88,13 @@ class WidgetView(RequestView):
     def render(self, state: PanelState) -> None:
         """Send what changed; nothing if a message was just sent, unless the phase is new."""
         now = self._clock.now()
-        interval = now - self._updated_at
+        interval = now - self._rendered_at
         if self._widget is None or (
             state.phase == self._state.phase and interval < MIN_MESSAGE_INTERVAL_S
         ):
             return
-        with self._sending:
-            before, self._state, self._updated_at = self._state, state, now
+        with self._send_lock:
+            before, self._state, self._rendered_at = self._state, state, now
             is_first = interval == float("inf")
             slept = not is_first and interval > SLEEP_GAP_S
             old, new = panel_view(before), panel_view(state)
@@ -112,12 +112,12 @@ class WidgetView(RequestView):
                 state.text, changes=changes if only_figures else None, max_chars=max_chars
             )
             if only_figures and sent_text:
-                # A lost text is noticed when the next one comes. After the last text of a pause,
-                # only a view with its number can show that it is missing.
-                self._view_is_behind = True
-            elif not only_figures or changes or self._view_is_behind:
+                # The page notices a lost text when the next one arrives. If the answer pauses, it
+                # does so only by the number in a view.
+                self._view_lacks_seq = True
+            elif not only_figures or changes or self._view_lacks_seq:
                 self._widget.view = self._current_view()
-                self._view_is_behind = False
+                self._view_lacks_seq = False
 
     def close(self, bundle: MimeBundle) -> None:
         """Replace the panel with the final MIME bundle, and close the widget."""
@@ -140,19 +140,19 @@ class WidgetView(RequestView):
         changes: dict[str, Any] | None = None,
         max_chars: int = MAX_LIVE_CHARS,
     ) -> bool:
-        """Send up to `max_chars` of the text that the page lacks, or all; return whether it did."""
-        unchanged = text is self._text or not (len(text) or len(self._text))
+        """Send up to `max_chars` that the page lacks, or all the text; return whether it did."""
+        unchanged = text is self._text or not (text.chunk_count or self._text.chunk_count)
         if self._widget is None or (unchanged and not self._unsent and not whole):
             return False
         whole = whole or not text.extends(self._text)
-        more = str(text) if whole else self._unsent + text.text_after(len(self._text))
-        if len(more) > MAX_LIVE_CHARS:
-            whole, more = True, f"…{more[-MAX_LIVE_CHARS:]}"
-            max_chars = len(more)
+        new = str(text) if whole else self._unsent + text.text_after(self._text.chunk_count)
+        if len(new) > MAX_LIVE_CHARS:
+            whole, new = True, f"…{new[-MAX_LIVE_CHARS:]}"
+            max_chars = len(new)
         self._text = text
-        more, self._unsent = more[:max_chars], more[max_chars:]
+        new, self._unsent = new[:max_chars], new[max_chars:]
         self._seq += 1
-        message = {"type": "text", "seq": self._seq, "text": more, "whole": whole}
+        message = {"type": "text", "seq": self._seq, "text": new, "whole": whole}
         self._widget.send(message | ({"changes": changes} if changes else {}))
         return True
 
@@ -167,7 +167,7 @@ class WidgetView(RequestView):
                 self._acknowledge(number)
             case {"type": "sync"}:
                 self._acknowledge(0)
-                with self._sending:
+                with self._send_lock:
                     self._send_text(self._text, whole=True)
                     if self._widget is not None:
                         self._widget.view = self._current_view()
@@ -182,17 +182,18 @@ def panel_view(state: PanelState) -> dict[str, Any]:
     """Return what the page shows, apart from the text and from what only time changes."""
     usage, speed = state.usage, state.tokens_per_second
     about = "~" if usage.estimated else ""
-    # Why the request waits or how it ended; a limit with its numbers.
-    cause = None
+    cause = None  # why the request waits
     if state.limit is not None:
-        names = ("name", "resource", "figures", "limit", "used", "requested")
-        cause = {name: getattr(state.limit, name) for name in names}
+        attributes = ("name", "resource", "figures", "limit", "used", "requested")
+        cause = {name: getattr(state.limit, name) for name in attributes}
     elif state.reason:
         title, _, message = state.reason.partition(": ")
         cause = {"name": title, "figures": message}
     reasoning = ""
     if state.phase == "thinking":
-        recent = state.reasoning.text_after(max(0, len(state.reasoning) - REASONING_PREVIEW_CHARS))
+        # The last chunks suffice: hardly any is shorter than a character.
+        start = max(0, state.reasoning.chunk_count - REASONING_PREVIEW_CHARS)
+        recent = state.reasoning.text_after(start)
         reasoning = " ".join(recent.split())
     if len(reasoning) > REASONING_PREVIEW_CHARS:
         # The end of the reasoning, cut at a word.
@@ -200,7 +201,6 @@ def panel_view(state: PanelState) -> dict[str, Any]:
     return {
         "id": state.id,
         "phase": state.phase,
-        "ended": state.ended,
         "stale": state.stale,
         "model": join_figures(
             shorten(state.model or "", 80), "simulated" if state.simulated else ""
@@ -218,13 +218,12 @@ def panel_view(state: PanelState) -> dict[str, Any]:
 
 
 def time_view(state: PanelState, now: float, wall: float) -> dict[str, Any]:
-    """Return what time changes, in ms. The page counts on from here by its own clock."""
+    """Return what changes with time, in ms. From here on the page counts by its own clock."""
     left = state.seconds_left(now)
-    end = state.phase_started_at if state.ended else now
     total = None if left is None else left + now - state.phase_started_at
     return {
         "line": status_line(state, now, wall),
-        "elapsed_ms": round((end - state.started_at) * 1000),
+        "elapsed_ms": round((now - state.started_at) * 1000),
         "waited_ms": round(state.total_waited(now) * 1000),
         "waits": state.wait_started_at is not None,
         # The remaining time does not depend on the page's clock; the deadline, in ms since the

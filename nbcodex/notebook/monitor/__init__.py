@@ -1,7 +1,8 @@
 """`nbcodex.monitor()`: all requests of this process, shown as a widget or as lines of text.
 
-`MonitorCollector` receives all events and looks up what no event states; `Monitor` sends what has
-changed to the page and obeys its buttons. What is shown is decided in `view`.
+`MonitorCollector` receives all events, and looks up limits, totals and budgets, which no event
+states. `Monitor` sends changes to the page and does what its buttons ask for. `view` decides what
+is shown.
 """
 
 from __future__ import annotations
@@ -27,17 +28,18 @@ if TYPE_CHECKING:
     from nbcodex.notebook.widget_base import MonitorWidget
     from nbcodex.settings import Settings
 
-# The journal shows other kernels and the totals of all time; a look takes milliseconds.
+# Between two reads of other kernels' requests and of the totals of all time: each takes
+# milliseconds.
 JOURNAL_INTERVAL_S = 5.0
 
-# With this many pending events the state is brought up to date without being asked for: a map
-# without a monitor would otherwise fill the memory.
+# With more pending events than this, they are applied though no monitor asks for the state: those
+# of a long map would otherwise fill the memory.
 MAX_PENDING_EVENTS = 4096
 
-# Countdowns and levels move in the page by themselves, so this may be slow.
+# Countdowns and gauges move in the page by themselves, so views need not be frequent.
 MIN_VIEW_INTERVAL_S = 0.5
 
-# Stands for the id of a request: all open requests of this kernel.
+# What the page sends instead of a request's id for all open requests of this kernel.
 ALL_REQUESTS = "all"
 
 log = logging.getLogger(__name__)
@@ -51,19 +53,20 @@ class MonitorCollector:
         self._client = client
         self._state = MonitorState()
         self._pending: list[events.Event] = []
-        # Bytes of the deltas since the last event, by request id, reasoning and simulated: a delta
-        # costs a dictionary look-up, until the state is asked for.
-        self._sizes: dict[tuple[str, bool, bool], int] = {}
+        # Bytes of the deltas since the last event, by (request id, reasoning, simulated). A delta
+        # only adds to a sum; `TextGrew` events are made when the state is asked for.
+        self._delta_bytes: dict[tuple[str, bool, bool], int] = {}
         self._journal_read_at = float("-inf")
 
     def __call__(self, event: events.Event) -> None:
         """Receive an event, on the thread of the event loop."""
         if isinstance(event, events.Delta):
             key = (event.request_id, event.reasoning, event.simulated)
-            self._sizes[key] = self._sizes.get(key, 0) + len(event.text.encode(errors="replace"))
+            size = len(event.text.encode(errors="replace"))
+            self._delta_bytes[key] = self._delta_bytes.get(key, 0) + size
         else:
-            # The text before this event has to be counted before it.
-            self._add_growth(event.at)
+            # The text that came before this event has to be applied before it.
+            self._add_text_events(event.at)
             self._pending.append(event)
         if len(self._pending) > MAX_PENDING_EVENTS:
             self._apply_pending()
@@ -73,38 +76,38 @@ class MonitorCollector:
 
     def state(self, settings: Settings) -> MonitorState:
         """Return the present state. Can be called in any thread; it waits for the event loop."""
-        found: dict[str, Any] = {}
+        fields: dict[str, Any] = {}  # of `MonitorState`
         if time.monotonic() - self._journal_read_at >= JOURNAL_INTERVAL_S:
             self._journal_read_at = time.monotonic()
             journal = self._client.journal(settings)
-            found["all_time"] = journal.read_totals()
-            found["other_kernels"] = journal.other_kernels()
+            fields["all_time"] = journal.read_totals()
+            fields["other_kernels"] = journal.other_kernels()
         if event_loop.shared().is_current_thread:
-            # The limiter would have to be awaited, which the loop cannot do for itself.
-            return self._update(found)
-        return event_loop.run(self._look_up(settings, found))
+            # The limits have to be awaited, and the loop's own thread must not block for them.
+            return self._update(fields)
+        return event_loop.run(self._read_limits(settings, fields))
 
-    async def _look_up(self, settings: Settings, found: dict[str, Any]) -> MonitorState:
+    async def _read_limits(self, settings: Settings, fields: dict[str, Any]) -> MonitorState:
         limits = await self._client.limits(settings)
         budgets = tuple(await self._client.budget_usage(settings))
         limits_at = self._client.clock.now()
-        return self._update(found | {"limits": limits, "limits_at": limits_at, "budgets": budgets})
+        return self._update(fields | {"limits": limits, "limits_at": limits_at, "budgets": budgets})
 
-    def _update(self, found: dict[str, Any]) -> MonitorState:
-        self._add_growth(self._client.clock.now())
+    def _update(self, fields: dict[str, Any]) -> MonitorState:
+        self._add_text_events(self._client.clock.now())
         self._apply_pending()
-        self._state = replace(self._state, session=self._client.totals.total, **found)
+        self._state = replace(self._state, session=self._client.totals.total, **fields)
         return self._state
 
     def _apply_pending(self) -> None:
         pending, self._pending = self._pending, []
         self._state = apply_events(self._state, pending)
 
-    def _add_growth(self, at: float) -> None:
-        sizes, self._sizes = self._sizes, {}
+    def _add_text_events(self, at: float) -> None:
+        delta_bytes, self._delta_bytes = self._delta_bytes, {}
         self._pending += [
             TextGrew(request_id=id_, at=at, size=size, reasoning=reasoning, simulated=simulated)
-            for (id_, reasoning, simulated), size in sizes.items()
+            for (id_, reasoning, simulated), size in delta_bytes.items()
         ]
 
 
@@ -125,7 +128,7 @@ class Monitor:
         self.client, self._collector = client, collector_of(client)
         self._widget: MonitorWidget | None = None
         self._view: dict[str, Any] = {}
-        self._creating = threading.Lock()
+        self._creation_lock = threading.Lock()
 
     def __str__(self) -> str:
         clock = self.client.clock
@@ -143,7 +146,7 @@ class Monitor:
 
     def _live_widget(self) -> MonitorWidget:
         """Return the one widget of this process, so that all views of the monitor agree."""
-        with self._creating:
+        with self._creation_lock:
             if self._widget is None or self._widget.comm is None:
                 from nbcodex.notebook.widget_base import MonitorWidget
 
@@ -171,8 +174,7 @@ class Monitor:
             time.sleep(MIN_VIEW_INTERVAL_S)
 
     def _send_changes(self, widget: MonitorWidget) -> None:
-        before = self._view
-        view = self._new_view()
+        before, view = self._view, self._new_view()
         # The clocks in `view` always differ, and are no reason to send it.
         if self._view != before:
             widget.view = view
@@ -190,12 +192,12 @@ class Monitor:
                 widget.view = self._new_view()
 
     def _act(self, action: ActionName, id_: str) -> None:
-        # A prompt needs no maps, and their import would delay the first one.
+        # Imported here: at the top, this would delay the first prompt, which needs no maps.
         from nbcodex.mapping.map_runner import active_runners
 
         if id_ == ALL_REQUESTS:
             if action == "retry":
-                return  # probes of all requests at once would only reach the limit again
+                return  # all requests sent at once would only reach the limit again
             # A map ends before its rows do; otherwise it would start the next ones.
             for runner in active_runners():
                 runner.end(action)
@@ -216,7 +218,7 @@ def monitor() -> Monitor:
     In a notebook that shows widgets it is a live widget with buttons, elsewhere lines of text.
     """
     global _monitor
-    # After a fork or `%reload_ext` there is another client.
+    # A fork and `%reload_ext` create another client.
     if _monitor is None or _monitor.client is not current():
         _monitor = Monitor(current())
     return _monitor

@@ -1,6 +1,6 @@
 """What the monitor shows of all requests: a state derived from their events and from look-ups.
 
-`view` puts the state into words. Must not know IPython, widgets, threads or what time it is.
+All functions are pure and take the time as an argument. `view` puts the state into words.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class TextGrew(events.Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogEntry:
-    """A retry or a failure: the request and the instant of the latest of `times` equal ones."""
+    """A retry or a failure, or several successive ones with the same message."""
 
-    at: float
-    request_id: str
+    at: float  # when the last of them happened
+    request_id: str  # of the first
     message: str
     times: int = 1
 
@@ -63,9 +63,9 @@ class MonitorState:
     open: Mapping[str, PanelState] = field(default_factory=dict)
     minutes: Mapping[int, MinuteStats] = field(default_factory=dict)
     log: tuple[LogEntry, ...] = ()
-    last: Reply | None = None  # the result of the last request, without its text
+    last: Reply | None = None  # of the last request that was sent, without its text
     # Looked up, because no event states it: the limits at the instant `limits_at`, by "MODEL at
-    # SERVER"; the totals of this process, and those in the journal; the user's own caps in words.
+    # SERVER"; the totals of this process, and those in the journal; the user's budgets in words.
     limits: Mapping[str, LimitState] = field(default_factory=dict)
     limits_at: float = 0.0
     session: UsageTotals = field(default_factory=lambda: UsageTotals(usage=Usage()))
@@ -76,8 +76,8 @@ class MonitorState:
 
 def apply_events(state: MonitorState, new: Iterable[events.Event]) -> MonitorState:
     """Return the state after the events `new`."""
-    # The mappings are copied once for each call: with thousands of open requests, a copy for each
-    # event would be quadratic. The functions below change these copies.
+    # The mappings are copied once in each call, and the functions below change these copies: with
+    # thousands of open requests, a copy for each event would be quadratic.
     state = replace(state, open=dict(state.open), minutes=dict(state.minutes))
     for event in new:
         state = _apply_event(state, event)
@@ -123,13 +123,13 @@ def _apply_event(state: MonitorState, event: events.Event) -> MonitorState:
 def _end(state: MonitorState, event: events.Ending, *, was_sent: bool) -> MonitorState:
     reply = event.reply
     if isinstance(event, events.Parked | events.Failed):
-        kind = "parked" if isinstance(event, events.Parked) else "failed"
-        # A request that is parked while it backs off has had its limit hit counted already.
+        outcome = "parked" if isinstance(event, events.Parked) else "failed"
+        # The limit hit of a request that is parked while it backs off was counted by `BackingOff`.
         hit = was_sent and getattr(event.error, "limit", None) is not None
         # The message of a budget has other figures each time, which would fill the log.
         is_budget = isinstance(event.error, BudgetError)
         why = "it would exceed your budget" if is_budget else shorten(event.error.message)
-        state = _log(state, event, f"{kind}: {why}", limit_hits=hit)
+        state = _log(state, event, f"{outcome}: {why}", limit_hits=hit)
     if not reply.attempts:
         return state  # reused from the journal, or never sent
     usage = reply.usage
@@ -159,47 +159,54 @@ def _count(state: MonitorState, at: float, *, tokens: int = 0, limit_hits: int =
 
 def last_hour(state: MonitorState, now: float) -> list[MinuteStats]:
     """Return the minutes of the last hour, oldest first, the present one last."""
-    present = int(now // MINUTE)
-    first = present - PLOT_MINUTES + 1
-    return [state.minutes.get(m, MinuteStats()) for m in range(first, present + 1)]
+    end = int(now // MINUTE) + 1
+    return [state.minutes.get(m, MinuteStats()) for m in range(end - PLOT_MINUTES, end)]
 
 
-def projected_level(reading: LimitReading, seconds: float) -> tuple[float, float, float]:
-    """Return size, refill per second, and level `seconds` after the reading, if nothing is sent."""
+class BucketLevel(NamedTuple):
+    """A limit as a bucket: its size, its refill a second, and what is left in it."""
+
+    size: float
+    rate: float
+    left: float
+
+
+def projected_bucket(reading: LimitReading, seconds: float) -> BucketLevel:
+    """Return the bucket as it is `seconds` after the reading, if nothing is sent meanwhile."""
     bucket = stated_bucket(reading)
-    return bucket.limit, bucket.rate, bucket.level_at(max(0.0, seconds))
+    return BucketLevel(bucket.limit, bucket.rate, bucket.level_at(max(0.0, seconds)))
 
 
 def earliest_last_send(state: MonitorState, label: str) -> float | None:
     """Return an instant before which the last request in a queue is not sent; None if unknown.
 
-    This is a bound, not a forecast: the limiter decides the order, and other users of the key take
-    capacity too. It is the latest instant that is certain: the start that was announced to any
-    request in the queue, the end of the cooldown, and the time until the bucket will have held all
-    tokens that the queue may use. `label` is the key of the queue in `MonitorState.limits`.
+    It is the latest of these: the starts that were announced to requests in the queue, the end of
+    the cooldown, and the instant at which the bucket has held all tokens that the queue may use.
+    Others who use the same key may delay it further. `label` is the key in `MonitorState.limits`.
     """
     limits = state.limits[label]
     if not limits.waiting:
         return None
     instants = [limits.closed_until]
     for request in state.open.values():
-        # A cooldown without a limit is a moment that the user chose (`%codex resume --at-reset`).
+        # A cooldown without a limit ends when the user wants (`%codex resume --at-reset`).
         in_cooldown = request.phase == "cooldown" and request.limit is not None
         if request.phase != "queued" and not in_cooldown:
             continue
-        # A request knows its model but not its server: if two servers have a queue for one model,
-        # it may be in either, and says nothing about this one.
-        queues = [
-            each
-            for each, queue in state.limits.items()
-            if queue.waiting and request.model in (None, each.rpartition(" at ")[0])
+        # A request knows its model but not its server. If two servers have a queue for one model,
+        # it may be in either, and its start is no bound for this one.
+        possible_queues = [
+            other
+            for other, queue in state.limits.items()
+            if queue.waiting and request.model in (None, other.rpartition(" at ")[0])
         ]
-        if queues == [label]:
+        if possible_queues == [label]:
             instants.append(request.resume_at)
-    # A server that refunds unused tokens lets the queue go sooner than this, and without rate-limit
-    # headers nothing confirms that it does not.
+    # A server that refunds unused tokens lets the queue go sooner than this. Only headers can show
+    # that it does not.
     if limits.policy == "kept" and limits.is_declared and limits.tokens is not None:
-        _, rate, left = projected_level(limits.tokens, 0.0)
-        if rate > 0:
-            instants.append(state.limits_at + (limits.waiting_tokens - left) / rate)
+        bucket = projected_bucket(limits.tokens, 0.0)
+        if bucket.rate > 0:
+            seconds = (limits.waiting_tokens - bucket.left) / bucket.rate
+            instants.append(state.limits_at + seconds)
     return max((at for at in instants if at is not None and math.isfinite(at)), default=None)

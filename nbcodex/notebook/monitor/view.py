@@ -1,6 +1,6 @@
-"""The monitor as lines of text, and as the data that its widget draws.
+"""The monitor as lines of text, and as the data that its widget draws. All functions are pure.
 
-Pure, like `state`. What only time changes is left to the page, as instants of the kernel's clock.
+The page computes countdowns and levels itself: it gets instants of the kernel's clock, and rates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nbcodex.notebook.monitor.state import (
     MonitorState,
     earliest_last_send,
     last_hour,
-    projected_level,
+    projected_bucket,
 )
 from nbcodex.rendering.figures import figures_line, format_dollars, token_figures, totals_line
 from nbcodex.runtime.clock import format_duration, format_time
@@ -53,8 +53,8 @@ def _limits_line(state: MonitorState, label: str, now: float) -> str:
     limits, parts = state.limits[label], []
     for kind, reading in (("tokens", limits.tokens), ("requests", limits.requests)):
         if reading is not None:
-            size, _, left = projected_level(reading, now - state.limits_at)
-            parts.append(f"~{max(0.0, left):,.0f} of {size:,.0f} {kind} left")
+            bucket = projected_bucket(reading, now - state.limits_at)
+            parts.append(f"~{max(0.0, bucket.left):,.0f} of {bucket.size:,.0f} {kind} left")
     if limits.closed_until is not None and limits.closed_until > now:
         why = f": {limits.closing_limit.name}" if limits.closing_limit else ""
         parts.append(f"closed for another {_wait(limits.closed_until - now)}{why}")
@@ -118,7 +118,8 @@ def _wait(seconds: float) -> str:
 
 
 def _names(label: str) -> tuple[str, str]:
-    # A server is its address and perhaps an organization; without the scheme it fits on the line.
+    # Of a key such as "gpt-5 at https://api.openai.com/v1 ORGANIZATION": "gpt-5" and
+    # "api.openai.com/v1".
     model, _, server = label.rpartition(" at ")
     address = server.split(" ")[0]
     return shorten(model, 80), shorten(address.partition("://")[2] or address, 80)
@@ -130,8 +131,8 @@ def _is_simulated(state: MonitorState) -> bool:
 
 
 def _all_time_label(state: MonitorState) -> str:
-    # The counters of the journal leave out the simulator's answers, but not its requests: so the
-    # number of requests is not shown for them.
+    # The journal counts requests to the simulator, too, but not their answers: so the line of all
+    # time has no number of requests.
     return "All time, real" if _is_simulated(state) else "All time"
 
 
@@ -166,7 +167,7 @@ def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]
 def _totals_row(totals: UsageTotals | None) -> list[str]:
     if totals is None:
         return [""] * len(TABLE_COLUMNS)
-    # A sum that lacks some of its parts is a lower bound; one that lacks all of them is unknown.
+    # If some of the costs are unknown, their sum is a lower bound; if all are, so is the sum.
     estimated = "~" if totals.usage.estimated else ""
     if totals.unpriced and not totals.cost:
         cost = "unknown"
@@ -199,13 +200,15 @@ def _limits_view(state: MonitorState, label: str) -> dict[str, Any]:
     readings = []
     for kind, reading in (("tokens", limits.tokens), ("requests", limits.requests)):
         if reading is not None:
-            size, rate, left = projected_level(reading, 0.0)
-            at = _ms(state.limits_at)
-            readings.append({"kind": kind, "size": size, "rate": rate, "left": left, "at": at})
+            bucket = projected_bucket(reading, 0.0)._asdict()
+            readings.append({"kind": kind, "at": _ms(state.limits_at), **bucket})
     queue = None
     if limits.waiting:
-        last, tokens = _ms(earliest_last_send(state, label)), round(limits.waiting_tokens)
-        queue = {"waiting": limits.waiting, "tokens": tokens, "last": last}
+        queue = {
+            "waiting": limits.waiting,
+            "tokens": round(limits.waiting_tokens),
+            "last": _ms(earliest_last_send(state, label)),
+        }
     return {
         "model": model,
         "server": server,

@@ -1,18 +1,20 @@
-/* Shared by all our widgets: labels, icons, helpers that make nodes, and messages to the kernel.
+/* Shared by all our widgets: labels, icons, functions that make nodes, and messages to the kernel.
  *
- * This file is put before the file of each widget (see widget_base.py). Everything that a server or
- * a model has sent is put in as text, never as markup.
+ * widget_base.py puts this file before the file of each widget. What a server or a model has sent is
+ * inserted as text, never as markup.
  */
 
 // In its command mode, JupyterLab would take a key pressed here for a shortcut of the notebook.
 const OWN_KEYS = { "data-lm-suppress-shortcuts": "true" };
 
-// JupyterLab's first messages are lost while it is still creating the subshell that serves them.
+// When a page asks for the present state. JupyterLab loses messages while it is still creating the
+// subshell that serves them, so it asks again until Python has answered.
 const SYNC_DELAYS_MS = [0, 250, 1000];
 
-// A click that Python has not acknowledged by then was not received.
+// A click that Python has not acknowledged within this time was not received.
 const ACKNOWLEDGE_MS = 400;
 
+// By phase: its label, and its description.
 const PHASES = {
   queued: ["Queued", "Waiting for capacity before it is sent"],
   cooldown: ["Cooldown", "The model is closed until its limit resets: another request reached it"],
@@ -27,7 +29,7 @@ const PHASES = {
   failed: ["Failed", "Another attempt cannot help"],
 };
 
-// Line drawings of 16 × 16, which differ in shape: colour alone would not reach every reader.
+// SVG paths of 16 × 16 units. They differ in shape, as not every reader sees a difference in colour.
 const CLOCK_ICON = "M8 2a6 6 0 1 0 0 12A6 6 0 0 0 8 2M8 4.8V8l2.2 1.6";
 const ICONS = {
   queued: "M3 4.5h10M3 8h10M3 11.5h6",
@@ -115,14 +117,14 @@ function formatDuration(ms) {
 
 /* Messages to the kernel, each of which Python acknowledges.
  *
- * `send` calls `onReceived` once that has happened, and `onLate` if it has not happened soon (it may
- * still happen, when the cell ends). `onReached` is called with true once Python has answered at all,
- * and with false if it has not within `reachMs`.
+ * `send` calls `onReceived` when a message is acknowledged, and `onLate` if it is not within
+ * `ACKNOWLEDGE_MS`; it may still be, when the cell ends. `onReached` is called with true when the
+ * first acknowledgement arrives, and with false if none has arrived after `reachMs`.
  */
 function openChannel(model, { reachMs = Infinity, onReached = () => {} } = {}) {
-  const waiting = new Map();
+  const onAcknowledged = new Map(); // by the number of the message
   let count = 0;
-  let reached = null;
+  let reached = null; // null: not known yet
   const timers = [];
 
   function setReached(value) {
@@ -134,8 +136,8 @@ function openChannel(model, { reachMs = Infinity, onReached = () => {} } = {}) {
   model.on("msg:custom", (message) => {
     if (message.type !== "received") return;
     timers.forEach(clearTimeout);
-    waiting.get(message.id)?.();
-    waiting.delete(message.id);
+    onAcknowledged.get(message.id)?.();
+    onAcknowledged.delete(message.id);
     setReached(true);
   });
 
@@ -149,9 +151,9 @@ function openChannel(model, { reachMs = Infinity, onReached = () => {} } = {}) {
     },
     send(content, { onReceived = () => {}, onLate = () => {} }) {
       const id = ++count;
-      const late = setTimeout(onLate, ACKNOWLEDGE_MS);
-      waiting.set(id, () => {
-        clearTimeout(late);
+      const lateTimer = setTimeout(onLate, ACKNOWLEDGE_MS);
+      onAcknowledged.set(id, () => {
+        clearTimeout(lateTimer);
         onReceived();
       });
       model.send({ ...content, id });
@@ -159,8 +161,8 @@ function openChannel(model, { reachMs = Infinity, onReached = () => {} } = {}) {
   };
 }
 
-/* Ask the page's own server to interrupt the kernel: this works where a kernel cannot receive
- * messages while a cell is running. Returns whether the server did it. */
+/* Ask the Jupyter server to interrupt the kernel, and return whether it did. This works where a
+ * kernel cannot receive messages while a cell is running. */
 async function interruptKernel(kernelId) {
   const config = document.querySelector("script#jupyter-config-data")?.textContent;
   // nbclassic keeps the address of the server in the body.

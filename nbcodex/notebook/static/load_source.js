@@ -1,9 +1,10 @@
 /* The module that each widget is sent to the page with. It loads the widget's real module, which is
  * ten times as large and therefore sent only once, as the state of a model that all widgets of the
- * kind refer to (`WidgetSource` in widget_base.py). This page keeps what it has loaded.
+ * kind refer to (`WidgetSource` in widget_base.py).
  */
 
-const loaded = (globalThis.nbcodexModules ??= new Map());
+// The modules that this page has loaded or is loading, by the id of their source.
+const modules = (globalThis.nbcodexModules ??= new Map());
 
 async function evaluate(source) {
   // Not an element of the output, where scripts that read an answer's outputs would find it.
@@ -20,21 +21,21 @@ async function evaluate(source) {
 
 function load(model) {
   const id = model.get("source");
-  if (!loaded.has(id)) {
+  if (!modules.has(id)) {
     const loading = model.widget_manager.get_model(id).then(evaluate);
-    loading.catch(() => loaded.delete(id)); // the next widget tries again
-    loaded.set(id, loading);
+    loading.catch(() => modules.delete(id)); // the next widget tries again
+    modules.set(id, loading);
   }
-  return loaded.get(id);
+  return modules.get(id);
 }
 
 export default () => {
-  let side;
+  let widget; // what the real module exports: `render`, and for some kinds `initialize`
   return {
     async initialize({ model }) {
-      side = (await load(model)).default();
-      side.initialize?.({ model });
+      widget = (await load(model)).default();
+      widget.initialize?.({ model });
     },
-    render: ({ model, el }) => side.render({ model, el }),
+    render: ({ model, el }) => widget.render({ model, el }),
   };
 };

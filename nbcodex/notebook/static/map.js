@@ -1,6 +1,7 @@
 /* The progress of a map in the page: a bar, its figures, and Stop. */
 
-const PARTS = {
+// The segments of the bar, by the names that `view.counts` has for them.
+const SEGMENTS = {
   done: "answered",
   reused: "reused",
   failed: "failed",
@@ -29,17 +30,20 @@ function render({ model, el }) {
     },
     "Stop",
   );
-  const segments = Object.keys(PARTS).map((part) => [part, makeNode("span", `map-part-${part}`)]);
+  const segments = Object.keys(SEGMENTS).map((name) => [
+    name,
+    makeNode("span", `map-segment-${name}`),
+  ]);
   const bar = makeNode(
     "div",
     "map-bar",
     { role: "progressbar", "aria-label": "Rows answered" },
     ...segments.map(([, node]) => node),
   );
-  const legend = [...Object.entries(PARTS), ["waiting", "waiting"]].map(([part, label]) => [
-    part,
+  const legend = [...Object.entries(SEGMENTS), ["waiting", "waiting"]].map(([name, label]) => [
+    name,
     label,
-    makeNode("span", `map-key nbcodex-map-key-${part}`),
+    makeNode("span", `map-key nbcodex-map-key-${name}`),
   ]);
   const figures = Object.keys(FIGURES).map((key) => [key, makeNode("span", key)]);
   const stage = makeNode("div", "map-stage");
@@ -62,15 +66,15 @@ function render({ model, el }) {
     root.dataset.phase = view.phase;
     setText(rows, view.rows);
     setText(modelName, view.model);
-    const known = segments.reduce((sum, [part]) => sum + (view.parts[part] || 0), 0);
-    const total = Math.max(view.total ?? known + view.waiting, 1);
-    for (const [part, node] of segments) {
-      node.style.width = `${(100 * (view.parts[part] || 0)) / total}%`;
-    }
+    const counts = { ...view.counts, waiting: view.waiting };
+    // The rows of an iterator have no total: it is assumed to be what was read so far.
+    const read = Object.values(counts).reduce((sum, count) => sum + count, 0);
+    const total = Math.max(view.total ?? read, 1);
+    for (const [name, node] of segments) node.style.width = `${(100 * counts[name]) / total}%`;
     bar.setAttribute("aria-valuemax", total);
-    bar.setAttribute("aria-valuenow", view.parts.done + view.parts.reused);
-    for (const [part, label, node] of legend) {
-      const count = part === "waiting" ? view.waiting : view.parts[part];
+    bar.setAttribute("aria-valuenow", counts.done + counts.reused);
+    for (const [name, label, node] of legend) {
+      const count = counts[name];
       setText(node, count ? `${formatNumber(count)} ${label}` : "");
     }
     setText(stage, view.stage);

@@ -1,11 +1,11 @@
-/* The monitor in the page: one feed for each model, any number of views on it.
+/* The monitor in the page: one feed for each model, and any number of views of it.
  *
- * `view` has instants of the kernel's clock, and what its clocks read when it was sent. Countdowns
- * fall and gauges fill here, from the moment at which it arrived.
+ * `view` is described in monitor/view.py. Its instants are those of the kernel's clock; `now` and
+ * `wall` are the kernel's clocks when it was sent. From its arrival on, the page counts.
  */
 
 const TICK_MS = 250;
-const NOTE_MS = 4000; // long enough to see that a click arrived
+const NOTE_MS = 4000; // how long the note about a click is shown
 const CONFIRM_MS = 4000; // in which a second click confirms the first one
 const DOUBLE_CLICK_MS = 500; // a second click within this time is part of a double click
 
@@ -33,14 +33,14 @@ function openFeed(model) {
 
   function receiveView(isLive) {
     const view = (feed.view = model.get("view"));
-    // A stored view is as old as its wall clock says, unless that and the page's clock disagree.
+    // The kernel's wall clock says how old a stored view is, unless the page's clock disagrees with it.
     const age = Date.now() - view.wall;
     const wasStored = !isLive && age > 0 && age < 86_400_000;
     feed.receivedAt = Date.now() - (wasStored ? age : 0);
     feed.views.forEach((each) => each.update());
   }
 
-  /* The present in the kernel's clock. */
+  /* Return the present by the kernel's clock, in ms. */
   feed.now = () => feed.view.now + Date.now() - feed.receivedAt;
   model.on("change:view", () => receiveView(true));
   receiveView(false);
@@ -53,7 +53,7 @@ function formatWait(ms) {
   return seconds < 60 ? `${seconds} s` : formatDuration(seconds * 1000);
 }
 
-/* Write a data attribute only if it differs: each write makes the browser compute styles again. */
+/* Write a data attribute only if it differs: each write makes the browser compute styles anew. */
 function setData(node, name, value) {
   if (node.dataset[name] !== String(value)) node.dataset[name] = value;
 }
@@ -61,38 +61,39 @@ function setData(node, name, value) {
 function queueText(queue, now) {
   if (!queue) return "queue empty";
   const ms = queue.last === null ? 0 : queue.last - now;
-  const least = ms > 0 ? ` · the last for at least ${formatWait(ms)}` : "";
-  return `${formatNumber(queue.waiting)} queued for up to ${formatCount(queue.tokens, "token")}${least}`;
+  const bound = ms > 0 ? ` · the last for at least ${formatWait(ms)}` : "";
+  return `${formatNumber(queue.waiting)} queued for up to ${formatCount(queue.tokens, "token")}${bound}`;
 }
 
-/* Keep one node for each item, in the order of the items. An item keeps its node for as long as it is
- * in the list, so that focus and hover stay where they are. */
-function makeList(parent, build) {
-  const kept = new Map();
+/* Return a function that shows a list of items in `parent`, and returns their components: objects
+ * with a `node` and an `update`, which `makeComponent` makes. An item keeps its component for as long
+ * as it is in the list, so that focus and hover stay where they are. */
+function makeList(parent, makeComponent) {
+  const components = new Map();
   return (items, keyOf) => {
     const keys = new Set(items.map(keyOf));
-    for (const [key, part] of kept) {
+    for (const [key, { node }] of components) {
       if (keys.has(key)) continue;
-      const hadFocus = part.node.contains(part.node.getRootNode().activeElement);
-      part.node.remove();
-      kept.delete(key);
+      const hadFocus = node.contains(node.getRootNode().activeElement);
+      node.remove();
+      components.delete(key);
       // Without this, the focus would fall to the top of the page.
       if (hadFocus) parent.closest("[tabindex]")?.focus({ preventScroll: true });
     }
     items.forEach((item, index) => {
       const key = keyOf(item);
-      if (!kept.has(key)) kept.set(key, build(item));
-      const { node, update } = kept.get(key);
+      if (!components.has(key)) components.set(key, makeComponent(item));
+      const { node, update } = components.get(key);
       if (parent.children[index] !== node) {
         parent.insertBefore(node, parent.children[index] ?? null);
       }
       update(item);
     });
-    return [...kept.values()];
+    return [...components.values()];
   };
 }
 
-/* One limit: how much is left, which grows until it is full. */
+/* What is left of one limit: it grows until the limit is full. */
 function makeReading(feed) {
   const fill = makeNode("i", "gauge-fill");
   const gauge = makeNode("div", "gauge", { "aria-hidden": "true" }, fill);
@@ -142,7 +143,7 @@ function makeModelLimits(feed) {
   );
   const listReadings = makeList(readings, () => makeReading(feed));
   let limits;
-  let parts = [];
+  let shownReadings = [];
 
   function tick() {
     const left = limits.closed_until === null ? 0 : limits.closed_until - feed.now();
@@ -150,7 +151,7 @@ function makeModelLimits(feed) {
     setData(node, "closed", left > 0);
     setText(cooldown, left > 0 ? `closed for ${formatWait(left)}${why}` : "open");
     setText(queue, queueText(limits.queue, feed.now()));
-    parts.forEach((part) => part.tick());
+    shownReadings.forEach((reading) => reading.tick());
   }
 
   function update(item) {
@@ -158,7 +159,7 @@ function makeModelLimits(feed) {
     setText(model, item.model);
     setText(server, `at ${item.server}`);
     setText(noReadings, item.readings.length ? "" : "The server's answers state no limits.");
-    parts = listReadings(item.readings, (reading) => reading.kind);
+    shownReadings = listReadings(item.readings, (reading) => reading.kind);
     tick();
   }
 
@@ -235,8 +236,8 @@ function makeRequestRow(feed, press, id) {
   return { node, update, tick };
 }
 
-/* A button for all open requests. The first click asks for confirmation and the second confirms,
- * unless both belong to one slip: a double click, or a key that is held down. */
+/* A button for all open requests. The first click asks for confirmation, the second one confirms;
+ * a double click and a key that is held down do not. */
 function makeAllButton(action, press) {
   const label = `${BUTTONS[action].label} all`;
   const node = makeNode("button", "button", { ...OWN_KEYS, type: "button" }, label);
@@ -365,7 +366,7 @@ function makeScrollArea(label, ...children) {
   return makeNode("div", "scroll", attributes, ...children);
 }
 
-function makePart(name, caption, ...children) {
+function makeSection(name, caption, ...children) {
   const node = makeNode("div", "caption", {}, ...[caption].flat());
   return makeNode("div", `part nbcodex-part-${name}`, {}, node, ...children);
 }
@@ -404,10 +405,10 @@ function openView(feed, model, el) {
       elsewhere,
       budget,
     ),
-    makePart("limits", "Limits", limits, noLimits),
-    makeNode("div", "side-by-side", {}, makePart("totals", "Used", totals.node), plot.node),
-    makePart("open", openCaption, makeScrollArea("Open requests", rows, noRows)),
-    makePart("log", "Retries", makeScrollArea("Retries", log, noLog)),
+    makeSection("limits", "Limits", limits, noLimits),
+    makeNode("div", "side-by-side", {}, makeSection("totals", "Used", totals.node), plot.node),
+    makeSection("open", openCaption, makeScrollArea("Open requests", rows, noRows)),
+    makeSection("log", "Retries", makeScrollArea("Retries", log, noLog)),
     live,
   );
   const listLimits = makeList(limits, () => makeModelLimits(feed));
@@ -423,7 +424,7 @@ function openView(feed, model, el) {
     ),
     update() {},
   }));
-  let ticking = [];
+  let ticking = []; // the components that show times
   let announced = "";
   let noteTimer;
 
@@ -474,7 +475,7 @@ function openView(feed, model, el) {
     setText(noLog, view.log.length ? "" : "No attempt has been refused.");
     totals.update(view);
     plot.update(view);
-    // A screen reader announces that waiting begins or ends, not how many of fifty wait just now.
+    // A screen reader announces only that waiting begins or ends, not each change of the numbers.
     const state = view.open ? "requests are open" : "no requests are open";
     const announcement = `${state}${waiting + inCooldown ? ", some wait" : ""}`;
     if (announcement !== announced) setText(live, (announced = announcement));
@@ -484,7 +485,7 @@ function openView(feed, model, el) {
   update();
   const view = { update };
   feed.views.add(view);
-  const tick = () => document.hidden || ticking.forEach((part) => part.tick());
+  const tick = () => document.hidden || ticking.forEach((component) => component.tick());
   const timer = setInterval(tick, reducedMotion ? 1000 : TICK_MS);
   return () => {
     clearInterval(timer);

@@ -1,17 +1,17 @@
-/* The panel of a request in the page: one feed for each model, any number of views on it.
+/* The panel of a request in the page: one feed for each model, and any number of views of it.
  *
- * Python sends times as they are when it sends them; from there on they count here, by the page's
- * monotonic clock, which cannot be set.
+ * Python sends the remaining and the elapsed time. From then on the page counts, by its monotonic
+ * clock, which no user can set. `view` and the text messages are described in widget_views.py.
  */
 
 // If the page's clock and the wall clock drift apart by this much, one of them was set, or the
 // machine slept.
 const CLOCK_DRIFT_MS = 1000;
-// Python answers by then, if it can receive messages while its cell runs.
+// Within this time Python answers, if it can receive messages while its cell runs.
 const REACH_MS = 2000;
-// As in Python (MAX_LIVE_CHARS): of a longer answer, only its end is shown.
+// Of a longer answer, only the end is shown. The same as MAX_LIVE_CHARS in Python.
 const MAX_CHARS = 400_000;
-// The log begins a new block after this many characters, so that layout does not grow with the text.
+// The log begins a new block after this many characters: the browser lays out only the last one anew.
 const BLOCK_CHARS = 4000;
 
 const RUNNING_PHASES = new Set(["sending", "thinking", "streaming"]);
@@ -19,20 +19,21 @@ const BUSY_KERNEL = "This kernel cannot process buttons while a cell is running.
 
 const now = () => performance.now();
 
-/* What the model's messages add up to. The views subscribe to it, and the text outlives them. */
+/* The state of a request, as far as this page has received it. It tells its views of changes, and
+ * keeps the text while there is no view. */
 function openFeed(model) {
   const feed = {
     view: {},
     text: "",
-    seq: 0,
-    receivedAt: 0,
-    dueAt: null,
-    reached: null,
+    seq: 0, // the number of the last text
+    receivedAt: 0, // when the times in `view` were right
+    dueAt: null, // when the countdown ends; null: there is none
+    reached: null, // whether Python receives messages now; null: not known yet
     views: new Set(),
   };
   const updateViews = () => feed.views.forEach((view) => view.update());
   let syncedAt = -Infinity;
-  let offset = Date.now() - now();
+  let clockOffset = Date.now() - now(); // of the wall clock from the monotonic one
 
   feed.channel = openChannel(model, {
     reachMs: REACH_MS,
@@ -50,9 +51,9 @@ function openFeed(model) {
 
   /* The page's clock stands still while the machine sleeps; the kernel knows what time is left. */
   feed.checkClocks = () => {
-    const before = offset;
-    offset = Date.now() - now();
-    if (Math.abs(offset - before) > CLOCK_DRIFT_MS && !feed.view.ended) requestSync();
+    const before = clockOffset;
+    clockOffset = Date.now() - now();
+    if (Math.abs(clockOffset - before) > CLOCK_DRIFT_MS) requestSync();
   };
 
   function receiveText({ seq, text, whole, changes }) {
@@ -69,8 +70,9 @@ function openFeed(model) {
   function receiveView(isLive) {
     const view = (feed.view = model.get("view"));
     const waits = view.remaining_ms !== null;
-    // A view that has just arrived is true now, even if the kernel's clock is wrong. One that was stored
-    // is older by the time that passed since, unless the two clocks disagree beyond belief.
+    // The times of a view that has just arrived are right now, whatever the kernel's clock says. Those
+    // of a stored one are older, by how much its deadline has come nearer. If that makes no sense, the
+    // clocks of kernel and page disagree, and the stored times are taken as they are.
     const left = view.deadline_ms - Date.now();
     const wasStored = !isLive && waits && left > 0 && left < view.remaining_ms;
     feed.receivedAt = now() - (wasStored ? view.remaining_ms - left : 0);
@@ -102,13 +104,14 @@ function countdownText(ms, reducedMotion) {
 /* How full the limit is, and how much of this request does not fit. */
 function makeMeter() {
   const names = ["used", "requested", "limit"];
-  const [used, requested, mark] = names.map((name) => makeNode("i", `meter-${name}`));
+  const [used, requested, limitMark] = names.map((name) => makeNode("i", `meter-${name}`));
   const labels = names.map((name) => makeNode("span", `key nbcodex-key-${name}`));
   const excess = makeNode("strong", "excess");
-  const bar = makeNode("div", "meter", { "aria-hidden": "true" }, used, requested, mark);
+  const bar = makeNode("div", "meter", { "aria-hidden": "true" }, used, requested, limitMark);
   const keys = makeNode("div", "keys", {}, ...labels, excess);
   const node = makeNode("div", "usage", {}, bar, keys);
 
+  /* `isOwn`: this request was refused. Otherwise it waits because another one was. */
   function update(cause, isOwn) {
     const numbers = [cause.limit, cause.used, cause.requested];
     node.hidden = !numbers.every((n) => Number.isFinite(n) && n >= 0) || !cause.limit;
@@ -117,7 +120,7 @@ function makeMeter() {
     const full = Math.max(cause.limit, sum);
     used.style.width = `${(100 * cause.used) / full}%`;
     requested.style.width = `${(100 * cause.requested) / full}%`;
-    mark.style.left = `${(100 * cause.limit) / full}%`;
+    limitMark.style.left = `${(100 * cause.limit) / full}%`;
     const whose = isOwn ? "this" : "that";
     const meaning = cause.resource === "tokens" ? " (prompt + the output it may use)" : "";
     setText(labels[0], `used ${formatNumber(cause.used)}`);
@@ -134,7 +137,7 @@ function makeMeter() {
 function makeRing() {
   const circle = { cx: 40, cy: 40, r: 35, pathLength: 100 };
   const arc = makeSvg("circle", { ...circle, class: "nbcodex-arc" });
-  // A wedge as on a kitchen timer: it shows what is left of the wait.
+  // The wedge shows what is left of the wait, as on a kitchen timer; so does the arc around it.
   const wedge = makeSvg("circle", { ...circle, r: 15, class: "nbcodex-wedge" });
   const hand = makeSvg("path", { class: "nbcodex-hand", d: "M62 40H76" });
   const number = makeNode("span", "number");
@@ -154,7 +157,7 @@ function makeRing() {
     setText(number, value);
     setText(unit, name);
     const share = Math.min(1, Math.max(0, left / (total || 1)));
-    for (const part of [arc, wedge]) part.style.strokeDashoffset = 100 - 100 * share;
+    for (const shape of [arc, wedge]) shape.style.strokeDashoffset = 100 - 100 * share;
     hand.style.transform = `rotate(${360 * share}deg)`;
   }
 
@@ -170,11 +173,11 @@ function makeLog() {
     "aria-label": "Answer so far",
   });
   let block;
-  let size;
+  let blockChars;
 
   function beginBlock(text) {
     block = makeNode("div", "", {}, text);
-    size = text.length;
+    blockChars = text.length;
     node.append(block);
   }
 
@@ -185,9 +188,9 @@ function makeLog() {
       beginBlock("");
       node.hidden = !text;
     }
-    const end = size > BLOCK_CHARS ? text.indexOf("\n") : -1;
+    const end = blockChars > BLOCK_CHARS ? text.indexOf("\n") : -1;
     block.append(end < 0 ? text : text.slice(0, end));
-    size += text.length;
+    blockChars += text.length;
     if (end >= 0) beginBlock(text.slice(end + 1));
     while (node.children.length > MAX_CHARS / BLOCK_CHARS) node.firstChild.remove();
     if (text) node.hidden = false;
@@ -198,7 +201,7 @@ function makeLog() {
   return { node, addText };
 }
 
-/* A button that can always be focused: when it would do nothing, it says why. */
+/* A button that stays focusable while it would do nothing; a click then shows the reason. */
 function makeButton(action, press) {
   const { label, pressedLabel, hint, hintWhileRunning } = BUTTONS[action];
   const labelNode = makeNode("span", "label", {}, label);
@@ -220,7 +223,7 @@ function makeButton(action, press) {
   return { node, update };
 }
 
-/* How the limit refused: it may be used up, or have too little room for this request. */
+/* Whether the limit is used up, or has too little room left for this request. */
 function causeText(cause) {
   if (!cause?.name) return "waiting";
   if (!("limit" in cause)) return cause.name;
@@ -270,6 +273,7 @@ function openView(feed, model, el) {
   let isRemoved = false;
   let width = 0;
 
+  /* `disabled`: why the button would do nothing; empty if it would do something. */
   function press(action, disabled) {
     if (pressed === action) return;
     setText(note, disabled);
@@ -280,7 +284,7 @@ function openView(feed, model, el) {
   }
 
   async function notReceived(action) {
-    if (isRemoved || feed.view.ended) return;
+    if (isRemoved) return;
     // An interrupt ends the cell as Cancel does. Retry now and Park have no such way.
     if (action === "cancel" && (await interruptKernel(model.get("kernel_id")))) return;
     pressed = null;
@@ -317,8 +321,8 @@ function openView(feed, model, el) {
     keepHeight();
   }
 
-  /* Nothing below the panel moves while the request goes through its phases, unless the width of the
-   * page changes. */
+  /* Never let the panel become lower, so that the page below it does not move up and down with the
+   * phases. If the page's width changes, the height is found anew. */
   function keepHeight() {
     if (width !== body.offsetWidth) body.style.minHeight = "";
     width = body.offsetWidth;
@@ -332,12 +336,10 @@ function openView(feed, model, el) {
         buttons.set(name, makeButton(name, press));
         buttonRow.append(buttons.get(name).node);
       }
-      const isUnreachable = name !== "cancel" && feed.reached === false && !view.ended;
-      let shortReason = view.ended ? "it has ended" : "it is not waiting";
-      if (isUnreachable) shortReason = "not while a cell runs";
+      const isUnreachable = name !== "cancel" && feed.reached === false;
       buttons.get(name).update({
         why: isUnreachable ? BUSY_KERNEL : disabled,
-        shortReason,
+        shortReason: isUnreachable ? "not while a cell runs" : "it is not waiting",
         isPressed: pressed === name,
         isRunning: RUNNING_PHASES.has(view.phase),
         id: view.id,
@@ -352,8 +354,8 @@ function openView(feed, model, el) {
     setText(cause, causeText(view.cause));
     const isDrawn = meter.update(view.cause ?? {}, view.phase !== "cooldown");
     setText(limitFigures, isDrawn ? "" : (view.cause?.figures ?? ""));
-    // Only a refused request knows its moment. In a cooldown and in the queue it is a bound or an
-    // estimate.
+    // A refused request is sent at that moment. In a cooldown it is not sent before; in the queue the
+    // moment is an estimate.
     const announcements = {
       waiting: `Attempt ${view.attempt + 1} starts by itself at`,
       cooldown: "Reached by another request; this one is sent in its turn, not before",
@@ -364,11 +366,11 @@ function openView(feed, model, el) {
 
   function tick() {
     const view = feed.view;
-    const age = view.ended ? 0 : now() - feed.receivedAt;
+    const age = now() - feed.receivedAt;
     if (feed.dueAt !== null) ring.update(feed.dueAt - now(), view.total_ms, reducedMotion);
     const elapsed = view.elapsed_ms + age;
     const waited = view.waited_ms + (view.waits ? age : 0);
-    // While it has only waited, the total would be the same number again.
+    // As long as the request has only waited, the total time would be the same number again.
     const onlyWaited = waited > 0 && elapsed - waited < 1000;
     setText(facts.time, onlyWaited ? "" : `${formatDuration(elapsed)} in all`);
     setText(facts.waited, waited > 0 ? `waited ${formatDuration(waited)} of ${view.patience}` : "");
