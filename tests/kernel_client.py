@@ -57,7 +57,7 @@ class CellResult:
 
     def data(self, mime: str) -> str:
         """All displayed data of one MIME type, the last state of each display."""
-        return "\n".join(o["data"][mime] for o in self.outputs if mime in o.get("data", {}))
+        return "\n".join(filter(None, (o.get("data", {}).get(mime) for o in self.outputs)))
 
     @property
     def plain(self) -> str:

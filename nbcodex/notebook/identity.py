@@ -31,10 +31,10 @@ def kernel_id(shell: InteractiveShell | None) -> str:
     return Path(file).stem.removeprefix("kernel-")
 
 
-def cell_number(shell: InteractiveShell) -> int:
-    """Return the running cell's number, as in ``In[3]``."""
+def cell_number(shell: InteractiveShell | None) -> int:
+    """Return the running cell's number, as in ``In[3]``; 0 outside of IPython."""
     # Since IPython 9, `execution_count` is the number of the next cell already.
-    return len(shell.user_ns["In"]) - 1
+    return 0 if shell is None else len(shell.user_ns["In"]) - 1
 
 
 def current_origin(shell: InteractiveShell, *, variable: str | None = None) -> Origin:

@@ -16,6 +16,7 @@ from nbcodex.events import Ending, Failed
 from nbcodex.models import MapListener, Reply, Request
 from nbcodex.notebook import display, identity
 from nbcodex.notebook.display import CellOutput, OutputOptions
+from nbcodex.notebook.display.panel import PanelState
 from nbcodex.notebook.monitor import collector_of
 from nbcodex.notebook.variables import CallerScope
 from nbcodex.rendering import formats
@@ -210,7 +211,9 @@ class Session:
             choice=settings.display,
             on_action=lambda action: actions[action](),
         )
-        return CellOutput(view, options, started_at=clock.now())
+        now = clock.now()
+        state = PanelState(id=handle.request.id, started_at=now, phase_started_at=now)
+        return CellOutput(view, options, state)
 
 
 def _confirm(question: str) -> bool | None:

@@ -49,7 +49,7 @@ class CodexWidget(anywidget.AnyWidget):
     _name = ""  # of the kind of widget, and of its files
     _source: WidgetSource | None = None  # the latest, shared by all widgets of the kind
 
-    # What is shown; its "line" is the plain-text alternative.
+    # What is shown. Its "text" is for files and front ends without widgets: nothing updates that.
     view = traitlets.Dict().tag(sync=True)
     # The id by which the Jupyter server can interrupt this kernel; the page checks its form.
     kernel_id = traitlets.Unicode().tag(sync=True)
@@ -66,7 +66,7 @@ class CodexWidget(anywidget.AnyWidget):
             layout=_shared_layout(),
         )
         self.receive_while_blocked()
-        self._on_message = on_message  # called in the thread that the kernel has for messages
+        self.on_message = on_message  # called in the thread that the kernel has for messages
         self.on_msg(self._receive)
 
     def receive_while_blocked(self) -> None:
@@ -94,12 +94,12 @@ class CodexWidget(anywidget.AnyWidget):
     def _receive(self, _widget: object, content: object, _buffers: object) -> None:
         if self._source is not None:
             self._source.is_loaded = True
-        self._on_message(content)
+        self.on_message(content)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         bundle = super()._repr_mimebundle_(**kwargs)
         if bundle is not None:
-            bundle[0]["text/plain"] = self.view.get("line", "")
+            bundle[0]["text/plain"] = self.view.get("text", "")
         return bundle
 
 

@@ -158,7 +158,7 @@ def _answer(
         nb.page.wait_for_timeout(1000)
         size, busiest = frames.bytes, frames.busiest
         longest = nb.page.evaluate("Math.max(0, ...window.longTasks)")
-        shown = "".join(nb.outputs(3)[0]["data"]["text/markdown"])
+        shown = "".join(nb.outputs(3)[-1]["data"]["text/markdown"])
         nb.run(4)
         nb.wait()
         text = nb.text(4).removesuffix("\n")

@@ -36,7 +36,7 @@ def chromium() -> Iterator[Browser]:
         give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         give_up(f"there is no Chromium at {CHROMIUM}")
     # The default of five seconds is too short on a machine that runs other tests, too.
-    expect.set_options(timeout=20_000)
+    expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -56,7 +56,7 @@ def lab(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def page(chromium: Browser, lab: Lab) -> Iterator[Page]:
     """A new page in a new browser context."""
     context = chromium.new_context(viewport={"width": 1100, "height": 900})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(30_000)
     yield context.new_page()
     context.close()
     lab.reset()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from nbcodex.errors import LimitError
-from nbcodex.events import BackingOff, Cancelled, CoolingDown, Delta, Event, Finished, Queued, Sent
+from nbcodex.events import BackingOff, CoolingDown, Delta, Event, Queued, Sent
 from nbcodex.models import Limit, Reply, Usage
 from nbcodex.notebook.display.panel import PanelState, apply_event
 from nbcodex.notebook.display.widget_views import WidgetView
@@ -86,7 +86,5 @@ def play(steps: Iterable[Step]) -> list[str]:
         opened, updated_at = True, time.monotonic()
     text = str(state.text)
     reply = Reply(id="3f2a", text=text, status="cancelled") if cancelled.is_set() else REPLY
-    kind = Cancelled if cancelled.is_set() else Finished
-    view.render(apply_event(state, kind(request_id="3f2a", at=clock.now(), reply=reply)))
     view.close({"text/markdown": f"{text}\n\n<sub>{figures_line(reply)}</sub>", "text/plain": text})
     return pressed

@@ -32,17 +32,18 @@ def in_phase(notebook: Notebook, phase: str) -> None:
 
 def test_countdown_falls_while_the_kernel_is_blocked(notebook: Open, page: Page) -> None:
     """The countdown runs in the browser, and the limit is shown with its figures."""
-    nb = notebook(PLAY.format("refused(4), sent(2, 4), delta('ok', 1.5)"))
+    nb = notebook(PLAY.format("refused(8), sent(2, 8), delta('ok', 20)"))
     nb.run(0)
     in_phase(nb, "waiting")
     expect(nb.panel).to_contain_text("tokens per minute (TPM)")
     expect(nb.panel).to_contain_text("used 22,999")
     before, then = nb.countdown()
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(3000)
     after, now = nb.countdown()
-    assert before - after == pytest.approx(now - then, abs=0.3)
+    assert before - after == pytest.approx(now - then, abs=1.5)
     in_phase(nb, "sending")
     expect(nb.panel).to_contain_text("attempt 2")
+    nb.press("Cancel")
 
 
 def test_countdown_ignores_a_wrong_clock(notebook: Open, page: Page) -> None:
@@ -69,7 +70,7 @@ def test_countdown_ignores_a_clock_that_is_set(notebook: Open, page: Page) -> No
         page.evaluate("(skew) => { window.skew = skew; }", skew)
         page.wait_for_timeout(400)
         due.append(sum(nb.countdown()))
-    assert max(due) - min(due) < 1.5  # from ten seconds on, whole ones are shown
+    assert max(due) - min(due) < 10  # one that follows the wall clock is wrong by an hour
     nb.press("Cancel")
 
 
@@ -85,9 +86,12 @@ def test_countdown_is_synchronized_after_a_sleep(notebook: Open, page: Page) -> 
     page.wait_for_timeout(2000)  # until clicks, and questions, reach the kernel
     before, then = nb.countdown()
     page.evaluate("window.slept = 5000")
-    page.wait_for_timeout(600)
-    after, now = nb.countdown()
-    assert before - after == pytest.approx(now + 5.0 - then, abs=1.1)
+
+    def is_synchronized() -> bool:
+        after, now = nb.countdown()
+        return abs(before - after - (now + 5.0 - then)) < 1.5
+
+    nb.until(is_synchronized)
     nb.press("Cancel")
 
 
@@ -151,7 +155,7 @@ def test_saved_notebook_shows_the_answer(notebook: Open, lab: Lab, page: Page) -
     nb.run(0)
     nb.wait()
     saved = nb.save()
-    output = saved.cells[0].outputs[0]
+    output = saved.cells[0].outputs[-1]
     assert set(output.data) == {"text/markdown", "text/plain"}
     assert "widget-view" not in nbformat.writes(saved)
     Notebook(page, lab, nb.name).open()
@@ -236,7 +240,7 @@ def test_second_view_shows_the_same_state(notebook: Open, page: Page) -> None:
     nb = notebook(PLAY.format("delta('Half an answer', 0.1), refused(20, 0.2), sent(2, 20)"))
     nb.run(0)
     in_phase(nb, "waiting")
-    page.wait_for_timeout(700)
+    page.wait_for_timeout(3000)
     page.evaluate(
         """() => {
           const app = window.jupyterapp;
@@ -248,8 +252,9 @@ def test_second_view_shows_the_same_state(notebook: Open, page: Page) -> None:
     first, second = nb.panel.all()
     for view in (first, second):
         expect(view.locator(".nbcodex-log")).to_have_text("Half an answer")
-    readings = [float(v.locator(".nbcodex-number").inner_text()) for v in (first, second)]
-    assert readings[0] == pytest.approx(readings[1], abs=1)
+    numbers = page.locator(".nbcodex-number")
+    readings = numbers.evaluate_all("(nodes) => nodes.map((n) => Number(n.textContent))")
+    assert readings[0] == pytest.approx(readings[1], abs=1.5)
 
 
 def test_log_follows_its_end_unless_scrolled(notebook: Open, page: Page) -> None:

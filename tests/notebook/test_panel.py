@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from nbcodex.errors import LimitError, OverloadedError, ParkedError, RequestErro
 from nbcodex.models import Limit, Rates, Reply, Usage
 from nbcodex.notebook.display import text_views, widget_views
 from nbcodex.notebook.display.panel import PanelState, apply_event, disabled_reason, status_line
-from nbcodex.notebook.display.text_views import MAX_LIVE_CHARS
+from nbcodex.notebook.display.text_views import EMPTY, MAX_LIVE_CHARS
 from nbcodex.notebook.widget_base import PanelWidget
 from nbcodex.rendering.figures import figures_line
 
@@ -606,12 +607,13 @@ def test_unknown_messages_do_nothing(harness: PanelHarness, content: Any) -> Non
     assert (harness.pressed, harness.sent) == ([], [])
 
 
-def test_answer_replaces_the_panel(harness: PanelHarness) -> None:
-    """The display is updated with the answer, and the widget is closed."""
+def test_answer_follows_the_emptied_panel(harness: PanelHarness) -> None:
+    """Where the page still shows the panel, only a line in it says where the answer is."""
     panel = harness.open(state_after(queued()))
     harness.view.close({"text/plain": "Hello"})
-    assert harness.shown[-1] == ("update", {"text/plain": "Hello"})
-    assert panel.comm is None
+    assert harness.shown[1:] == [("update", EMPTY), ("display", {"text/plain": "Hello"})]
+    assert panel.view["phase"] == "ended"
+    assert "`%codex journal 3f2a`" in panel.view["line"]
     harness.view.render(state_after(queued(), sent(1)))
     harness.view.close({"text/plain": "Hello"})
 
@@ -624,12 +626,25 @@ def test_answer_is_shown_if_the_panel_failed(monkeypatch: pytest.MonkeyPatch) ->
     assert harness.shown == [("display", {"text/plain": "Hello"})]
 
 
+def test_oldest_ended_panels_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the latest requests stay connected, for a page that has nothing else to show."""
+    monkeypatch.setattr(widget_views, "_ended_widgets", deque())
+    monkeypatch.setattr(widget_views, "MAX_ENDED_WIDGETS", 2)
+    panels = []
+    for _ in range(3):
+        harness = PanelHarness(monkeypatch)
+        panels.append(harness.open(state_after(queued())))
+        harness.view.close({"text/plain": "Hello"})
+    assert [panel.comm is None for panel in panels] == [True, False, False]
+
+
 def test_panel_has_plain_text(harness: PanelHarness) -> None:
-    """A front end without widgets shows the line of status."""
+    """A front end without widgets, and a saved notebook, show what is open and how to go on."""
     panel = harness.open(state_after(queued(100), sent(100)))
     bundle = panel._repr_mimebundle_()
     assert bundle is not None
-    assert bundle[0]["text/plain"] == "sent, no answer yet after 0.0 s · ~812 in"
+    assert bundle[0]["text/plain"].startswith("Codex request 3f2a · if it stays open: ")
+    assert "`%codex resume 3f2a`" in bundle[0]["text/plain"]
 
 
 def test_source_is_sent_again_until_a_page_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -651,7 +666,7 @@ from nbcodex.notebook.display.widget_views import WidgetView
 pressed = []
 view = WidgetView(pressed.append, BootClock())
 view.open(PanelState())
-end = time.monotonic() + 10
+end = time.monotonic() + 60
 while not pressed and time.monotonic() < end:
     time.sleep(0.01)
 view.close({"text/plain": "closed"})
@@ -674,7 +689,7 @@ def test_click_reaches_a_blocked_kernel(kernel: BlockingKernelClient) -> None:
     """While a cell blocks, a click that arrives in a subshell is served at once."""
     request = kernel.session.msg("create_subshell_request", {})
     kernel.control_channel.send(request)
-    subshell = kernel.get_control_msg(timeout=10)["content"]["subshell_id"]
+    subshell = kernel.get_control_msg(timeout=60)["content"]["subshell_id"]
     kernel.execute(BLOCKED)
     comm_id = _await_panel(kernel)
     click = {"method": "custom", "content": {"type": "action", "name": "cancel", "id": 1}}
@@ -687,7 +702,7 @@ def test_click_reaches_a_blocked_kernel(kernel: BlockingKernelClient) -> None:
 def _await_panel(kernel: BlockingKernelClient) -> str:
     """Return the comm id of the panel, once it is displayed."""
     while True:
-        message = kernel.get_iopub_msg(timeout=20)
+        message = kernel.get_iopub_msg(timeout=60)
         if message["msg_type"] == "display_data":
             view = message["content"]["data"]["application/vnd.jupyter.widget-view+json"]
             return str(view["model_id"])
@@ -696,7 +711,7 @@ def _await_panel(kernel: BlockingKernelClient) -> str:
 
 def _printed(kernel: BlockingKernelClient) -> str:
     while True:
-        message = kernel.get_iopub_msg(timeout=20)
+        message = kernel.get_iopub_msg(timeout=60)
         if message["msg_type"] == "stream":
             return str(message["content"]["text"])
         assert message["msg_type"] != "error", message["content"]

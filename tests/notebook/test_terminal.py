@@ -43,7 +43,7 @@ def in_terminal(script: Path, simulator: Simulated, home: Path) -> str:
         ["-m", "IPython", "--no-banner", str(script)],
         env=environ(simulator, home),
         encoding="utf-8",
-        timeout=30,
+        timeout=120,
         dimensions=(40, 120),
     )
     child.expect(pexpect.EOF)
@@ -66,10 +66,10 @@ def test_terminal_counts_down_on_one_line(
     script: Path, simulator: Simulated, tmp_path: Path
 ) -> None:
     """The wait is rewritten in place, names its limit, and leaves nothing behind."""
-    simulator.core.script([Fault("tokens_per_minute", seconds=1.5)])
+    simulator.core.script([Fault("tokens_per_minute", seconds=4.0)])
     shown = in_terminal(script, simulator, tmp_path)
     ticks = re.findall(r"\r\x1b\[Kwaiting (\d\.\d) s · tokens per minute \(TPM\)", shown)
-    assert len(ticks) >= 4
+    assert len(ticks) >= 2
     assert ticks == sorted(ticks, reverse=True)
     lines = [line.rpartition("\x1b[K")[2] for line in shown.split("\r\n")]
     assert not any("waiting" in line for line in lines)
@@ -113,9 +113,9 @@ def test_pipe_gets_lines(script: Path, simulator: Simulated, tmp_path: Path) -> 
         env=environ(simulator, tmp_path),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
-    assert ran.stdout.count("waiting 1.") == 1
+    assert ran.stdout.count("[waiting") == 1
     assert "\x1b" not in ran.stdout
     assert "\r" not in ran.stdout
     assert KEY not in ran.stdout + ran.stderr

@@ -124,19 +124,23 @@ def choose_map_view(shell: InteractiveShell, choice: str) -> MapView:
 
 
 class CellOutput:
-    """Shows one request's events in a view, and replaces the view with the answer."""
+    """Shows one request's events in a view, and leaves the answer in its place."""
 
     def __init__(
-        self, view: RequestView, options: OutputOptions | None = None, *, started_at: float = 0.0
+        self,
+        view: RequestView,
+        options: OutputOptions | None = None,
+        state: PanelState | None = None,
     ) -> None:
         self._view, self._options = view, options or OutputOptions()
+        view.in_background = self._options.background
         # Once other cells run, new outputs land below those. So a second output is added at once,
         # empty, and replaced at the end.
         has_two = self._options.format in _FORMATS_OF_TWO_OUTPUTS
         needs_second = self._options.background and has_two
         self._second_slot = OutputSlot() if needs_second and not view.is_plain_text else None
         self._notes, self._failure = list(self._options.notes), ""
-        self._state = PanelState(phase_started_at=started_at, started_at=started_at)
+        self._state = state or PanelState()
         self._is_open = self._is_prepared = False
         self._created_at = time.monotonic()
 
@@ -188,7 +192,7 @@ class CellOutput:
             self._call_view(self._view.prepare)
 
     def close(self) -> None:
-        """Replace the view with the answer, or with the part of it that has arrived."""
+        """End the view, and leave the answer, or the part of it that has arrived."""
         reply = self._state.reply
         if reply is None or not (
             self._is_open or ((reply or reply.text) and not self._options.only_if_waiting)
@@ -249,7 +253,7 @@ class CellOutput:
 
 @dataclass(eq=False)
 class MapOutput:
-    """Shows the figures of a map in a view, and replaces the view with the map's result.
+    """Shows the figures of a map in a view, and leaves the map's result in its place.
 
     `preview` returns what stands above the final figures: plain text if its argument is true, else
     Markdown. `take_notice` returns a text that follows them: a problem of the journal, or "".

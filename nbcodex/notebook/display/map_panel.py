@@ -11,6 +11,7 @@ from typing import Any
 
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, MapStats
+from nbcodex.notebook.display.panel import open_hint
 from nbcodex.rendering.figures import format_dollars, join_figures
 from nbcodex.runtime.clock import format_duration, format_time
 
@@ -85,9 +86,7 @@ def apply_stats(state: MapState | None, stats: MapStats) -> MapState:
     sample = (stats.at, stats.totals.usage.total_tokens or 0)
     # A map that was stopped can be resumed with the same listener: speed and time begin again.
     if state is None or (state.stats.outcome and not stats.outcome):
-        return MapState(
-            stats=stats, started_at=stats.at, paid_before=stats.paid, samples=(sample,)
-        )
+        return MapState(stats=stats, started_at=stats.at, paid_before=stats.paid, samples=(sample,))
     recent = [old for old in state.samples if stats.at - old[0] <= SPEED_WINDOW_S]
     return replace(state, stats=stats, samples=(*(recent or state.samples[-1:]), sample))
 
@@ -150,7 +149,7 @@ def map_view(state: MapState, wall: float) -> dict[str, Any]:
         "stage": cooldown or shorten(stats.stage, 120),
         "elapsed": _rounded_duration(state.elapsed),
         "failures": failure_lines(stats),
-        "line": status_line(state, wall),
+        "text": f"Codex map {stats.map_id} · {open_hint(stats.map_id)}",
         **_short_texts(state),
     }
 

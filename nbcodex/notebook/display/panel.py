@@ -280,6 +280,11 @@ def _progress(state: PanelState, now: float, wall: float) -> str:
     return "answering" if state.phase == "streaming" else f"{state.phase} {elapsed}"
 
 
+def open_hint(id_: str) -> str:
+    """Return what leads on from an output that is saved, or updated no more, before the end."""
+    return f"if it stays open: `%codex journal {id_}` shows it, `%codex resume {id_}` continues it"
+
+
 def wait_reason(state: PanelState) -> str:
     """Return why a request waits: the limit with its figures, or the failure."""
     if state.phase == "queued":

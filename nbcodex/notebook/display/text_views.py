@@ -10,11 +10,14 @@ import sys
 import time
 import uuid
 
+from IPython.core.getipython import get_ipython
 from IPython.display import display, update_display
 
 from nbcodex.notebook.display.map_panel import MapState
 from nbcodex.notebook.display.map_panel import status_line as map_status_line
-from nbcodex.notebook.display.panel import GrowingText, PanelState, status_line
+from nbcodex.notebook.display.panel import GrowingText, PanelState, open_hint, status_line
+from nbcodex.notebook.identity import cell_number
+from nbcodex.rendering.figures import join_figures
 from nbcodex.rendering.formats import MimeBundle
 from nbcodex.rendering.html import printable
 from nbcodex.runtime.clock import Clock
@@ -28,6 +31,10 @@ MIN_TEXT_INTERVAL_S = 0.5
 # interval grows with the text.
 MAX_TEXT_BYTES_PER_S = 50_000
 
+# What is left of an output that has ended. It takes no room in the page, while nbconvert warns of
+# an output without any data.
+EMPTY: MimeBundle = {"text/plain": ""}
+
 # ANSI: back to the start of the line, erase to its end.
 _CLEAR_LINE = "\r\x1b[K"
 
@@ -37,14 +44,24 @@ class OutputSlot:
 
     def __init__(self) -> None:
         self._display_id = uuid.uuid4().hex
-        self._added = False
+        self._cell: int | None = None  # the number of the cell that was running at the first `show`
 
     def show(self, content: object, *, raw: bool = True) -> None:
         """Show a MIME bundle, or with ``raw=False`` an object that IPython renders."""
         # update_display for an id that was never displayed shows nothing, without an error.
-        show = update_display if self._added else display
+        show = display if self._cell is None else update_display
         show(content, raw=raw, display_id=self._display_id)  # type: ignore[no-untyped-call]
-        self._added = True
+        if self._cell is None:
+            self._cell = cell_number(get_ipython())
+
+    def finish(self, bundle: MimeBundle, *, in_place: bool) -> None:
+        """Leave `bundle` as a new output and empty this one, or replace this one `in_place`."""
+        # Consoles, `ipywidgets.Output`, and a cell that was moved or pasted ignore updates of an
+        # output, but show new ones. Once another cell runs, however, a new one lands below that.
+        if not in_place and self._cell == cell_number(get_ipython()):
+            self.show(EMPTY)
+            self._cell, self._display_id = None, uuid.uuid4().hex
+        self.show(bundle)
 
 
 class RequestView:
@@ -56,6 +73,8 @@ class RequestView:
     is_plain_text = False
     # Markdown is certainly rendered, so the plain text beside it can be short.
     renders_markdown = False
+    # Other cells may run before the answer arrives.
+    in_background = False
 
     def prepare(self, state: PanelState) -> None:
         """Do what takes time before `open`, while the network is awaited; show nothing."""
@@ -68,7 +87,7 @@ class RequestView:
         """Show `state`."""
 
     def close(self, bundle: MimeBundle) -> None:
-        """Replace the view with the final MIME bundle."""
+        """End the view, and leave the final MIME bundle."""
 
     def discard(self) -> None:
         """Release what was prepared: nothing will be shown."""
@@ -91,15 +110,17 @@ class TextView(RequestView):
             return
         interval = max(MIN_TEXT_INTERVAL_S, state.text.utf8_bytes / MAX_TEXT_BYTES_PER_S)
         self._shown_phase, self._next_render_at = state.phase, now + interval
-        line = status_line(state, self._clock.now(), self._clock.wall())
+        status = status_line(state, self._clock.now(), self._clock.wall())
+        line = join_figures(status, open_hint(state.id))
         text = str(state.text)
         if len(text) > MAX_LIVE_CHARS:
             text = f"…{text[-MAX_LIVE_CHARS:]}"
-        self._slot.show({"text/plain": f"{printable(text)}\n\n[{line}]".lstrip()})
+        # `jupyter run` adds no line break between two outputs.
+        self._slot.show({"text/plain": f"{printable(text)}\n\n[{line}]\n".lstrip()})
 
     def close(self, bundle: MimeBundle) -> None:
-        """Replace the text with the answer."""
-        self._slot.show(bundle)
+        """Leave the answer instead of the text."""
+        self._slot.finish(bundle, in_place=self.in_background)
 
 
 class MapView:
@@ -112,11 +133,12 @@ class MapView:
         """Show `state` if it has changed; `wall` is in seconds since the epoch."""
         if (line := map_status_line(state, wall)) != self._status:
             self._status = line
-            self._slot.show({"text/plain": f"[{line}]"})
+            line = join_figures(line, open_hint(state.stats.map_id))
+            self._slot.show({"text/plain": f"[{line}]\n"})
 
     def close(self, bundle: MimeBundle) -> None:
-        """Replace the view with the final MIME bundle."""
-        self._slot.show(bundle)
+        """End the view, and leave the final MIME bundle."""
+        self._slot.finish(bundle, in_place=False)
 
 
 # The views of a terminal. Text of servers and models passes `printable` before it is written,

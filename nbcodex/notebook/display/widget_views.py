@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _thread
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +23,11 @@ from nbcodex.notebook.display.panel import (
     GrowingText,
     PanelState,
     disabled_reason,
+    open_hint,
     status_line,
 )
 from nbcodex.notebook.display.text_views import MAX_LIVE_CHARS, MapView, OutputSlot, RequestView
-from nbcodex.notebook.widget_base import MapWidget, PanelWidget
+from nbcodex.notebook.widget_base import CodexWidget, MapWidget, PanelWidget
 from nbcodex.rendering.figures import join_figures
 from nbcodex.rendering.formats import MimeBundle
 from nbcodex.runtime.clock import Clock, format_duration, format_time
@@ -41,6 +43,10 @@ MAX_CHARS_PER_S = 4_000
 # stood still meanwhile, and so did its countdown.
 SLEEP_GAP_S = 3.0
 
+# Widgets stay open when they end, and say where the result is: a pasted cell and a page that was
+# reloaded have nothing else to show. When more of them have ended, the oldest are closed.
+MAX_ENDED_WIDGETS = 100
+
 # Characters of the latest reasoning that are shown while a model thinks.
 REASONING_PREVIEW_CHARS = 160
 
@@ -48,8 +54,20 @@ REASONING_PREVIEW_CHARS = 160
 _LIVE_FIGURES = {"tokens_in", "tokens_out", "speed", "cost"}
 
 
+_ended_widgets: deque[CodexWidget] = deque()
+
+
+def _end_widget(widget: CodexWidget | None, line: str) -> None:
+    if widget is not None:
+        widget.on_message = lambda _: None
+        widget.view = {**widget.view, "phase": "ended", "line": line}
+        _ended_widgets.append(widget)
+        if len(_ended_widgets) > MAX_ENDED_WIDGETS:
+            _ended_widgets.popleft().close()
+
+
 class WidgetView(RequestView):
-    """Shows a request as a `PanelWidget`, which the answer replaces."""
+    """Shows a request as a `PanelWidget`, below which the answer is left."""
 
     renders_markdown = True
     render_interval_s: float | None = 0.5
@@ -120,11 +138,13 @@ class WidgetView(RequestView):
                 self._view_lacks_seq = False
 
     def close(self, bundle: MimeBundle) -> None:
-        """Replace the panel with the final MIME bundle, and close the widget."""
+        """Leave the final MIME bundle instead of the panel."""
+        widget, self._widget = self._widget, None
         try:
-            self._slot.show(bundle)
+            self._slot.finish(bundle, in_place=self.in_background)
         finally:
-            self.discard()
+            where = f"If no answer is shown here, `%codex journal {self._state.id}` prints it."
+            _end_widget(widget, where)
 
     def discard(self) -> None:
         """Close the widget."""
@@ -200,6 +220,7 @@ def panel_view(state: PanelState) -> dict[str, Any]:
         reasoning = "…" + reasoning[-REASONING_PREVIEW_CHARS:].partition(" ")[2]
     return {
         "id": state.id,
+        "text": f"Codex request {state.id} · {open_hint(state.id)}",
         "phase": state.phase,
         "stale": state.stale,
         "model": join_figures(
@@ -236,7 +257,7 @@ def time_view(state: PanelState, now: float, wall: float) -> dict[str, Any]:
 
 
 class WidgetMapView(MapView):
-    """Shows a map as a `MapWidget`, which the final MIME bundle replaces."""
+    """Shows a map as a `MapWidget`, below which the final MIME bundle is left."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -251,13 +272,12 @@ class WidgetMapView(MapView):
         self._slot.show(self._widget, raw=False)
 
     def close(self, bundle: MimeBundle) -> None:
-        """Replace the widget with the final MIME bundle, and close it."""
+        """Leave the final MIME bundle instead of the widget."""
+        widget, self._widget = self._widget, None
         try:
-            self._slot.show(bundle)
+            self._slot.finish(bundle, in_place=False)
         finally:
-            if self._widget is not None:
-                self._widget.close()
-                self._widget = None
+            _end_widget(widget, "If no result is shown here, `nbcodex.map.last` is the result.")
 
     def _receive(self, content: object) -> None:
         if (widget := self._widget) is None:

@@ -22,11 +22,7 @@ const PHASES = {
   thinking: ["Thinking", "The model is reasoning before it answers"],
   streaming: ["Answering", "The answer is arriving"],
   waiting: ["Waiting to retry", "The server refused the last attempt; the next one starts by itself"],
-  done: ["Done", "The answer is complete"],
-  parked: ["Parked", "Kept for later; nothing is lost"],
-  interrupted: ["Interrupted", "You stopped the cell; the text so far is kept"],
-  cancelled: ["Cancelled", "You cancelled this request"],
-  failed: ["Failed", "Another attempt cannot help"],
+  ended: ["Ended", "The output that follows, or the journal, says how"],
 };
 
 // SVG paths of 16 × 16 units. They differ in shape, as not every reader sees a difference in colour.
@@ -38,11 +34,7 @@ const ICONS = {
   thinking: "M3.5 8h.01M8 8h.01M12.5 8h.01",
   streaming: "M3 4h10M3 8h7M3 12h3M8.5 12h.01",
   waiting: CLOCK_ICON,
-  done: "m3 8.5 3.5 3.5L13 4.5",
-  parked: "M5 13.5v-11h3.8a3.3 3.3 0 0 1 0 6.6H5",
-  interrupted: "M4 4h8v8H4z",
-  cancelled: "m4 4 8 8M12 4l-8 8",
-  failed: "M8 2.5 14.2 13.5H1.8zM8 6.5v3M8 11.6h.01",
+  ended: "M4 4h8v8H4z",
 };
 
 // ID stands for the id of the request. `hintWhileRunning` replaces `hint` once an attempt is running.

@@ -46,6 +46,8 @@ function render({ model, el }) {
     makeNode("span", `map-key nbcodex-map-key-${name}`),
   ]);
   const figures = Object.keys(FIGURES).map((key) => [key, makeNode("span", key)]);
+  const keys = makeNode("div", "map-keys", {}, ...legend.map(([, , node]) => node));
+  const figureRow = makeNode("div", "map-figures", {}, ...figures.map(([, node]) => node));
   const stage = makeNode("div", "map-stage");
   const failures = makeNode("ul", "map-failures");
   const root = makeNode(
@@ -54,9 +56,9 @@ function render({ model, el }) {
     {},
     makeNode("div", "map-head", {}, rows, modelName, stop),
     bar,
-    makeNode("div", "map-keys", {}, ...legend.map(([, , node]) => node)),
+    keys,
     stage,
-    makeNode("div", "map-figures", {}, ...figures.map(([, node]) => node)),
+    figureRow,
     failures,
   );
   const channel = openChannel(model);
@@ -77,9 +79,12 @@ function render({ model, el }) {
       const count = counts[name];
       setText(node, count ? `${formatNumber(count)} ${label}` : "");
     }
-    setText(stage, view.stage);
+    // Of a map that has ended, only a line says where its result is.
+    const isEnded = view.phase === "ended";
+    for (const node of [rows, stop, bar, keys, figureRow]) node.hidden = isEnded;
+    setText(stage, isEnded ? view.line : view.stage);
     for (const [key, node] of figures) setText(node, FIGURES[key](view[key]));
-    failures.hidden = !view.failures.length;
+    failures.hidden = isEnded || !view.failures.length;
     failures.replaceChildren(...view.failures.map((line) => makeNode("li", "", {}, line)));
   }
 

@@ -69,6 +69,7 @@ function openFeed(model) {
 
   function receiveView(isLive) {
     const view = (feed.view = model.get("view"));
+    if (view.phase === "ended") feed.text = ""; // the page would keep it for nothing
     const waits = view.remaining_ms !== null;
     // The times of a view that has just arrived are right now, whatever the kernel's clock says. Those
     // of a stored one are older, by how much its deadline has come nearer. If that makes no sense, the
@@ -255,6 +256,7 @@ function openView(feed, model, el) {
     ["in", "out", "speed", "cost", "time", "waited"].map((key) => [key, makeNode("span", key)]),
   );
   const body = makeNode("div", "body", {}, wait, hint, log.node);
+  const foot = makeNode("div", "foot", {}, ...Object.values(facts));
   const note = makeNode("div", "note", { role: "status", hidden: "" });
   const live = makeNode("div", "live", { "aria-live": "polite" });
   const root = makeNode(
@@ -263,7 +265,7 @@ function openView(feed, model, el) {
     { role: "group", "aria-label": "Codex request" },
     makeNode("div", "head", {}, icon, title, modelName, attempt, buttonRow),
     body,
-    makeNode("div", "foot", {}, ...Object.values(facts)),
+    foot,
     note,
     live,
   );
@@ -305,6 +307,10 @@ function openView(feed, model, el) {
       // A screen reader announces new phases only, not each tick.
       setText(live, view.line);
     }
+    // Of a request that has ended, only a line says where its answer is.
+    const isEnded = phase === "ended";
+    for (const node of [buttonRow, body, foot]) node.hidden = isEnded;
+    if (isEnded) setText(note, view.line);
     setText(modelName, view.model);
     setText(attempt, view.attempt > 1 ? `attempt ${view.attempt}` : "");
     updateButtons(view);
