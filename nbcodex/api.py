@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
 from nbcodex import host
 from nbcodex.client import current
+from nbcodex.errors import NbcodexError, Stopped
 from nbcodex.models import Api, Origin, Reply, RequestOptions
 from nbcodex.requests.handle import Handle, reply_or_raise
 from nbcodex.requests.options import build_request
@@ -14,9 +18,69 @@ from nbcodex.requests.options import build_request
 if TYPE_CHECKING:
     from nbcodex.mapping.map_run import MapRun
 
+P = ParamSpec("P")
+ResultT = TypeVar("ResultT")
+
+MIN_SIMILARITY = 0.75  # of names (`difflib`): "template" is not meant by "temperature"
 MAX_KEPT_RUNS = 8  # of maps, with all their replies, in `nbcodex.map.recent`
 
+# Options of cells that have another form in Python.
+_CELL_OPTIONS = {
+    **dict.fromkeys(("out", "format", "raw"), "The returned Reply holds the answer."),
+    **dict.fromkeys(("new", "no_history"), "Use thread; without it, no earlier turn is sent."),
+    "background": "Use `nbcodex.aask`.",
+    "eval": "Use an f-string.",
+    "response_format": "Use schema.",
+}
 
+
+def _public(function: Callable[P, ResultT]) -> Callable[P, ResultT]:
+    """Return a function for users: its errors have short tracebacks, and advice that fits."""
+    names = inspect.signature(function).parameters
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def call_async(*args: Any, **options: Any) -> Any:
+            _check_names(function.__name__, options, names)
+            try:
+                return await function(*args, **options)
+            except (NbcodexError, Stopped) as error:
+                raise _shown_error(error) from None
+
+        return cast(Callable[P, ResultT], call_async)
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        _check_names(function.__name__, options, names)
+        try:
+            return function(*args, **options)
+        except (NbcodexError, Stopped) as error:
+            raise _shown_error(error) from None
+
+    return call
+
+
+def _check_names(function: str, options: Iterable[str], names: Collection[str]) -> None:
+    """Raise a TypeError that names the right option, if a user has given an unknown one."""
+    for name in set(options) - set(names):
+        from nbcodex.openai_api.request_body import RESERVED_PARAMS
+
+        hint = f"If it is a parameter of the API, use params={{{name!r}: …}}."
+        if near := difflib.get_close_matches(name, names, n=1, cutoff=MIN_SIMILARITY):
+            hint = f"Did you mean {near[0]}?"
+        hint = _CELL_OPTIONS.get(name) or RESERVED_PARAMS.get(name) or hint
+        hint = host.advice_for_script(hint)
+        raise TypeError(f"{function}() got an unexpected keyword argument {name!r}. {hint}")
+
+
+def _shown_error(error: NbcodexError | Stopped) -> NbcodexError | Stopped:
+    # An error of the event loop's thread has a long traceback, all of it ours.
+    error.advice = host.current.adapt_advice(error.advice)
+    return error.with_traceback(None)
+
+
+@_public
 def ask(
     prompt: str,
     *,
@@ -90,6 +154,7 @@ def ask(
     return reply_or_raise(host.current.follow(handle), handle.request)
 
 
+@_public
 async def aask(
     prompt: str,
     *,
@@ -128,6 +193,7 @@ def _handle(prompt: str, options: RequestOptions) -> Handle:
     return client.handle(request, settings)
 
 
+@_public
 def map(  # noqa: A001 - it is nbcodex.map
     template: str | Callable[[Any], object],
     data: Any,
@@ -225,6 +291,7 @@ def map(  # noqa: A001 - it is nbcodex.map
     return map_runner.run_map(run) if run.keeps_replies else map_runner.stream_map(run)
 
 
+@_public
 async def amap(
     template: str | Callable[[Any], object],
     data: Any,

@@ -5,14 +5,88 @@ The functions in `current` are those of a plain script; the notebook extension r
 
 from __future__ import annotations
 
+import logging
+import math
+import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
-from nbcodex.events import Ending
+from nbcodex.events import BackingOff, CoolingDown, Ending, Event
 from nbcodex.models import MapListener, Origin
 from nbcodex.requests.handle import Handle
+from nbcodex.requests.request_state import cooldown_error
+from nbcodex.runtime.clock import format_duration, format_time
 from nbcodex.settings import Settings
+
+# A script logs a wait of at least so long; one for the same reason as another, only this often.
+MIN_LOGGED_WAIT_S, WAIT_LOG_INTERVAL_S = 3.0, 60.0
+
+# Advice is written for notebooks: patterns in it, and what replaces them in a script.
+_SCRIPT_ADVICE = (
+    (r".*--no-history.*", "The conversation so far is sent along: leave out `thread`."),
+    (r"`%codex resume \w+`( after .*)?, or run it with", r"Ask again\1, or"),
+    (r"`%codex resume \w+`( continues it)?", "ask again"),
+    (r"`%codex login[^`]*`(,? or( set)? OPENAI_API_KEY)?", "OPENAI_API_KEY"),
+    (r"`%codex demo` \((.*?)\)", r"\1"),
+    (r"`%codex (doctor|models)`", "`nbcodex doctor`"),
+    (r", or -m in the cell", ", NBCODEX_MODEL, or `model`"),
+    (r"\B-m ", "model="),
+    (r"`%(codex|config) [^`]*`(?! in a notebook)", r"\g<0> in a notebook"),
+)
+
+log = logging.getLogger("nbcodex")
+
+
+def advice_for_script(advice: str) -> str:
+    """Return advice with parameters of Python functions in place of commands and cell options."""
+    for pattern, replacement in _SCRIPT_ADVICE:
+        advice = re.sub(pattern, replacement, advice)
+    advice = re.sub(r"--([a-z-]+)", lambda option: option[1].replace("-", "_"), advice)
+    return advice[:1].upper() + advice[1:]
+
+
+class _WaitLog:
+    """Logs what a request waits for, and how long, as soon as it is known to take some seconds."""
+
+    _logged_at: ClassVar[dict[str, float]] = {}  # when each reason was last logged
+
+    def __init__(self) -> None:
+        self._wait: CoolingDown | BackingOff | None = None
+        self._started_at = math.inf
+
+    def on_events(self, batch: tuple[Event, ...]) -> None:
+        """Log the present wait if it is long; `batch` may be empty."""
+        now, wall = time.monotonic(), time.time()
+        for event in batch:
+            self._wait = event if isinstance(event, CoolingDown | BackingOff) else None
+            self._started_at = min(self._started_at, now) if self._wait else math.inf
+        if (wait := self._wait) is None:
+            return
+        left = (wait.resume_at or 0.0) - wait.at
+        if max(left, now - self._started_at) < MIN_LOGGED_WAIT_S:
+            return
+        self._wait, text = None, _describe(wait)
+        reason = re.sub(r"[\d.,]+", "", text)  # without its figures
+        if now - self._logged_at.get(reason, -math.inf) >= WAIT_LOG_INTERVAL_S:
+            self._logged_at[reason] = now
+            due = f" Due at {format_time(wall + left, now=wall)} (in {format_duration(left)})."
+            log.warning("nbcodex: %s%s", text, due if left > 0 else "")
+
+
+def _describe(wait: CoolingDown | BackingOff) -> str:
+    if isinstance(wait, BackingOff):
+        return f"{wait.error.title}: {wait.error.message}"
+    if not wait.queued:
+        return cooldown_error(wait.limit).message
+    figures = f"{wait.limit.name} ({wait.limit.figures})" if wait.limit else "the model's limit"
+    return f"Queued for capacity of {figures}."
+
+
+def _follow_with_log(handle: Handle) -> Ending:
+    return handle.follow(_WaitLog().on_events, max_idle_s=lambda: MIN_LOGGED_WAIT_S)
 
 
 def _confirm_in_terminal(question: str) -> bool | None:
@@ -28,7 +102,7 @@ class Host:
 
     settings: Callable[[], Settings] = Settings.read  # Returns the settings in force
     # Starts a request, shows its progress where it can, and returns its ending
-    follow: Callable[[Handle], Ending] = Handle.follow
+    follow: Callable[[Handle], Ending] = _follow_with_log
     # Returns the notebook that requests belong to
     notebook: Callable[[], str | None] = lambda: None
     origin: Callable[[], Origin] = Origin  # Returns the notebook and cell that call nbcodex
@@ -36,6 +110,8 @@ class Host:
     map_listener: Callable[[], MapListener] = lambda: lambda _: None
     # Asks the user a yes-or-no question; returns None where it cannot be asked
     confirm: Callable[[str], bool | None] = _confirm_in_terminal
+    # Returns an error's advice, which is written for notebooks, in words that fit the program
+    adapt_advice: Callable[[str], str] = advice_for_script
 
 
 current = Host()

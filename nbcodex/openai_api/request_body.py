@@ -39,7 +39,7 @@ NO_IMAGES_ADVICE = (
 )
 
 # Parameters that cannot be set with -p, and what to use instead.
-_RESERVED_PARAMS = {
+RESERVED_PARAMS = {
     name: advice
     for names, advice in {
         "model": "Use -m MODEL.",
@@ -350,10 +350,10 @@ def _refused_param(words: str, request: Request, body: Body) -> str | None:
 def check_params(params: Mapping[str, Any]) -> None:
     """Raise a ConfigurationError for params that we set ourselves."""
     for name in params:
-        if not isinstance(name, str) or name in _RESERVED_PARAMS:
+        if not isinstance(name, str) or name in RESERVED_PARAMS:
             raise ConfigurationError(
                 f"The parameter {str(name)[:40]!r} cannot be set in the params.",
-                advice=_RESERVED_PARAMS.get(name, "Names must be strings."),
+                advice=RESERVED_PARAMS.get(name, "Names must be strings."),
             )
 
 

@@ -230,6 +230,7 @@ class RequestRunner:
             until = self._clock.now() + resumption.not_before - self._clock.wall()
             self._emit(events.CoolingDown, limit=None, resume_at=until, waited=0.0)
             await self._waiter.sleep_until(until, uses_patience=False)
+            state.started_at = self._clock.now()  # that wait is none of its figures
         # A durable answer that continues at the server is preferred to an equal request's answer.
         reuse = resumption.position is None
         if reused := await self._entry.claim(state.base_url, endpoint.server, reuse=reuse):

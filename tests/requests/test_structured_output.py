@@ -203,6 +203,7 @@ def test_mismatch_is_repaired_once() -> None:
     assert reply.usage == Usage(input_tokens=20, output_tokens=10)
     assert "asked again" in reply.notes[0]
     assert reply.waited == pytest.approx(5.0 + MIN_SEND_GAP_S)  # paid from the patience
+    assert reply.queued == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize(

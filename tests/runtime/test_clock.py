@@ -20,7 +20,7 @@ from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.runner import RequestRunner
 from nbcodex.runtime.clock import CLOCK_RECHECK_S, BootClock
-from tests.scripted import SETTINGS, ScriptedServices, answer
+from tests.scripted import SETTINGS, ScriptedServices, answer, ending
 from tests.virtual import EPOCH, run_virtual
 
 HOUR = 3600.0
@@ -169,3 +169,4 @@ def test_resume_at_reset_ignores_later_jumps_of_the_wall_clock(jumps: Any) -> No
         lambda: Scenario(answer("hi")), Request(prompt="x"), jumps, resumption=resumption
     )
     scenario.check(5_000.0 + WAIT, scenario.sent()[0])
+    assert ending(scenario.events).reply.seconds < 60.0

@@ -1,0 +1,230 @@
+"""What a plain script sees: short errors, advice without magics, and why it has to wait."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nbcodex
+from nbcodex import host
+from nbcodex.errors import LimitError, ServerError
+from nbcodex.events import BackingOff, CoolingDown, Event, Sent
+from nbcodex.models import Limit
+from nbcodex.simulator import Fault
+from tests.simulated import Simulated
+
+PACKAGE = Path(nbcodex.__file__).parent
+TPM = Limit(resource="tokens", window=60.0, limit=30_000, used=22_999, requested=12_528)
+REFUSAL = LimitError("Tokens per minute (TPM) reached.", limit=TPM)
+
+
+def run_script(
+    code: str, environ: dict[str, str], folder: Path
+) -> subprocess.CompletedProcess[str]:
+    path = folder / "script.py"
+    path.write_text(f"import os\nos.environ.update({environ!r})\nimport nbcodex\n{code}\n")
+    return subprocess.run([sys.executable, str(path)], capture_output=True, text=True)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize("call", ["nbcodex.ask({})", "asyncio.run(nbcodex.aask({}))"])
+def test_error_shows_one_frame_of_ours_and_no_magics(call: str, tmp_path: Path) -> None:
+    ran = run_script(f"import asyncio\n{call.format(repr('x'))}", {}, tmp_path)
+    assert ran.stdout == ""
+    assert ran.stderr.count("nbcodex/api.py") == 1
+    assert "During handling" not in ran.stderr
+    last = ran.stderr.splitlines()[-1]
+    assert last == (
+        "nbcodex.errors.MissingKeyError: No API key is set for OpenAI. Use OPENAI_API_KEY. "
+        "`nbcodex demo` needs no key."
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "options", "says"),
+    [
+        (Fault("tokens_per_minute", seconds=60.0), "patience=1", "Ask again after"),
+        (Fault("http", status=500), "patience=0", "Ask again after"),
+        (Fault("http", status=401), "", "OPENAI_API_KEY sets another key"),
+    ],
+)
+def test_error_from_the_event_loop_is_as_short(
+    fault: Fault, options: str, says: str, simulator: Simulated, tmp_path: Path
+) -> None:
+    simulator.core.script([fault])
+    ran = run_script(f"nbcodex.ask('x', {options})", simulator.environ, tmp_path)
+    assert len(ran.stderr.splitlines()) <= 9
+    assert ran.stderr.count("nbcodex/") == 1
+    assert says in ran.stderr
+    assert "%codex" not in ran.stderr
+
+
+def advice_texts() -> Iterator[str]:
+    """Yield every text of the core that names a command or an option of a cell."""
+    for folder in ("openai_api", "requests"):
+        for path in (PACKAGE / folder).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [getattr(part, "value", "") for part in node.values]
+                    yield "".join(part if isinstance(part, str) else "3f2a" for part in parts)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_advice_for_scripts_names_no_cell_options() -> None:
+    texts = [text for text in advice_texts() if "`%codex " in text or " --" in text]
+    assert len(texts) > 20
+    for text in texts:
+        adapted = host.advice_for_script(text)
+        assert "--" not in adapted, text
+        assert not re.search(r"`%codex (resume|login) ?\w*`", adapted), text
+
+
+@pytest.mark.parametrize(
+    ("advice", "adapted"),
+    [
+        (
+            "`%codex resume 3f2a` after 14:03:12, or run it with a longer --patience.",
+            "Ask again after 14:03:12, or a longer patience.",
+        ),
+        ("Raise --max-output, or lower --effort.", "Raise max_output, or lower effort."),
+        (
+            "Raise it (`%codex budget …`), then `%codex resume 3f2a`.",
+            "Raise it (`%codex budget …` in a notebook), then ask again.",
+        ),
+    ],
+)
+def test_advice_for_scripts(advice: str, adapted: str) -> None:
+    assert host.advice_for_script(advice) == adapted
+    assert host.advice_for_script(adapted) == adapted
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("max_tokens", "Use max_output."),
+        ("modle", "Did you mean model?"),
+        ("background", "aask"),
+        ("temperature", "params={'temperature': …}"),
+    ],
+)
+@pytest.mark.parametrize("function", [nbcodex.ask, nbcodex.map])
+def test_unknown_option_is_a_type_error_that_names_the_right_one(
+    function: Any, name: str, hint: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        function("x", **{name: 1})
+    assert hint in str(caught.value)
+    assert f"keyword argument {name!r}" in str(caught.value)
+
+
+# Waits.
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The lines that are logged; nothing has been logged before."""
+    monkeypatch.setattr(host._WaitLog, "_logged_at", {})
+    caplog.set_level(logging.WARNING, logger="nbcodex")
+    return caplog
+
+
+def refused(seconds: float) -> Event:
+    return BackingOff(
+        request_id="3f2a", at=5.0, error=REFUSAL, attempt=1, resume_at=5.0 + seconds, waited=0.0
+    )
+
+
+def queued(seconds: float | None) -> Event:
+    due_at = None if seconds is None else 5.0 + seconds
+    return CoolingDown(
+        request_id="3f2a", at=5.0, limit=TPM, resume_at=due_at, waited=0.0, queued=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("event", "says"),
+    [
+        (refused(34.0), "Rate limit: Tokens per minute (TPM) reached. Due at"),
+        (queued(34.0), "Queued for capacity of tokens per minute (TPM) (limit 30,000"),
+    ],
+)
+def test_long_wait_is_logged_once_with_its_limit_and_its_end(
+    logged: Any, event: Event, says: str
+) -> None:
+    wait_log = host._WaitLog()
+    for batch in ((event,), (), (event,)):
+        wait_log.on_events(batch)
+    (line,) = logged.messages
+    assert says in line
+    assert "(in 34.0 s)" in line
+
+
+@pytest.mark.parametrize("event", [refused(2.0), queued(2.0), queued(None)])
+def test_short_wait_is_not_logged(logged: Any, event: Event) -> None:
+    wait_log = host._WaitLog()
+    wait_log.on_events((event,))
+    wait_log.on_events((Sent(request_id="3f2a", at=7.0, attempt=1, model="m", input_tokens=1),))
+    wait_log.on_events(())
+    assert logged.messages == []
+
+
+def test_wait_of_unknown_length_is_logged_when_it_has_become_long(
+    logged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_log, now = host._WaitLog(), time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    wait_log.on_events((queued(None),))
+    assert logged.messages == []
+    now += host.MIN_LOGGED_WAIT_S
+    wait_log.on_events(())
+    assert len(logged.messages) == 1
+
+
+def test_many_requests_with_one_reason_are_logged_once_a_minute(
+    logged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    for seconds in range(10, 60):
+        host._WaitLog().on_events((refused(float(seconds)),))
+    assert len(logged.messages) == 1
+    host._WaitLog().on_events(
+        (
+            BackingOff(
+                request_id="b",
+                at=5.0,
+                error=ServerError("HTTP 500."),
+                attempt=1,
+                resume_at=50.0,
+                waited=0.0,
+            ),
+        )
+    )
+    assert len(logged.messages) == 2
+    now += host.WAIT_LOG_INTERVAL_S
+    host._WaitLog().on_events((refused(34.0),))
+    assert len(logged.messages) == 3
+
+
+@pytest.mark.parametrize(("quiet", "lines"), [(False, 1), (True, 0)])
+def test_script_prints_a_wait_on_stderr_unless_it_asks_for_quiet(
+    quiet: bool, lines: int, simulator: Simulated, tmp_path: Path
+) -> None:
+    simulator.core.script([Fault("tokens_per_minute", seconds=3.5)])
+    silence = "import logging\nlogging.getLogger('nbcodex').setLevel('ERROR')\n" * quiet
+    ran = run_script(f"{silence}print(nbcodex.ask('x').status)", simulator.environ, tmp_path)
+    assert ran.stdout == "done\n"
+    assert ran.stderr.count("Tokens per minute (TPM)") == lines
+    assert len(ran.stderr.splitlines()) == lines
