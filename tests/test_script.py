@@ -98,6 +98,10 @@ def test_advice_for_scripts_names_no_cell_options() -> None:
             "`%codex resume 3f2a` after 14:03:12, or run it with a longer --patience.",
             "Ask again after 14:03:12, or a longer patience.",
         ),
+        (
+            "`%codex resume m12ab` continues it; nbcodex.map.last has the finished rows.",
+            "The same call of nbcodex.map continues it; nbcodex.map.last has the finished rows.",
+        ),
         ("Raise --max-output, or lower --effort.", "Raise max_output, or lower effort."),
         (
             "Raise it (`%codex budget …`), then `%codex resume 3f2a`.",
