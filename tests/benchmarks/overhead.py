@@ -343,7 +343,7 @@ def main() -> None:
         server.terminate()
         server.join()
     print(
-        f"{options.requests:,} requests, {AT_ONCE} under way at most, short answers; "
+        f"{options.requests:,} requests, {AT_ONCE} in flight at most, short answers; "
         f"{options.rounds} rounds, in turns, 2 cores.\n"
     )
     heads = ["way", "CPU at 200/s, ms", "of the SDK's", "flat out, ms", "requests/s a core"]

@@ -241,8 +241,8 @@ def spoilt(value: str) -> str:
 @pytest.mark.server
 @pytest.mark.parametrize(
     "state",
-    [*HOSTILE, *map(spoilt, ["NaN", '"x"', "null", "[]", "{}"])],
-    ids=range(len(HOSTILE) + 5),  # the states differ from run to run
+    [*HOSTILE, *map(spoilt, ["NaN", "Infinity", '"x"', "null", "[]", "{}"])],
+    ids=range(len(HOSTILE) + 6),  # the states differ from run to run
 )
 def test_damaged_or_foreign_state_is_replaced(redis: RedisServer, state: str) -> None:
     damaged: list[bool] = []
