@@ -5,6 +5,7 @@ Decides which braces are a field; all others (JSON, LaTeX, code) are text and st
 
 from __future__ import annotations
 
+import ast
 import re
 import string
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -35,6 +36,12 @@ _DATE_FORMAT = re.compile(r"[^{}\n]*%[a-zA-Z][^{}\n]*")  # ``%d.%m.%Y``
 _NESTED_FORMAT = re.compile(r"[^{}\s]*\{")  # the start of ``>{width}``
 # A column, and a path into its value: ``name``, ``name[0].first``, ``[0]`` (of the item).
 _COLUMN_PATH = re.compile(r"([^\W\d]\w*|)((?:\.[^\W\d]\w*|\[[^\[\]]+\])*)")
+# Braces that are not fields: ``\frac{a}{b}``, ``${a}``, ``{{a}}``, and any other ``{a}``, which may
+# be a misspelt field.
+_OTHER_BRACES = re.compile(
+    r"\\[A-Za-z]+\*?(?:\[[^\[\]{}\n]*\])?(?:\{[^{}\n]*\})+|\$\{[^{}\n]*\}|\{\{[^{}\n]*\}\}"
+    r"|\{(?P<body>[^{}\n]*)\}"
+)
 _CONVERSIONS: dict[str, Callable[[object], str]] = {"r": repr, "s": str, "a": ascii}
 _FORMATTER = string.Formatter()
 
@@ -181,16 +188,53 @@ class Template:
             end = field.end
         return prompt + self._text[end:]
 
-    def check(self, columns: Collection[str], *, row: str = "") -> None:
-        """Raise a ConfigurationError if `columns`, those of `row`, lack the column of a field."""
+    def check_other_braces(self, columns: Collection[str]) -> None:
+        """Raise a ConfigurationError for braces that are a misspelt or unsupported field."""
+        text = self._text
+        if not text.strip():
+            raise ConfigurationError("The template is empty.", advice="Write 'Translate {text}'.")
+        for field in self.fields:
+            text = text[: field.start] + " " * (field.end - field.start) + text[field.end :]
+        # They would be sent with every row as they stand. JSON, code and LaTeX may stay.
+        for found in _OTHER_BRACES.finditer(text):
+            if (body := found["body"]) and (column := _likely_column(body, columns)):
+                raise ConfigurationError(
+                    f"{{{shorten(body, 60)}}} in the template is not a field. Nothing was sent.",
+                    advice=f"Write {{{column}}} for the column, or double the braces to send them.",
+                )
+
+    def check(self, columns: Collection[str], *, owner: str = "the data") -> None:
+        """Raise a ConfigurationError if `columns`, those of `owner`, lack a field's column."""
         if not (missing := sorted(self.names - set(columns))):
             return
         needed = ", ".join(f"{{{name}}}" for name in missing)
         present = ", ".join(f"{{{name}}}" for name in list(columns)[:20]) or "nothing"
         raise ConfigurationError(
-            f"The template has {needed}, {row or 'the data'} has {present}. Nothing was sent.",
+            f"The template has {needed}, {owner} has {present}. Nothing was sent.",
             advice="Write {{name}} for a literal {name}.",
         )
+
+
+def _likely_column(body: str, columns: Collection[str]) -> str | None:
+    """Return the column that a text between braces is probably meant to name."""
+    import difflib  # here, because `%load_ext` has to be fast
+
+    name = re.split(r"[!:]", body)[0]
+    if re.match(r"""\s*["']|[\w ]+:\s""", body):  # an object's key in JSON or JavaScript
+        return None
+    if "0" in columns and re.match(r"\d", body):  # a position that the first row does not have
+        return "0"
+    try:
+        nodes = ast.walk(ast.parse(name.strip(), mode="eval"))
+        names = [node.id for node in nodes if isinstance(node, ast.Name)]
+    except (SyntaxError, ValueError):
+        names = [" ".join(name.split())]
+    by_folded_name = {column.casefold(): column for column in columns}
+    for name in names:
+        near = difflib.get_close_matches(name, columns, n=1, cutoff=0.8)
+        if column := by_folded_name.get(name.casefold()) or next(iter(near), None):
+            return column
+    return None
 
 
 def _fill_column(field: Field[ColumnPath], values: Mapping[str, Any]) -> str:

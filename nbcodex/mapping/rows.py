@@ -5,10 +5,8 @@ A user's function is called in the thread that executes the map.
 
 from __future__ import annotations
 
-import ast
 import difflib
-import re
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -28,13 +26,6 @@ RowKey = str | RowFunction | None  # a column, or a function that returns the na
 
 # Rows cannot join a conversation: they would not see it, and each would become a turn of it.
 _ROW_OPTIONS = frozenset(field.name for field in fields(RequestOptions)) - {"thread"}
-
-# Braces that are not fields: ``\frac{a}{b}``, ``${a}``, ``{{a}}``, and any other ``{a}``, which may
-# be a misspelt field.
-_OTHER_BRACES = re.compile(
-    r"\\[A-Za-z]+\*?(?:\[[^\[\]{}\n]*\])?(?:\{[^{}\n]*\})+|\$\{[^{}\n]*\}|\{\{[^{}\n]*\}\}"
-    r"|\{(?P<body>[^{}\n]*)\}"
-)
 
 
 class RowRequests:
@@ -57,7 +48,12 @@ class RowRequests:
         self.template: Template | None = None
         self.row_key, self.settings, self.origin = row_key, settings, origin
         if isinstance(source, str):
-            self.template = _checked_template(source, data)
+            # Names of columns are fields even if they contain spaces and punctuation.
+            columns: Collection[str] = data.columns or ()
+            if data.columns is None and data.total is not None:  # an iterator would be used up
+                columns = next((row.values.keys() for row in data.rows()), ())
+            self.template = Template(source, columns)
+            self.template.check_other_braces(columns)
         elif callable(source):
             self._function = source
         else:
@@ -77,20 +73,19 @@ class RowRequests:
         self.schema = build_request("?", settings, options).schema
         # Frames have the same columns in every row. Of other data each row is looked at, but an
         # iterator would be used up by that: its rows are refused one by one.
+        columns_of: Iterable[tuple[str, Collection[str]]] = ()
         if data.columns is not None:
-            self._check_columns(data.columns, "the data")
+            columns_of = [("the data", data.columns)]
         elif data.total is not None and (self.template or isinstance(row_key, str)):
-            for row in data.rows():
-                self._check_columns(row.values, f"row {shorten(str(row.label), 60)}")
-
-    def _check_columns(self, columns: Collection[str], where: str) -> None:
-        if self.template:
-            self.template.check(columns, row=where)
-        if isinstance(self.row_key, str) and self.row_key not in columns:
-            raise ConfigurationError(
-                f"The row key {self.row_key!r} is not a column of {where}.",
-                advice="Pass the name of a column, or a function of a row.",
-            )
+            columns_of = ((f"row {shorten(str(r.label), 60)}", r.values) for r in data.rows())
+        for owner, columns in columns_of:
+            if self.template:
+                self.template.check(columns, owner=owner)
+            if isinstance(row_key, str) and row_key not in columns:
+                raise ConfigurationError(
+                    f"The row key {row_key!r} is not a column of {owner}.",
+                    advice="Pass the name of a column, or a function of a row.",
+                )
 
     def label(self, row: Row) -> Hashable:
         """Return the name of a row: its row key, else its index, key or position."""
@@ -165,44 +160,3 @@ def _call_function(name: str, function: RowFunction, item: Any) -> object:
 def schema_fields(schema: Schema | None) -> tuple[str, ...]:
     """Return the names of a schema's fields."""
     return tuple(schema.definition.get("properties", ())) if schema else ()
-
-
-def _checked_template(text: str, data: InputData) -> Template:
-    """Return a template; raise a ConfigurationError for a misspelt or unsupported field."""
-    if not text.strip():
-        raise ConfigurationError("The template is empty.", advice="Write 'Translate {text}'.")
-    # Names of columns are fields even if they contain spaces and punctuation.
-    columns: Collection[str] = data.columns or ()
-    if data.columns is None and data.total is not None:  # an iterator would be used up
-        columns = next((row.values.keys() for row in data.rows()), ())
-    template = Template(text, columns)
-    # A misspelt field would be sent with every row as it stands. JSON, code and LaTeX may stay.
-    for field in template.fields:
-        text = text[: field.start] + " " * (field.end - field.start) + text[field.end :]
-    for found in _OTHER_BRACES.finditer(text):
-        if (body := found["body"]) and (column := _likely_column(body, columns)):
-            raise ConfigurationError(
-                f"{{{shorten(body, 60)}}} in the template is not a field. Nothing was sent.",
-                advice=f"Write {{{column}}} for the column, or double the braces to send them.",
-            )
-    return template
-
-
-def _likely_column(body: str, columns: Collection[str]) -> str | None:
-    """Return the column that a text between braces is probably meant to name."""
-    name = re.split(r"[!:]", body)[0]
-    if re.match(r"""\s*["']|[\w ]+:\s""", body):  # an object's key in JSON or JavaScript
-        return None
-    if "0" in columns and re.match(r"\d", body):  # a position that the first row does not have
-        return "0"
-    try:
-        nodes = ast.walk(ast.parse(name.strip(), mode="eval"))
-        names = [node.id for node in nodes if isinstance(node, ast.Name)]
-    except (SyntaxError, ValueError):
-        names = [" ".join(name.split())]
-    by_folded_name = {column.casefold(): column for column in columns}
-    for name in names:
-        near = difflib.get_close_matches(name, columns, n=1, cutoff=0.8)
-        if column := by_folded_name.get(name.casefold()) or next(iter(near), None):
-            return column
-    return None
