@@ -372,7 +372,7 @@ def test_dry_run_shows_the_rest_of_the_budget(
     assert re.search(r"budget: [\d,]+ tokens of 10,000,000 tokens for this session used", printed)
     ip.run_cell_magic("codex", "--dry-run --max-output 10000000", "hello")
     printed = capsys.readouterr().out
-    assert re.search(r"more than is left of your budget: 9,[\d,]+ tokens of 10,000,000", printed)
+    assert re.search(r"more than is left of your budget: [\d,]+ tokens of 10,000,000", printed)
 
 
 def test_budget_refuses_before_sending(
@@ -481,7 +481,7 @@ def test_budget_reset_counts_from_zero(ip: Any, capsys: pytest.CaptureFixture[st
         printed.append(capsys.readouterr().out)
     ip.run_line_magic("codex", "budget off")
     used = [re.findall(r"([\d,]+) tokens of 10,000 tokens", text) for text in printed]
-    assert int(used[0][0]) >= 300
+    assert int(used[0][0].replace(",", "")) >= 300
     assert used[1] == ["0"]
 
 
