@@ -200,7 +200,7 @@ def test_named_commands_options_and_settings_exist(page: Path) -> None:
 
 
 _OTHER_OPTIONS = {
-    *("--everywhere", "--at-reset"),  # %codex resume
+    *("--everywhere", "--at-reset", "--new-server"),  # %codex resume
     "--headless",  # nbcodex demo
     *("--region-name", "--request-schema", "--response-path"),  # %%ai
     "--api-key",  # vLLM

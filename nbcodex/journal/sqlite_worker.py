@@ -38,7 +38,7 @@ GROUP_INTERVAL_S = 0.008
 
 # After such an interval in which no second job arrived, commits are not delayed for this long: a
 # caller that awaits one write after another would otherwise wait each time.
-UNDELAYED_S = 0.25
+UNDELAYED_PERIOD_S = 0.25
 
 CLOSE_TIMEOUT_S = 30.0
 
@@ -151,7 +151,7 @@ class SqliteWorker:
             began_at = time.monotonic()
             # A job that begins at `not_before`, or a little later, has waited for that instant.
             if len(taken) == 1 and not_before <= began_at < not_before + GROUP_INTERVAL_S / 4:
-                undelayed_until = began_at + UNDELAYED_S
+                undelayed_until = began_at + UNDELAYED_PERIOD_S
             follows_closely = undelayed_until <= began_at < ended_at + 2 * GROUP_INTERVAL_S
             with self.fork_lock:
                 for group in split_into_transactions([job for job in taken if job is not None]):
