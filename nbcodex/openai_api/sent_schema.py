@@ -19,42 +19,24 @@ VALUE_FIELD = "value"  # of the object around an answer that is not an object it
 MAX_SCHEMA_DEPTH = 60
 
 _DEFINITIONS = ("$defs", "definitions")
-_LIST_KEYWORDS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
-_MAPPING_KEYWORDS = ("properties", "patternProperties", "dependentSchemas", *_DEFINITIONS)
-_SINGLE_KEYWORDS = (
-    "items",
-    "additionalProperties",
-    "additionalItems",
-    "not",
-    "if",
-    "then",
-    "else",
-    "contains",
-    "propertyNames",
-    "unevaluatedItems",
-    "unevaluatedProperties",
+# Keywords whose value is a schema or a list of schemas, and those that map names to schemas.
+_SCHEMA_KEYWORDS = (
+    "items prefixItems anyOf oneOf allOf additionalProperties additionalItems not if then else "
+    "contains propertyNames unevaluatedItems unevaluatedProperties"
 )
+_MAPPING_KEYWORDS = ("properties", "patternProperties", "dependentSchemas", *_DEFINITIONS)
 
 # What strict mode knows: https://platform.openai.com/docs/guides/structured-outputs, "Supported
 # schemas". All fields have to be required, and no others allowed; a `$ref` stands alone.
 _KEPT_KEYWORDS = (
-    "title",
-    "description",
-    "enum",
-    "const",
-    "multipleOf",
-    "minimum",
-    "maximum",
-    "exclusiveMinimum",
-    "exclusiveMaximum",
-    "minItems",
-    "maxItems",
+    "title description enum const multipleOf minimum maximum exclusiveMinimum exclusiveMaximum "
+    "minItems maxItems"
 )
 _KNOWN_FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
 )
 # Without these, a closed object would forbid what the user's schema requires.
-_UNSUPPORTED_KEYWORDS = frozenset(
+_REFUSED_KEYWORDS = frozenset(
     ("patternProperties", "if", "then", "else", "dependentSchemas", "$dynamicRef", "$recursiveRef")
 )
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
@@ -112,9 +94,9 @@ def subschemas(schema: Any, depth: int = 0) -> Iterator[JsonSchema]:
     if not isinstance(schema, dict) or depth > MAX_SCHEMA_DEPTH:
         return
     yield schema
-    children = [schema.get(name) for name in _SINGLE_KEYWORDS]
-    for name in _LIST_KEYWORDS:
-        children += schema[name] if isinstance(schema.get(name), list) else []
+    children: list[Any] = []
+    for name in _SCHEMA_KEYWORDS.split():
+        children += _as_list(schema.get(name))
     for name in _MAPPING_KEYWORDS:
         children += schema[name].values() if isinstance(schema.get(name), dict) else []
     for child in children:
@@ -160,11 +142,7 @@ def _sent_form(text: str, strict: bool) -> tuple[str, bool]:
 
 def _strict(schema: Any, depth: int) -> JsonSchema:
     """Return a schema in the terms of strict mode, without its definitions."""
-    if (
-        not isinstance(schema, dict)
-        or depth > MAX_SCHEMA_DEPTH
-        or _UNSUPPORTED_KEYWORDS & {*schema}
-    ):
+    if not isinstance(schema, dict) or depth > MAX_SCHEMA_DEPTH or _REFUSED_KEYWORDS & {*schema}:
         raise _NotStrictError
     if "$ref" in schema:
         return {"$ref": schema["$ref"]}
@@ -173,7 +151,7 @@ def _strict(schema: Any, depth: int) -> JsonSchema:
             raise _NotStrictError
         others = {name: value for name, value in schema.items() if name != "allOf"}
         return _strict({**others, **schema["allOf"][0]}, depth + 1)
-    sent = {name: schema[name] for name in _KEPT_KEYWORDS if name in schema}
+    sent = {name: schema[name] for name in _KEPT_KEYWORDS.split() if name in schema}
     for name in ("exclusiveMinimum", "exclusiveMaximum"):
         if isinstance(sent.get(name), bool):  # as in draft 4
             del sent[name]
