@@ -310,8 +310,8 @@ def run_for_prompt(shell: InteractiveShell, cell: str, scope: CallerScope) -> Fi
         if last is not None:
             expression = compile(ast.Expression(last.value), name, "eval", flags)
             value = eval(expression, namespace)  # noqa: S307 - the same
-    shown = FilledPrompt("") if value is None else fill("{value}", {"value": value})
-    text = printed.getvalue() + shown.text
+    value_text = FilledPrompt("") if value is None else fill("{value}", {"value": value})
+    text = printed.getvalue() + value_text.text
     if not text.strip():
         raise UsageError("%%codex --eval: the cell printed nothing, so there is no prompt to send")
-    return FilledPrompt(text.removesuffix("\n"), images=shown.images)
+    return FilledPrompt(text.removesuffix("\n"), images=value_text.images)

@@ -82,8 +82,8 @@ class PlannedRequest:
         """Yield the text of each delta, and the output tokens generated including it."""
         tokens, size = self.plan.tokens, self.knobs.chunk
         for start in range(0, len(tokens), size):
-            part = tokens[start : start + size]
-            yield "".join(part), self.plan.reasoning_tokens + start + len(part)
+            delta = tokens[start : start + size]
+            yield "".join(delta), self.plan.reasoning_tokens + start + len(delta)
 
     def seconds_until(self, tokens: int) -> float:
         """Return the time of the last of `tokens`, in seconds after the first one."""

@@ -298,16 +298,16 @@ class ResponsesFormat:
         item = self._text_item("in_progress", None)
         position = {"item_id": item["id"], "output_index": index}
         yield self._event("response.output_item.added", output_index=index, item=item)
-        name, whole = "response.function_call_arguments", {"arguments": plan.text}
+        name, last = "response.function_call_arguments", {"arguments": plan.text}
         details: dict[str, Any] = {}
         if not plan.function:
-            name, whole, details = "response.output_text", {"text": plan.text}, {"logprobs": []}
+            name, last, details = "response.output_text", {"text": plan.text}, {"logprobs": []}
             position["content_index"] = 0
             yield self._event("response.content_part.added", **position, part=_text_part(""))
         for delta, tokens in self._planned.deltas():
             self._tokens = tokens
             yield self._event(f"{name}.delta", role="delta", **position, delta=delta, **details)
-        yield self._event(f"{name}.done", role="end", **position, **whole, **details)
+        yield self._event(f"{name}.done", role="end", **position, **last, **details)
         if not plan.function:
             part = _text_part(plan.text)
             yield self._event("response.content_part.done", role="end", **position, part=part)

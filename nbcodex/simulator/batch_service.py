@@ -195,11 +195,11 @@ class BatchService:
         batch.output_file_id = self._store_results(batch, "output", succeeded)
         batch.error_file_id = self._store_results(batch, "error", failed)
 
-    def _store_results(self, batch: Batch, kind: str, lines: list[bytes]) -> str | None:
+    def _store_results(self, batch: Batch, outcome: str, lines: list[bytes]) -> str | None:
         """Store a file of results, if there are any, and return its id."""
         if not lines:
             return None
-        name, data, owner = f"{batch.id}_{kind}.jsonl", b"".join(lines), batch.owner
+        name, data, owner = f"{batch.id}_{outcome}.jsonl", b"".join(lines), batch.owner
         id_: str = self._store_file(name, data, owner=owner, purpose="batch_output")["id"]
         return id_
 

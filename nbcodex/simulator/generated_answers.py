@@ -209,10 +209,10 @@ def example_value(
         case {"const": value} | {"enum": [value, *_]}:
             return value
         case {"$ref": str(ref)}:
-            found: Any = root
+            target: Any = root
             for step in filter(None, ref.removeprefix("#").split("/")):
-                found = found.get(step) if isinstance(found, Mapping) else None
-            return inner_value(found if isinstance(found, Mapping) else {})
+                target = target.get(step) if isinstance(target, Mapping) else None
+            return inner_value(target if isinstance(target, Mapping) else {})
         case {"anyOf": [first, *_]} | {"oneOf": [first, *_]} | {"allOf": [first, *_]}:
             return inner_value(first)
         case {"type": [first, *_]}:

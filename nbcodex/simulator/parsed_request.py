@@ -76,32 +76,32 @@ _ROUTES: tuple[tuple[str, Endpoint, str], ...] = (
 
 def find_route(request: HttpRequest) -> Route:
     """Return the route of `request`, or raise a 404 for its path or a 405 for its method."""
-    parts = urlsplit(request.path)
-    query = dict(parse_qsl(parts.query))
+    url = urlsplit(request.path)
+    query = dict(parse_qsl(url.query))
     is_known_path = False
     for method, endpoint, pattern in _ROUTES:
-        match = re.fullmatch(pattern, parts.path)
+        match = re.fullmatch(pattern, url.path)
         if match is None:
             continue
         is_known_path = True
         if method != request.method:
             continue
-        found = match.groupdict(default="")
-        base = found.get("base", "")
+        groups = match.groupdict(default="")
+        base = groups.get("base", "")
         if base == "/openai" and not query.get("api-version"):
             raise unknown_path(request)
         return Route(
             endpoint=endpoint,
             is_azure=base.startswith("/openai"),
-            id=unquote(found.get("id", "")),
-            deployment=unquote(found.get("deployment", "")),
-            secret=found.get("secret", ""),
+            id=unquote(groups.get("id", "")),
+            deployment=unquote(groups.get("deployment", "")),
+            secret=groups.get("secret", ""),
             query=query,
         )
     if is_known_path:
         raise ErrorResponse(
             405,
-            f"Not allowed to {request.method} on {parts.path} (HINT: Perhaps you meant to use a "
+            f"Not allowed to {request.method} on {url.path} (HINT: Perhaps you meant to use a "
             "different HTTP method?)",
             code="method_not_supported",
         )

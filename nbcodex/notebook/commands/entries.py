@@ -232,19 +232,19 @@ def forget(session: Session, prefix: str) -> None:
 
 def _forget_elsewhere(session: Session, journals: list[Journal], durable: list[Entry]) -> None:
     """Erase what the provider has of deleted entries, and print what is left, and where."""
-    left = event_loop.run(_erase_at_provider(journals, durable, session.settings))
-    if len(left) > LISTED_ENTRIES:
-        left[LISTED_ENTRIES:] = [f"{len(left) - LISTED_ENTRIES:,} more such answers and jobs"]
+    kept = event_loop.run(_erase_at_provider(journals, durable, session.settings))
+    if len(kept) > LISTED_ENTRIES:
+        kept[LISTED_ENTRIES:] = [f"{len(kept) - LISTED_ENTRIES:,} more such answers and jobs"]
     history = session.shell.history_manager
     if history and getattr(history, "enabled", False) and str(history.hist_file) != ":memory:":
-        left.append(f"IPython's own history in {history.hist_file}")
-    print(f"Not erased: {', '.join([*left, 'outputs in notebooks'])} (see `%codex help privacy`).")
+        kept.append(f"IPython's own history in {history.hist_file}")
+    print(f"Not erased: {', '.join([*kept, 'outputs in notebooks'])} (see `%codex help privacy`).")
 
 
 async def _erase_at_provider(
     journals: list[Journal], durable: list[Entry], settings: Settings
 ) -> list[str]:
-    """Erase durable answers, and files of batch jobs without rows; return what is left."""
+    """Erase durable answers, and files of batch jobs without rows; return what is not erased."""
     services, until = current().services(), time.monotonic() + ERASE_TIMEOUT_S
 
     async def erase(entry: Entry) -> str:
@@ -263,17 +263,17 @@ async def _erase_at_provider(
         server = request.origin.server or "its server"
         return f"the durable answer {position.response_id} at {server}"
 
-    left: list[str] = []
+    kept: list[str] = []
     for start in range(0, len(durable), ERASED_AT_ONCE):
         batch = durable[start : start + ERASED_AT_ONCE]
-        left += filter(None, await asyncio.gather(*map(erase, batch)))
+        kept += filter(None, await asyncio.gather(*map(erase, batch)))
     for jobs in (journal.batch_jobs for journal in journals):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ERASE_TIMEOUT_S):
                 await upload.erase_leftovers(jobs, services, settings)
         for job in await jobs.unerased_jobs():
-            left.append(f"files of the batch job {job.remote_id or job.tag} at {job.base_url}")
-    return left
+            kept.append(f"files of the batch job {job.remote_id or job.tag} at {job.base_url}")
+    return kept
 
 
 def _find_running(prefix: str) -> tuple[list[MapRunner], list[Handle]]:

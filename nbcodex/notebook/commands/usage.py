@@ -73,9 +73,9 @@ def show_monitor(_: Session) -> None:
 def show_limits(session: Session) -> None:
     """Show the known limits: what is left, refill, charge policy, cooldowns."""
     client = current()
-    known = event_loop.run(client.limits(session.settings))
+    states = event_loop.run(client.limits(session.settings))
     now = client.clock.now()
-    blocks = [limit_lines(label, state, now) for label, state in known.items()]
+    blocks = [limit_lines(label, state, now) for label, state in states.items()]
     for lines in filter(None, blocks):
         print("\n".join(lines))
     if not any(blocks):
@@ -84,42 +84,42 @@ def show_limits(session: Session) -> None:
         print(problem)
 
 
-def limit_lines(label: str, known: LimitState, now: float) -> list[str]:
+def limit_lines(label: str, state: LimitState, now: float) -> list[str]:
     """Return what is known of one model's limits at an instant; empty if nothing is known."""
-    readings = (("tokens", known.tokens), ("requests", known.requests))
+    readings = (("tokens", state.tokens), ("requests", state.requests))
     lines = [_reading_line(resource, reading) for resource, reading in readings if reading]
-    lines += [f"{limit.name}: {limit.figures}, from a refusal" for limit in known.undeclared]
-    if known.burst_tokens is not None and math.isfinite(known.burst_tokens):
-        lines.append(f"at most about {known.burst_tokens:,.0f} tokens at once: a shorter window")
-    if math.isfinite(at_once := known.max_parallel):
+    lines += [f"{limit.name}: {limit.figures}, from a refusal" for limit in state.undeclared]
+    if state.burst_tokens is not None and math.isfinite(state.burst_tokens):
+        lines.append(f"at most about {state.burst_tokens:,.0f} tokens at once: a shorter window")
+    if math.isfinite(at_once := state.max_parallel):
         plural = "s" * (at_once > 1)
         lines.append(f"at most {at_once:,.0f} request{plural} at once: more were not accepted")
-    if math.isfinite(known.growth_rate):
-        rate = f"{known.growth_rate * MINUTE:,.0f} tokens a minute"
+    if math.isfinite(state.growth_rate):
+        rate = f"{state.growth_rate * MINUTE:,.0f} tokens a minute"
         lines.append(f"about {rate} are sent: the server asked for slower growth")
-    if known.closed_until is not None:
-        name = f" ({known.closing_limit.name})" if known.closing_limit else ""
-        lines.append(f"closed for another {format_duration(known.closed_until - now)}{name}")
-    if known.limit_before_reboot:
-        old_limit = f"{known.limit_before_reboot:,.0f} tokens a minute"
+    if state.closed_until is not None:
+        name = f" ({state.closing_limit.name})" if state.closing_limit else ""
+        lines.append(f"closed for another {format_duration(state.closed_until - now)}{name}")
+    if state.limit_before_reboot:
+        old_limit = f"{state.limit_before_reboot:,.0f} tokens a minute"
         lines.append(f"{old_limit} before the restart; the next answer shows the limit")
-    if not lines and not known.was_used:
+    if not lines and not state.was_used:
         return []
     if not lines:
         lines.append("no limits stated yet")
-    if known.tokens and not known.is_declared:
+    if state.tokens and not state.is_declared:
         lines.append("inferred: the server sends no rate-limit headers")
-    charged = _CHARGED[known.policy]
-    if known.output_share is not None:
-        used = f"answers use {known.output_share:.0%} of it"
+    charged = _CHARGED[state.policy]
+    if state.output_share is not None:
+        used = f"answers use {state.output_share:.0%} of it"
         lines.append(f"charged: {charged} (learned from answers; {used})")
-    elif known.tokens:
+    elif state.tokens:
         lines.append(f"assumed charging: {charged} (not yet confirmed)")
-    if known.tokens:
-        lines.append(f"safety margin: {known.margin:.1%} of the limit")
-    if known.foreign_rate >= 1:
-        lines.append(f"other users take about {known.foreign_rate * MINUTE:,.0f} tokens a minute")
-    if others := known.other_processes:
+    if state.tokens:
+        lines.append(f"safety margin: {state.margin:.1%} of the limit")
+    if state.foreign_rate >= 1:
+        lines.append(f"other users take about {state.foreign_rate * MINUTE:,.0f} tokens a minute")
+    if others := state.other_processes:
         lines.append(f"shared with {others} other active kernel{'s' * (others > 1)}")
     return [label, *(f"  {line}" for line in lines)]
 
