@@ -24,6 +24,7 @@ from nbcodex.errors import (
 from nbcodex.events import BackingOff, CoolingDown, Delta, Event, Finished, Parked, Restarted, Sent
 from nbcodex.models import Limit, Request, Resumption, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
+from nbcodex.openai_api.endpoints import Endpoint
 from nbcodex.requests.runner import RequestRunner
 from nbcodex.settings import Secret
 from tests.scripted import SETTINGS, STARTED, ScriptedServices, answer, ending
@@ -530,6 +531,42 @@ def test_entry_is_resumed_only_at_the_server_that_it_was_written_for(
         assert "Not sent" in str(last.error)
         assert scripted.journal.written == []
         assert not any(isinstance(e, CoolingDown) for e in scripted.events[""])
+
+
+@pytest.mark.parametrize(
+    ("written_for", "is_sent"), [("api.openai.com", True), ("gateway.example", False)]
+)
+def test_server_of_a_custom_client_is_known_before_an_entry_is_resumed(
+    written_for: str, is_sent: bool
+) -> None:
+    """A client that an async factory makes has no address until it is made."""
+
+    async def main() -> ScriptedServices:
+        scripted = ScriptedServices(answer("hi"))
+        client, is_made = scripted.api_client, False
+        resolve, endpoint = client.resolve_model, client.endpoint
+
+        async def make(request: Request, settings: Any) -> str:
+            nonlocal is_made
+            is_made = True
+            return await resolve(request, settings)
+
+        def address(request: Request, settings: Any) -> Endpoint:
+            known = endpoint(request, settings)
+            return known if is_made else replace(known, base_url="", host="")
+
+        client.resolve_model, client.endpoint = make, address  # type: ignore[method-assign]
+        received: list[Event] = scripted.events.setdefault("", [])
+        request = Request(prompt="x").with_server(written_for)
+        run = RequestRunner(
+            scripted.services, request, SETTINGS, received.append, resumption=Resumption()
+        ).start()
+        await asyncio.wait([run.task])
+        return scripted
+
+    scripted = run_virtual(main())
+    assert len(scripted.api_client.seen) == is_sent
+    assert isinstance(scripted.events[""][-1], events.Finished if is_sent else events.Failed)
 
 
 @pytest.mark.parametrize(
