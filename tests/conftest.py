@@ -6,10 +6,20 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.kernel_client import Kernel, kernel
 from tests.simulated import Simulated, simulated
+
+# A generated example may take any time on a busy machine.
+hypothesis.settings.register_profile(
+    "untimed",
+    parent=hypothesis.settings(),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("untimed")
 
 NOT_QUICK = ("kernel", "browser", "server", "benchmark", "slow")
 
