@@ -38,6 +38,7 @@ class Cost:
 
     input_tokens: float
     max_output: float
+    is_bounded: bool = True  # whether the request states `max_output`; otherwise it is a guess
 
     @property
     def total_tokens(self) -> float:

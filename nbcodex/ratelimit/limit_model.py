@@ -135,7 +135,7 @@ class LimitModel:
     sent: int = 0  # the number of the last permit
     newest_observed: int = -1  # number of the last sent permit whose snapshot was used
     round_trip: float = math.inf  # the least seconds to the server and back
-    largest_admitted: float = 0.0  # input tokens
+    largest_admitted: float = 0.0  # tokens of input, and of output as far as a request bounds it
     limit_before_reboot: float = math.inf  # tokens per minute
     parallel: ParallelLimit = field(default_factory=ParallelLimit)
     # Tokens per second at an instant after which the rate may grow: infinite unless the server has
@@ -210,7 +210,8 @@ class LimitModel:
         if snapshot.tokens or not self.tokens.bucket.is_known:
             self.is_headerless = False
         self.max_unanswered = None
-        self.largest_admitted = max(self.largest_admitted, permit.input_tokens)
+        admitted = permit.input_tokens + permit.cost.max_output * permit.cost.is_bounded
+        self.largest_admitted = max(self.largest_admitted, admitted)
         if permit.number <= self.newest_observed:
             return  # the snapshot of a later request includes this one
         self.newest_observed = permit.number

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from nbcodex.models import Limit, LimitSnapshot, Usage
+from nbcodex.models import MINUTE, Limit, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Cost, Permit
 from nbcodex.ratelimit.limit_model import Refusal
-from nbcodex.ratelimit.schedule import after_gap, check_size, exhausted_limit
+from nbcodex.ratelimit.schedule import LONG_WINDOW_S, after_gap, check_size, limits_by_time
 from nbcodex.ratelimit.sharing import LimitState, SharedModel, limit_state
 from nbcodex.ratelimit.stores import MemoryStore, Store
 
@@ -42,6 +42,7 @@ class Wait:
 
     until: float  # when to ask again
     due_at: float | None = None  # when there will be capacity, as projected; None if unknown
+    limit: Limit | None = None  # the limit, where it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class WaitQueue:
     peak_tokens: float = 0.0  # the most that `waiting_tokens` has been
     newcomer_priority: float = 0.0  # `QueueEntry.priority` of new entries
     cooldown: Cooldown | None = None
+    limit: Limit | None = None  # what the first request waits for
     own_cooldown_until: float = -math.inf  # end of the cooldowns that this process caused itself
     # After a cooldown the first request goes when the server said so, not as projected.
     trusts_cooldown_end: bool = False
@@ -182,7 +184,7 @@ class RateLimiter:
         if queue.head() is not entry:
             cooldown = queue.cooldown
             if cooldown is None or cooldown.until <= now or (may_probe and cooldown.inherited):
-                return Wait(now + FALLBACK_RECHECK_S)
+                return Wait(now + FALLBACK_RECHECK_S, limit=queue.limit)
             return cooldown
         answer = self.store.transaction(
             entry.name, lambda shared: self._decide(shared, queue, entry, now)
@@ -218,13 +220,16 @@ class RateLimiter:
             inherited = model.closed_until > queue.own_cooldown_until
             queue.cooldown = Cooldown(model.closed_until, model.closing_limit, inherited)
             return queue.cooldown
-        if exhausted := exhausted_limit(model, cost, now):
-            queue.cooldown = Cooldown(*exhausted, inherited=True, inferred=True)
-            return queue.cooldown
+        limits = limits_by_time(model, cost, now)
+        for until, limit in reversed(limits):
+            if (limit.window or 0.0) > LONG_WINDOW_S and until > now + MINUTE:
+                queue.cooldown = Cooldown(until, limit, inherited=True, inferred=True)
+                return queue.cooldown
+        queue.limit = limits[-1][1] if limits and model.has_slot(now) else None
         recheck_at = now + SHARED_RECHECK_S if len(shared.holders) > 1 else start_at
         # A slot is free when an answer ends, at an unknown instant: its end wakes the queue.
         due_at = start_at if model.has_slot(now) else None
-        return Wait(min(start_at, recheck_at), due_at)
+        return Wait(min(start_at, recheck_at), due_at, queue.limit)
 
     def probe(self, entry: QueueEntry, now: float) -> Permit:
         """Return a permit to send during any cooldown; a refusal will not prolong that."""

@@ -59,7 +59,9 @@ def earliest_start(
         start_at = max(start_at, model.last_sent_at + gap)
     if model.max_unanswered is not None and model.unanswered >= model.max_unanswered:
         start_at = max(start_at, model.last_sent_at + UNANSWERED_TIMEOUT_S)
-    if tokens.is_known:
+    # For a request that is larger than the whole limit, a full bucket would not help: it is sent at
+    # once, but never two at a time, and the server decides.
+    if tokens.is_known and (model.unanswered or not exceeds_limit(model, cost)):
         margin = min(model.margin * tokens.limit, MAX_MARGIN * tokens.burst_capacity)
         spare = margin + spare_requests * model.tokens.typical_request
         spare = min(spare, MARGIN_SHARE_OF_WAITING * waiting_tokens)
@@ -83,19 +85,25 @@ def after_gap(model: LimitModel, now: float) -> float:
     return max(now, model.closed_until, model.last_sent_at + gap)
 
 
-def exhausted_limit(model: LimitModel, cost: Cost, now: float) -> tuple[float, Limit] | None:
-    """Return when the slowest exhausted limit with a long window has room, and that limit."""
+def limits_by_time(model: LimitModel, cost: Cost, now: float) -> list[tuple[float, Limit]]:
+    """Return the limits, and when each has capacity for a request; the slowest one comes last."""
     tokens = model.admission_charge(cost)
     buckets: list[tuple[Resource, TokenBucket, float]] = [("requests", model.requests, 1.0)]
     buckets.append(("tokens", model.tokens.bucket, tokens))
     buckets += [(e.resource, e.bucket, e.amount_of(1, tokens)) for e in model.undeclared]
-    exhausted: list[tuple[float, Limit]] = []
-    for resource, bucket, need in buckets:
-        window = bucket.limit / bucket.rate if bucket.is_known else 0.0
-        until = bucket.available_at(need, now)
-        if window > LONG_WINDOW_S and until > now + MINUTE:
-            exhausted.append((until, describe_limit(resource, bucket, now, requested=need)))
-    return max(exhausted, key=itemgetter(0), default=None)
+    limits = [
+        (bucket.available_at(need, now), describe_limit(resource, bucket, now, requested=need))
+        for resource, bucket, need in buckets
+        if bucket.is_known
+    ]
+    return sorted(limits, key=itemgetter(0))
+
+
+def exceeds_limit(model: LimitModel, cost: Cost) -> bool:
+    """Return whether a request is larger than the limit of a server that charges `max_output`."""
+    least_input = cost.input_tokens * min(1.0, model.input_ratio) / INPUT_ESTIMATE_ERROR
+    limit = max(model.tokens.bucket.limit, model.largest_admitted)
+    return cost.is_bounded and least_input + cost.max_output > limit
 
 
 def check_size(model: LimitModel, cost: Cost, now: float) -> None:
@@ -110,11 +118,21 @@ def check_size(model: LimitModel, cost: Cost, now: float) -> None:
     at_least = cost.input_tokens * min(1.0, model.input_ratio)
     is_larger = at_least > max(INPUT_ESTIMATE_ERROR * bucket.limit, model.largest_admitted)
     is_old = now - bucket.observed_at > LIMIT_TRUST_S
-    if is_larger and not (model.is_guessed or is_old):
+    if model.is_guessed or is_old:
+        return
+    if is_larger:
         raise TooLargeError(
             f"The prompt has about {at_least:,.0f} tokens, {at_least - bucket.limit:,.0f} more "
             f"than the {bucket.limit:,.0f} tokens per minute that the model allows.",
             advice="Shorten the prompt, or choose a model with a larger limit.",
+        )
+    charges_output = model.tokens.policy != "actual" and not model.tokens.may_charge_later
+    if charges_output and exceeds_limit(model, cost):
+        raise TooLargeError(
+            f"The prompt has about {at_least:,.0f} tokens, and the answer may have up to "
+            f"{cost.max_output:,.0f}: more than the {bucket.limit:,.0f} tokens per minute that the "
+            "model allows.",
+            advice="Lower --max-output, or choose a model with a larger limit.",
         )
 
 

@@ -147,7 +147,7 @@ def rate_limit_cost(request: Request) -> Cost:
     """Return what a request needs of the rate limits."""
     output = UNBOUNDED_OUTPUT_TOKENS if request.max_output is None else request.max_output
     input_tokens = pricing.estimate_request_tokens(request)
-    return Cost(input_tokens=float(input_tokens), max_output=float(output))
+    return Cost(float(input_tokens), float(output), is_bounded=request.max_output is not None)
 
 
 class Budget:

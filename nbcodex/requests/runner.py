@@ -385,7 +385,11 @@ class RequestRunner:
         waited = self.state.waited
         if isinstance(wait, Wait):
             self._emit(
-                events.CoolingDown, limit=None, resume_at=wait.due_at, waited=waited, queued=True
+                events.CoolingDown,
+                limit=wait.limit,
+                resume_at=wait.due_at,
+                waited=waited,
+                queued=True,
             )
             return
         await self._entry.wait_inserted()

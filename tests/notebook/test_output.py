@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nbcodex.events import CoolingDown, Queued, Sent
 from nbcodex.models import Reply
 from nbcodex.notebook.display import MAX_RENDERED_CHARS, PLAIN_TEXT_CHARS, CellOutput, OutputOptions
 from nbcodex.notebook.display.panel import GrowingText, PanelState
@@ -85,6 +86,48 @@ def test_line_of_figures_begins_with_what_is_missing(ended: Any, is_incomplete: 
     )
     line = bundle["text/plain"].rpartition("\n")[2]
     assert line.startswith(f"{ended['status']}, this is not the whole answer") == is_incomplete
+
+
+class RecordingView(RequestView):
+    """A view that records whether it was opened."""
+
+    is_open = False
+
+    def open(self, state: PanelState) -> None:
+        self.is_open = True
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_open_at_once", "is_open_later"),
+    [(34.0, True, True), (2.0, False, True), (None, False, True)],
+)
+def test_ask_shows_a_long_wait_in_the_queue(
+    seconds: float | None, is_open_at_once: bool, is_open_later: bool
+) -> None:
+    """`later` is when no event has arrived for some seconds."""
+    view = RecordingView()
+    output = CellOutput(view, OutputOptions(only_if_waiting=True))
+    due_at = None if seconds is None else 5.0 + seconds
+    queued = CoolingDown(
+        request_id="1", at=5.0, limit=None, resume_at=due_at, waited=0.0, queued=True
+    )
+    output.on_events((Queued(request_id="1", at=4.0, model="m", patience=600.0),))
+    output.on_events(())
+    assert not view.is_open
+    output.on_events((queued,))
+    assert view.is_open is is_open_at_once
+    output.on_events(())
+    assert view.is_open is is_open_later
+
+
+def test_ask_shows_nothing_after_a_short_wait_in_the_queue() -> None:
+    view = RecordingView()
+    output = CellOutput(view, OutputOptions(only_if_waiting=True))
+    queued = CoolingDown(request_id="1", at=5.0, limit=None, resume_at=6.0, waited=0.0, queued=True)
+    sent = Sent(request_id="1", at=6.0, attempt=1, model="m", input_tokens=1)
+    for batch in ((queued,), (sent,), ()):
+        output.on_events(batch)
+    assert not view.is_open
 
 
 def test_terminal_prints_huge_answer_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nbcodex.errors import TooLargeError
 from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import ACTUAL_INDEX, Cost, Permit
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.stores import MemoryStore
@@ -205,6 +205,46 @@ def test_prompt_larger_than_the_limit_fails_unsent() -> None:
     limiter.observe(sent, LimitSnapshot(at=101.0, tokens=reading), 101.0)
     with pytest.raises(TooLargeError, match="about 5,000 tokens, 4,000 more than the 1,000"):
         limiter.try_acquire(limiter.enqueue("b", Cost(5000, 90), lambda: None), 101.0)
+
+
+@pytest.mark.parametrize(
+    ("actual_score", "is_refused"), [(1.0, True), (0.0, False)], ids=["certain", "uncertain"]
+)
+def test_max_output_larger_than_the_limit_fails_unsent_or_is_sent_at_once(
+    actual_score: float, is_refused: bool
+) -> None:
+    """The server decides as long as it may charge only the output that is used."""
+    limiter = RateLimiter(store := InspectedStore())
+    sent = limiter.try_acquire(limiter.enqueue(BUCKET, Cost(10, 900), lambda: None), 100.0)
+    assert isinstance(sent, Permit)
+    reading = LimitReading(limit=1000, remaining=90, full_in=54.6)
+    limiter.observe(sent, LimitSnapshot(at=101.0, tokens=reading), 101.0)
+    store.model().tokens.scores[ACTUAL_INDEX] = actual_score
+    entry = limiter.enqueue(BUCKET, Cost(10, 1_100), lambda: None)
+    if is_refused:
+        with pytest.raises(TooLargeError, match=r"up to 1,100: more than the 1,000 .*max-output"):
+            limiter.try_acquire(entry, 102.0)
+    else:
+        assert isinstance(limiter.try_acquire(entry, 102.0), Permit)
+        # Of two such requests at once, the second one waits.
+        entry = limiter.enqueue(BUCKET, Cost(10, 1_100), lambda: None)
+        assert isinstance(limiter.try_acquire(entry, 103.0), Wait)
+
+
+@pytest.mark.parametrize("is_bounded", [True, False])
+def test_request_without_max_output_is_not_refused_for_its_assumed_output(is_bounded: bool) -> None:
+    limiter = RateLimiter(store := InspectedStore())
+    sent = limiter.try_acquire(limiter.enqueue(BUCKET, Cost(10, 40), lambda: None), 100.0)
+    assert isinstance(sent, Permit)
+    reading = LimitReading(limit=500, remaining=500, full_in=0.0)
+    limiter.observe(sent, LimitSnapshot(at=101.0, tokens=reading), 101.0)
+    store.model().tokens.scores[ACTUAL_INDEX] = 1.0
+    entry = limiter.enqueue(BUCKET, Cost(10, 1_000, is_bounded=is_bounded), lambda: None)
+    if is_bounded:
+        with pytest.raises(TooLargeError):
+            limiter.try_acquire(entry, 161.0)
+    else:
+        assert isinstance(limiter.try_acquire(entry, 161.0), Permit)
 
 
 def test_limit_stated_long_ago_refuses_nothing_locally() -> None:

@@ -55,20 +55,25 @@ class Crowd:
         return sum(isinstance(e, kind) for received in self.events.values() for e in received)
 
 
+def services_on(simulator: Simulator) -> Services:
+    limiter, journal = Limiter(), InstantJournal()
+    return Services(
+        api_client=ApiClient(clock=LoopClock(), transport=SimulatorTransport(simulator)),
+        journal=lambda _: journal,  # type: ignore[arg-type,return-value]
+        budget_journal=lambda _: journal,  # type: ignore[arg-type,return-value]
+        limiter=lambda _: limiter,
+        clock=LoopClock(),
+    )
+
+
 @cache
 def crowd(count: int, *, patience: float = 600.0, **knobs: Any) -> Crowd:
     """Run `count` requests at once, through services and API client."""
 
     async def main() -> Crowd:
-        clock, limiter, journal = LoopClock(), Limiter(), InstantJournal()
+        clock = LoopClock()
         simulator = Simulator(Knobs(**knobs), clock=clock)
-        services = Services(
-            api_client=ApiClient(clock=clock, transport=SimulatorTransport(simulator)),
-            journal=lambda _: journal,  # type: ignore[arg-type,return-value]
-            budget_journal=lambda _: journal,  # type: ignore[arg-type,return-value]
-            limiter=lambda _: limiter,
-            clock=clock,
-        )
+        services = services_on(simulator)
         # The SDK's first request runs a thread, in which virtual time would jump.
         await (
             RequestRunner(services, Request(prompt="hi", max_output=16), SETTINGS, lambda _: None)
@@ -128,7 +133,7 @@ def test_queueing_for_more_than_a_second_is_reported_rarely() -> None:
     for received in result.events.values():
         queued = [e for e in received if isinstance(e, CoolingDown)]
         sent = next(e for e in received if isinstance(e, Sent))
-        assert all(e.queued and e.limit is None for e in queued)
+        assert all(e.queued and e.limit and e.limit.resource == "tokens" for e in queued)
         assert queued or sent.at - received[0].at <= 1.0
         assert len(queued) <= 4
 
@@ -178,6 +183,39 @@ def test_request_larger_than_known_limit_fails_without_sending() -> None:
     assert isinstance(ending(large), Failed)
     assert isinstance(ending(large).error, TooLargeError)
     assert not [e for e in large if isinstance(e, Sent)]
+
+
+def large_after_small(**knobs: Any) -> tuple[list[Event], Simulator]:
+    """Return the events of a request whose `max_output` exceeds the known limit."""
+
+    async def main() -> tuple[list[Event], Simulator]:
+        simulator = Simulator(Knobs(tpm=20_000, latency=0.5, **knobs), clock=LoopClock())
+        services = services_on(simulator)
+        small = Request(prompt="hi [[tokens=1000]]", max_output=10_000)
+        large = Request(prompt="hi [[tokens=100]]", max_output=21_000, patience=60.0)
+        received: list[Event] = []
+        for request in (small, large):
+            received.clear()
+            runner = RequestRunner(services, request, SETTINGS, received.append).start()
+            await asyncio.wait([runner.task])
+        return received, simulator
+
+    return run_virtual(main())
+
+
+@pytest.mark.parametrize("policy", ["kept", "refunded"])
+def test_max_output_above_the_limit_is_refused_at_once_with_the_limit(policy: Any) -> None:
+    received, _ = large_after_small(policy=policy)
+    end = ending(received)
+    assert isinstance(end.error, TooLargeError)
+    assert "20,000 tokens per minute" in str(end.error)
+    assert "max-output" in end.error.advice
+    assert end.at - received[0].at < 2.0
+
+
+def test_max_output_above_the_limit_is_answered_where_only_the_use_is_charged() -> None:
+    received, _ = large_after_small(policy="actual")
+    assert isinstance(ending(received), Finished)
 
 
 def test_refused_request_precedes_later_ones() -> None:

@@ -53,6 +53,9 @@ PLAIN_TEXT_CHARS = 1_000
 _FORMATS_SHOWN_WHOLE = ("json", "html", "code", "math")
 _FORMATS_OF_TWO_OUTPUTS = ("json", "image", "fix")
 
+# A request of `nbcodex.ask` is shown if it is queued for so long.
+MIN_SHOWN_QUEUE_S = 3.0
+
 log = logging.getLogger(__name__)
 
 
@@ -150,7 +153,7 @@ class CellOutput:
         if self._is_open:
             return self._view.render_interval_s
         if self._options.only_if_waiting:
-            return None
+            return MIN_SHOWN_QUEUE_S
         if self._is_prepared or self._state.phase != "sending":
             return OPEN_DELAY_S
         return PREPARE_DELAY_S
@@ -181,7 +184,11 @@ class CellOutput:
         elif self._state.is_waiting:
             self.show()
         elif self._options.only_if_waiting:
-            return
+            left = self._state.seconds_left(events[-1].at) if events else MIN_SHOWN_QUEUE_S
+            # The reason is set while a request is in the queue for capacity.
+            is_queued = self._state.phase == "queued" and self._state.reason
+            if is_queued and (left or 0.0) >= MIN_SHOWN_QUEUE_S:
+                self.show()
         elif self._state.phase == "queued":
             if time.monotonic() - self._created_at > MAX_UNSENT_S:
                 self.show()
