@@ -174,12 +174,12 @@ class ApiClient:
                 if stream and stream.is_empty:
                     self._empty_streams[request.id] = empty_streams + 1
                 # Missing capacity of the flex tier, for which OpenAI publishes no code, is HTTP 429
-                # without figures. It must not close the model to requests of other tiers.
+                # that names no limit. It must not close the model to requests of other tiers.
                 is_flex = requested_tier(request) == "flex"
-                if is_flex and isinstance(failure, LimitError) and failure.limit.limit is None:
-                    failure = OverloadedError(
-                        failure.message, advice=FLEX_ADVICE, wait=failure.wait
-                    )
+                if is_flex and isinstance(failure, LimitError):
+                    text, limit, wait = failure.message, failure.limit, failure.wait
+                    if limit.resource is None and limit.limit is None:
+                        failure = OverloadedError(text, advice=FLEX_ADVICE, wait=wait)
                 _improve_advice(failure, prepared)
                 raise failure from None
             # Groq validates the schema itself, and refuses what it has generated and charged. It is

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import nbcodex
-from nbcodex import client, errors
+from nbcodex import client, errors, host
 from nbcodex.events import BackingOff, Delta, Event
 from nbcodex.models import Request, Usage, UsageTotals
 from nbcodex.openai_api import pricing
@@ -120,6 +120,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         monkeypatch.setenv("NBCODEX_MODEL", "gpt-5")
         monkeypatch.setattr(client, "_current", None)
+        monkeypatch.setattr(host, "current", host.Host(adapt_advice=str))  # as in a notebook
         monkeypatch.setattr(runner, "_exponential_wait", lambda _: 0.01)  # the backoff in seconds
         client.current().listeners.append(running.events.append)
         yield running
@@ -193,8 +194,14 @@ def test_missing_capacity_of_a_tier_closes_no_limit(
     assert wait.limit is None
 
 
-def test_flex_limit_with_figures_stays_a_limit(server: Server) -> None:
-    message = "Rate limit reached for m on requests per min (RPM): Limit 3, Used 3, Requested 1."
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Rate limit reached for m on requests per min (RPM): Limit 3, Used 3, Requested 1.",
+        "Too many concurrent requests.",
+    ],
+)
+def test_limit_that_is_named_stays_a_limit_in_the_flex_tier(server: Server, message: str) -> None:
     server.answers = [refused(429, f"{message} Try again in 10ms."), streamed("chat", "hi")]
     nbcodex.ask("Why?", api="chat", params={"service_tier": "flex"})
     [wait] = server.backed_off()
