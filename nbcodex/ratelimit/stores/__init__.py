@@ -35,7 +35,7 @@ class Store(Protocol):
     """What the rate limiter needs of a store. Used from one thread at a time."""
 
     salt: bytes  # what names of limits are hashed with, the same for all that share the store
-    # Called when a stored model is damaged, so that it is dropped.
+    # Called when a stored model is dropped because it is damaged.
     on_damage: Callable[[], object] = staticmethod(lambda: None)
 
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
@@ -79,9 +79,7 @@ def encode(value: Any) -> str:
 
 def decode(kind: type[KindT], data: Any) -> KindT:
     """Return the dataclass `kind` from its list of values; raise one of `DAMAGE` for other data."""
-    wanted: Any = kind
-    found: KindT = _reader(wanted)(data)
-    return found
+    return _reader(kind)(data)  # type: ignore[arg-type, no-any-return]
 
 
 @cache
@@ -123,6 +121,7 @@ def _reader(kind: Any, default: object = None) -> Callable[[Any], Any]:
         if dataclasses.is_dataclass(each):  # it is optional
             read = _reader(each)  # type: ignore[arg-type]
             return lambda data: None if data is None else read(data)
+    # JSON has no literals, and may hold a float as an integer.
     if "Literal" in str(kind):
         kind = str | None
     elif "float" in str(kind):
