@@ -27,7 +27,7 @@ from tests.benchmarks.pacing_wire import Crowd
 from tests.benchmarks.world import Prompt, workload
 from tests.simulated import KEY
 
-T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 
 
 class TimedStore:
@@ -37,8 +37,8 @@ class TimedStore:
         self.salt = store.salt
         self.store, self.took, self.runs = store, list[float](), 0
 
-    def transaction(self, name: str, operation: Callable[[SharedModel], T]) -> T:
-        def counted(shared: SharedModel) -> T:
+    def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
+        def counted(shared: SharedModel) -> ResultT:
             self.runs += 1
             return operation(shared)
 
@@ -102,9 +102,9 @@ def run_operations(store: TimedStore, *, seconds: float, rate: float) -> None:
     while due < end:
         time.sleep(max(0.0, due - clock.now()))
         entry = limiter.enqueue("b", cost, lambda: None)
-        given = limiter.probe(entry, clock.now())
-        limiter.observe(given, None, clock.now())
-        limiter.release(given, clock.now())
+        permit = limiter.probe(entry, clock.now())
+        limiter.observe(permit, None, clock.now())
+        limiter.release(permit, clock.now())
         limiter.heartbeat(clock.now())
         due += 1 / rate
 

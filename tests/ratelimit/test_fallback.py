@@ -154,11 +154,11 @@ def test_permit_of_one_store_counts_nothing_in_the_other(
 ) -> None:
     own = store._local
     limiter = RateLimiter(store, holder="me")
-    given = limiter.try_acquire(limiter.enqueue("b", Cost(10, 90), lambda: None), 1.0)
-    assert isinstance(given, Permit)
+    permit = limiter.try_acquire(limiter.enqueue("b", Cost(10, 90), lambda: None), 1.0)
+    assert isinstance(permit, Permit)
     remote.up = False
-    limiter.observe(given, None, 2.0)
-    limiter.release(given, 3.0)
+    limiter.observe(permit, None, 2.0)
+    limiter.release(permit, 3.0)
     counts = own.transaction(
         "b", lambda s: (s.model.unanswered, s.model.output.in_flight, s.model.max_unanswered)
     )

@@ -29,9 +29,9 @@ class RepeatingStore(MemoryStore):
 
 
 def taken(limiter: RateLimiter, now: float) -> Permit:
-    given = limiter.try_acquire(limiter.enqueue("b", Cost(10, 90), lambda: None), now)
-    assert isinstance(given, Permit)
-    return given
+    permit = limiter.try_acquire(limiter.enqueue("b", Cost(10, 90), lambda: None), now)
+    assert isinstance(permit, Permit)
+    return permit
 
 
 def counts(store: MemoryStore) -> tuple[int, int, float]:
@@ -43,9 +43,9 @@ def test_refusal_of_a_permit_from_a_lost_model_is_ignored() -> None:
     """Its number and marks mean nothing in the new model, which learns from its own."""
     limiter = RateLimiter(MemoryStore(), holder="me")
     for second in range(50):
-        given = taken(limiter, float(second))
-        limiter.observe(given, SNAPSHOT, float(second))
-        limiter.settle(given, USAGE, float(second))
+        permit = taken(limiter, float(second))
+        limiter.observe(permit, SNAPSHOT, float(second))
+        limiter.settle(permit, USAGE, float(second))
     orphaned, store = taken(limiter, 60.0), MemoryStore()
     limiter.store = store
     limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
@@ -63,13 +63,13 @@ def test_answer_to_a_holder_counted_as_dead_is_still_learned_from(witness: str) 
     """Its lease ran out, but the model is the same."""
     store = MemoryStore()
     limiter = RateLimiter(store, holder="me")
-    given, late = taken(limiter, 1.0), 1.0 + 2 * LEASE_S
+    permit, late = taken(limiter, 1.0), 1.0 + 2 * LEASE_S
     store.transaction("b", lambda shared: shared.renew_lease(witness, late))
     assert counts(store) == (0, 0, 0.0)
-    limiter.observe(given, SNAPSHOT, late + 1)
+    limiter.observe(permit, SNAPSHOT, late + 1)
     assert counts(store) == (0, 1, 1.0)
     assert store.transaction("b", lambda shared: shared.model.tokens.bucket.limit) == 600
-    limiter.settle(given, USAGE, late + 2)
+    limiter.settle(permit, USAGE, late + 2)
     assert counts(store) == (0, 0, 0.0)
 
 
@@ -77,10 +77,10 @@ def test_answer_to_a_permit_from_a_lost_model_changes_no_level() -> None:
     """Its marks mean nothing in the new model, and it is counted nowhere."""
     store = MemoryStore()
     limiter = RateLimiter(store, holder="me")
-    given = taken(limiter, 1.0)
+    permit = taken(limiter, 1.0)
     store._models.clear()
-    limiter.observe(given, SNAPSHOT, 2.0)
-    limiter.settle(given, USAGE, 3.0)
+    limiter.observe(permit, SNAPSHOT, 2.0)
+    limiter.settle(permit, USAGE, 3.0)
     assert counts(store) == (0, 0, 0.0)
     assert not store.transaction("b", lambda shared: shared.model.tokens.bucket.is_known)
 
@@ -90,10 +90,10 @@ def test_operation_that_a_store_repeats_counts_once() -> None:
     ends = []
     for store in (MemoryStore(), RepeatingStore()):
         limiter = RateLimiter(store, holder="me")
-        given = taken(limiter, 1.0)
-        limiter.observe(given, SNAPSHOT, 2.0)
+        permit = taken(limiter, 1.0)
+        limiter.observe(permit, SNAPSHOT, 2.0)
         other = taken(limiter, 2.0)
-        limiter.settle(given, USAGE, 3.0)
+        limiter.settle(permit, USAGE, 3.0)
         limiter.refuse(other, Refusal(9.0), 3.0)
         ends.append((store.transaction("b", lambda shared: shared.model), other.token_marks))
     assert ends[0] == ends[1]
@@ -103,10 +103,10 @@ def test_cooldown_lasts_as_long_for_other_holders() -> None:
     """An apparent debt is projected from the cooldown's end, not added to it."""
     store = MemoryStore()
     refused, other = RateLimiter(store, holder="me"), RateLimiter(store, holder="another")
-    given = taken(refused, 1.0)
+    permit = taken(refused, 1.0)
     full = LimitReading(limit=600.0, remaining=0.0, full_in=60.0)
     refused.refuse(
-        given,
+        permit,
         Refusal(
             9.0,
             Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100),

@@ -26,7 +26,7 @@ from nbcodex.ratelimit.worker import SharedLimiter, open_store
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import LIMITER_FILENAME
 
-T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 COST = Cost(10, 90)
 SNAPSHOT = LimitSnapshot(at=0.0, tokens=LimitReading(limit=60_000, remaining=59_000, full_in=1.0))
 
@@ -54,13 +54,13 @@ class Kernel:
             answer = await self.limiter.run_operation(
                 lambda core: core.try_acquire(entry, self.clock.now())
             )
-        given = answer
+        permit = answer
         await self.limiter.run_operation(
-            lambda core: core.observe(given, SNAPSHOT, self.clock.now())
+            lambda core: core.observe(permit, SNAPSHOT, self.clock.now())
         )
         usage = Usage(input_tokens=10, output_tokens=20)
-        await self.limiter.run_operation(lambda core: core.settle(given, usage, self.clock.now()))
-        return given
+        await self.limiter.run_operation(lambda core: core.settle(permit, usage, self.clock.now()))
+        return permit
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def kernel(folder: Path) -> Iterator[Kernel]:
         made.limiter.close()
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
+def run(main: Coroutine[Any, Any, ResultT]) -> ResultT:
     return asyncio.run(main)
 
 
@@ -186,12 +186,12 @@ def test_permit_of_a_failed_store_is_settled_in_memory(tmp_path: Path) -> None:
         with kernel(tmp_path) as alone:
             clock, limiter = alone.clock, alone.limiter
             entry = await limiter.run_operation(lambda core: core.enqueue("b", COST, lambda: None))
-            given = await limiter.run_operation(lambda core: core.try_acquire(entry, clock.now()))
-            assert isinstance(given, Permit)
+            permit = await limiter.run_operation(lambda core: core.try_acquire(entry, clock.now()))
+            assert isinstance(permit, Permit)
             limiter._store._connection.close()  # type: ignore[union-attr]
-            await limiter.run_operation(lambda core: core.observe(given, SNAPSHOT, clock.now()))
+            await limiter.run_operation(lambda core: core.observe(permit, SNAPSHOT, clock.now()))
             usage = Usage(input_tokens=10, output_tokens=20)
-            await limiter.run_operation(lambda core: core.settle(given, usage, clock.now()))
+            await limiter.run_operation(lambda core: core.settle(permit, usage, clock.now()))
             (shared,) = limiter._core.store._models.values()  # type: ignore[attr-defined]
             return shared.model.output.in_flight, shared.model.unanswered
 
@@ -337,11 +337,11 @@ def test_heartbeats_continue_while_a_request_is_in_flight(
                 lambda self, now: renewals.append(heartbeat(self, now)) or renewals[-1],
             )
             entry = await limiter.run_operation(lambda core: core.enqueue("b", COST, lambda: None))
-            given = await limiter.run_operation(lambda core: core.try_acquire(entry, clock.now()))
-            assert isinstance(given, Permit)
+            permit = await limiter.run_operation(lambda core: core.try_acquire(entry, clock.now()))
+            assert isinstance(permit, Permit)
             await asyncio.to_thread(_until, lambda: len(renewals) >= 5)
             assert all(renewals)
-            await limiter.run_operation(lambda core: core.release(given, clock.now()))
+            await limiter.run_operation(lambda core: core.release(permit, clock.now()))
             await asyncio.to_thread(_until, lambda: limiter._heartbeat_at is None)
 
     run(main())

@@ -169,12 +169,12 @@ def test_clock_jump_starts_new_bounds() -> None:
 def test_hosts_with_different_clocks_agree_on_a_cooldown(redis: RedisServer, wrong: float) -> None:
     """A model that one host closes for 30 s is closed for 30 s on the other's clock."""
     with closing(Host(redis, "a")) as one, closing(Host(redis, "b", wrong)) as other:
-        given = one.ask()
-        assert isinstance(given, Permit)
+        permit = one.ask()
+        assert isinstance(permit, Permit)
         # Each later exchange narrows the bounds, so they are read before each conversion.
         max_error = error_of(one.store._offset) + 1e-3
         until = one.now() + 30
-        one.limiter.refuse(given, Refusal(until), one.now())
+        one.limiter.refuse(permit, Refusal(until), one.now())
         held = other.ask()
         assert isinstance(held, Wait | Cooldown)
         assert held.until - other.now() > 5
@@ -252,9 +252,9 @@ def test_damaged_or_foreign_state_is_replaced(redis: RedisServer, state: str) ->
         host.store.on_damage = lambda: damaged.append(True)
         with closing(client.Redis(port=redis.port)) as other:
             other.hset(key_of("b"), mapping={"version": "v", "state": state})
-        given = host.ask()
-        assert isinstance(given, Permit)
-        assert given.number == 1
+        permit = host.ask()
+        assert isinstance(permit, Permit)
+        assert permit.number == 1
         # Redis itself deletes a state that is too long.
         assert bool(damaged) == (0 < len(state) <= MAX_STATE_BYTES)
         host.store.close()
@@ -280,10 +280,10 @@ def test_model_expires_ten_minutes_after_its_last_use(redis: RedisServer) -> Non
 def test_model_that_redis_lost_starts_anew(redis: RedisServer) -> None:
     """A late answer is not mixed up with the new numbers."""
     with closing(Host(redis, "a")) as host:
-        given = host.ask()
-        assert isinstance(given, Permit)
+        permit = host.ask()
+        assert isinstance(permit, Permit)
         redis.ask("FLUSHALL")
-        host.limiter.release(given, host.now())
+        host.limiter.release(permit, host.now())
         state = host.store.transaction(
             "b", lambda s: (s.model.unanswered, s.model.output.in_flight)
         )
@@ -297,21 +297,21 @@ def test_operation_whose_answer_was_lost_is_not_done_twice(
 ) -> None:
     """Redis has kept it without answering in time: calling it again returns its result."""
     host = Host(redis, "a")
-    deal, ask, lost = host.store.transaction, host.store._script, []
+    transaction, script, lost = host.store.transaction, host.store._script, []
 
-    def insisting(name: str, operation: Any) -> Any:
+    def repeat_once(name: str, operation: Any) -> Any:
         with contextlib.suppress(UnreachableError):
-            return deal(name, operation)
-        return deal(name, operation)
+            return transaction(name, operation)
+        return transaction(name, operation)
 
-    def losing(**words: Any) -> Any:
-        answer = ask(**words)
-        if lost and answer[0] == 1:
+    def lose_reply(**arguments: Any) -> Any:
+        reply = script(**arguments)
+        if lost and reply[0] == 1:
             raise TimeoutError(lost.pop())
-        return answer
+        return reply
 
-    monkeypatch.setattr(host.store, "_script", losing)
-    monkeypatch.setattr(host.store, "transaction", insisting)
+    monkeypatch.setattr(host.store, "_script", lose_reply)
+    monkeypatch.setattr(host.store, "transaction", repeat_once)
     for later in (10, 20):
         lost.extend([what] if what == "reserve" else [])
         now = host.now() + later
@@ -335,10 +335,10 @@ def test_redis_holds_neither_names_nor_secrets(redis: RedisServer) -> None:
     with closing(RedisStore(redis.url())) as store:
         limiter = RateLimiter(store, holder="f00")
         entry = limiter.enqueue(name, Cost(1, 2), lambda: None)
-        given = limiter.try_acquire(entry, 1.0)
-        assert isinstance(given, Permit)
+        permit = limiter.try_acquire(entry, 1.0)
+        assert isinstance(permit, Permit)
         limit = Limit(resource="tokens", limit=600, used=1, requested=2, model="gpt-model")
-        limiter.refuse(given, Refusal(9.0, limit), 2.0)
+        limiter.refuse(permit, Refusal(9.0, limit), 2.0)
     keys = redis.ask("--raw", "KEYS", "*").split()
     kept = b"".join([*keys, *(redis.ask("--raw", "HGETALL", key.decode()) for key in keys)])
     assert b"tokens" in kept
