@@ -164,9 +164,12 @@ def resume_map(
 def _run_from_journal(map_id: str, entries: Sequence[Entry]) -> MapRun:
     """Return a map of another process, or of an iterator: its rows are those in the journal."""
     client, settings = current(), host.current.settings()
-    first = entries[0].request if entries else None
+    # Other ids have rows of an earlier map that had the same id by chance: `writes.insert` has
+    # renamed them.
+    own = [each for each in entries if each.id == f"{map_id}-{each.request.origin.row_index}"]
+    first = own[0].request if own else None
     origin = first.origin if first else Origin(map_id=map_id)
-    rows = {entry.request.origin.row_index or 0: entry for entry in entries}
+    rows = {entry.request.origin.row_index or 0: entry for entry in own}
     total = max(1 + max(rows, default=-1), origin.row_count or 0)
     labels = [(rows[n].request.row or n) if n in rows else n for n in range(total)]
     fields = schema_fields(first.schema if first else None)

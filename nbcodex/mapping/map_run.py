@@ -342,6 +342,8 @@ class MapRun:
         unanswered = [self._unanswered[index] for index in sorted(self._unanswered)]
         for row in unanswered:
             entry = entries.get(f"{self.id}-{row.index}")
+            if entry and row.request and entry.request.prompt != row.request.prompt:
+                entry = None  # a row of another map, which had the same id by chance
             row.entry = entry if entry and entry.resumable else None
             row.is_in_journal, row.reply = False, None
             if entry and entry.reply:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
+from dataclasses import replace
 from typing import Any, cast
 
 import httpx2
@@ -17,13 +19,13 @@ import nbcodex
 from nbcodex import events
 from nbcodex.errors import ParkedError, PermanentError, Stopped
 from nbcodex.journal.reads import Entry
-from nbcodex.mapping import map_runner
+from nbcodex.mapping import map_api, map_runner
 from nbcodex.mapping.batch_rows import PendingRow
 from nbcodex.mapping.inputs import read_input
 from nbcodex.mapping.map_api import resume_map
 from nbcodex.mapping.map_run import MapRun
 from nbcodex.mapping.rows import RowRequests
-from nbcodex.models import Origin, Reply, RequestOptions
+from nbcodex.models import Origin, Reply, Request, RequestOptions, Status
 from nbcodex.settings import Settings
 
 from .conftest import SimulatedClient
@@ -50,6 +52,9 @@ def end_some(backend: ManualBackend, chance: random.Random) -> None:
     ended = {event.request_id for event in backend.next_endings(timeout=0.0)}
     active = [id_ for id_ in backend.requests if id_ not in ended]
     chance.shuffle(active)
+    for id_ in active[::2]:
+        backend.counter(events.Sent(request_id=id_, at=0.0, attempt=1, model=None, input_tokens=1))
+    chance.shuffle(active)
     for id_ in active[: len(active) // 2 + 1]:
         error = chance.choice([None, None, None, ParkedError("later"), PermanentError("no")])
         backend.end_rows(int(id_.partition("-")[2]), error=error)
@@ -66,12 +71,11 @@ def stop_and_resume(run: MapRun, backend: ManualBackend, chance: random.Random) 
     for row in run._unanswered.values():
         if row.request and chance.random() < 0.5:
             done = chance.random() < 0.5
-            reply = Reply(
-                id=row.request.id,
-                text=row.request.prompt if done else "",
-                status="done" if done else "parked",
-            )
-            entries[row.request.id] = Entry(request=row.request, reply=reply)
+            request, status = row.request, cast(Status, "done" if done else "parked")
+            if chance.random() < 0.2:  # of another map with the same id
+                request = replace(request, prompt="something else")
+            reply = Reply(id=request.id, text=request.prompt if done else "", status=status)
+            entries[request.id] = Entry(request=request, reply=reply)
     run.prepare_resume(entries, SETTINGS)
 
 
@@ -93,7 +97,16 @@ def test_each_row_gets_the_answer_to_its_own_prompt(
         counts = stats.done, stats.failed, stats.parked, stats.sent, stats.waiting
         assert sum(counts) == len(rows)
         assert min(counts) >= 0
-    for index, (number, reply) in enumerate(zip(rows, run.replies_in_order(), strict=True)):
+    run.finish()
+    stats, replies = run.stats(), run.replies_in_order()
+    statuses = Counter(reply.status for reply in replies)
+    assert (stats.done, stats.failed, stats.parked) == (
+        statuses["done"],
+        statuses["failed"],
+        statuses["parked"],
+    )
+    assert (stats.sent, stats.waiting) == (0, 0)
+    for index, (number, reply) in enumerate(zip(rows, replies, strict=True)):
         assert reply.id == f"m1-{index}"
         assert reply.text in ("", f"row {number}")
         assert not reply or reply.text
@@ -191,6 +204,20 @@ def test_batch_results_are_matched_by_id_alone(
             assert world.endings[request.id].reply.text == request.id.partition("-")[2]
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_rows_of_an_earlier_map_with_the_same_id_are_not_restored(
+    simulated: SimulatedClient, in_order: bool
+) -> None:
+    """The journal renames the older entry if two maps draw the same id."""
+    entries = []
+    for id_, text in [("m77-0", "own"), ("m77-0-5", "foreign"), ("m77-1", "own too")]:
+        origin = Origin(map_id="m77", row_index=int(id_[4]), row_count=2)
+        request = Request(prompt=text, id=id_, origin=origin)
+        entries.append(Entry(request=request, reply=Reply(id=id_, text=text)))
+    run = map_api._run_from_journal("m77", entries if in_order else entries[::-1])
+    assert [reply.text for reply in run.replies_in_order()] == ["own", "own too"]
 
 
 def reverse_rows(frame: Any) -> None:
