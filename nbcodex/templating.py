@@ -257,11 +257,7 @@ def _fill_column(field: Field[ColumnPath], values: Mapping[str, Any]) -> str:
 
 def _is_missing(value: object) -> bool:
     """Whether there is no value: None, NaN and pandas' equivalents."""
-    if value is None:
-        return True
-    if isinstance(value, str | int | list | dict | tuple):  # the usual ones, without a comparison
-        return False
     try:
-        return bool(value != value)  # only NaN differs from itself
+        return value is None or bool(value != value)  # only NaN differs from itself
     except (TypeError, ValueError):  # pandas.NA has no truth value, an array has many
         return type(value).__name__ == "NAType"

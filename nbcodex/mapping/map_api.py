@@ -164,8 +164,7 @@ def resume_map(
 def _run_from_journal(map_id: str, entries: Sequence[Entry]) -> MapRun:
     """Return a map of another process, or of an iterator: its rows are those in the journal."""
     client, settings = current(), host.current.settings()
-    # Other ids have rows of an earlier map that had the same id by chance: `writes.insert` has
-    # renamed them.
+    # Others are rows of an earlier map with the same id by chance, which the journal has renamed.
     own = [each for each in entries if each.id == f"{map_id}-{each.request.origin.row_index}"]
     first = own[0].request if own else None
     origin = first.origin if first else Origin(map_id=map_id)

@@ -5,12 +5,11 @@ A user's function is called in the thread that executes the map.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from nbcodex.errors import ConfigurationError, NbcodexError, shorten
+from nbcodex.errors import ConfigurationError, NbcodexError, did_you_mean, shorten
 from nbcodex.mapping.inputs import InputData, Row
 from nbcodex.models import DAY, Origin, Request, RequestOptions, Schema
 from nbcodex.requests.options import build_request
@@ -105,10 +104,8 @@ class RowRequests:
             prompt = row_options.pop("prompt", None)
             for name in row_options:
                 if name not in _ROW_OPTIONS:
-                    near = difflib.get_close_matches(name, _ROW_OPTIONS, n=1)
                     raise ConfigurationError(
-                        f"There is no option {name[:40]!r}"
-                        + (f"; did you mean {near[0]!r}?" if near else "."),
+                        f"There is no option {name[:40]!r}{did_you_mean(name, _ROW_OPTIONS)}",
                         advice="Rows accept the options of nbcodex.ask except thread.",
                     )
             given = {name: value for name, value in row_options.items() if value is not None}

@@ -238,7 +238,7 @@ def test_refused_key_ends_the_map_early(simulated: SimulatedClient) -> None:
         ("{}", ["a"], {"limit": 0}, "limit"),
         ("{}", ["a"], {"on_error": "ignore"}, "on_error"),
         ("{}", ["a"], {"engine": "diesel"}, "unknown"),
-        (lambda item: {"prompt": item, "modle": "x"}, ["a"], {}, "did you mean 'model'"),
+        (lambda item: {"prompt": item, "modle": "x"}, ["a"], {}, "did you mean model?"),
         ("{}", ["a"], {"max_output": 0}, "max_output"),
         ("{}", ["a"], {"row_key": "id"}, "not a column of row 0"),
         ("{}", ["a"], {"row_key": 3}, "row_key"),
