@@ -48,7 +48,6 @@ class CellResult:
     traceback: list[str] = field(default_factory=list)
     outputs: list[dict[str, Any]] = field(default_factory=list)
     payload: list[dict[str, Any]] = field(default_factory=list)  # such as new cells
-    seconds: float = 0.0
 
     @property
     def stream(self) -> str:
@@ -85,7 +84,7 @@ class Kernel:
 
     def __init__(self, manager: KernelManager, client: BlockingKernelClient) -> None:
         self.manager, self.client = manager, client
-        self._ran: dict[str, CellResult] = {}
+        self._results: dict[str, CellResult] = {}
 
     def start(self, code: str, *, cell: str | None = None) -> str:
         """Start a cell and return the id of its message; `cell` is its id in the notebook."""
@@ -96,7 +95,9 @@ class Kernel:
         self.client.shell_channel.send(message)
         return str(message["header"]["msg_id"])
 
-    def messages(self, asked: str, timeout: float = CELL_TIMEOUT_S) -> Iterator[dict[str, Any]]:
+    def messages(
+        self, message_id: str, timeout: float = CELL_TIMEOUT_S
+    ) -> Iterator[dict[str, Any]]:
         """Yield what the kernel publishes for a cell, until it is idle again."""
         end = time.monotonic() + timeout
         while True:
@@ -104,26 +105,26 @@ class Kernel:
                 message = self.client.get_iopub_msg(timeout=max(end - time.monotonic(), 0.01))
             except queue.Empty:
                 raise AssertionError(f"the cell did not end within {timeout} s") from None
-            if message["parent_header"].get("msg_id") != asked:
+            if message["parent_header"].get("msg_id") != message_id:
                 continue
             add_message(
-                self._ran.setdefault(asked, CellResult()), message["msg_type"], message["content"]
+                self._results.setdefault(message_id, CellResult()),
+                message["msg_type"],
+                message["content"],
             )
             yield message
             if message["msg_type"] == "status" and message["content"]["execution_state"] == "idle":
                 return
 
-    def finish(self, asked: str, timeout: float = CELL_TIMEOUT_S) -> CellResult:
+    def finish(self, message_id: str, timeout: float = CELL_TIMEOUT_S) -> CellResult:
         """Wait for a cell's end, and return its result."""
-        began = time.monotonic()
-        for _ in self.messages(asked, timeout):
+        for _ in self.messages(message_id, timeout):
             pass
-        ran = self._ran.pop(asked)
+        ran = self._results.pop(message_id)
         reply = self.client.get_shell_msg(timeout=MESSAGE_TIMEOUT_S)
-        while reply["parent_header"].get("msg_id") != asked:
+        while reply["parent_header"].get("msg_id") != message_id:
             reply = self.client.get_shell_msg(timeout=MESSAGE_TIMEOUT_S)
         ran.status, ran.payload = reply["content"]["status"], reply["content"].get("payload", [])
-        ran.seconds = time.monotonic() - began
         return ran
 
     def run(
@@ -132,9 +133,9 @@ class Kernel:
         """Run a cell to its end."""
         return self.finish(self.start(code, cell=cell), timeout)
 
-    def wait_for(self, asked: str, text: str, timeout: float = CELL_TIMEOUT_S) -> None:
+    def wait_for(self, message_id: str, text: str, timeout: float = CELL_TIMEOUT_S) -> None:
         """Wait until the cell's output shows `text`."""
-        for message in self.messages(asked, timeout):
+        for message in self.messages(message_id, timeout):
             if text in str(message["content"]):
                 return
         raise AssertionError(f"the cell ended without {text!r}")

@@ -92,10 +92,10 @@ def test_a_stopped_durable_answer_can_be_resumed(simulator: Simulated, tmp_path:
     simulator.core.change_knobs(speed=10.0)
     with kernel(**environment(simulator, tmp_path)) as running:
         running.run("%load_ext nbcodex")
-        asked = running.start(CELL)
+        execution = running.start(CELL)
         wait_until(lambda: bool(simulator.core._stored) and has_stored_text(tmp_path))
         running.interrupt()
-        stopped = running.finish(asked)
+        stopped = running.finish(execution)
         assert stopped.status == "error"
         (entry,) = [line.split()[0] for line in running.run("%codex journal").stream.splitlines()]
         assert f"`%codex resume {entry}` continues it." in " ".join(stopped.shown_error)

@@ -68,8 +68,8 @@ def test_a_killed_kernels_request_is_resumed(server: Simulated, tmp_path: Path) 
     with started_kernel(server, tmp_path) as cell:
         load_extension(cell)
         pid = int(cell.run("import os; os.getpid()").plain)
-        asked = cell.start("%%codex -o a\n[[tokens=6000]] a long one")
-        cell.wait_for(asked, "tokens/s")
+        execution = cell.start("%%codex -o a\n[[tokens=6000]] a long one")
+        cell.wait_for(execution, "tokens/s")
         os.kill(pid, signal.SIGKILL)
     server.core.change_knobs(speed=10_000.0)
     with started_kernel(server, tmp_path) as cell:
@@ -92,8 +92,10 @@ def test_two_kernels_that_resume_send_once(server: Simulated, tmp_path: Path) ->
         with started_kernel(server, tmp_path) as two:
             load_extension(two)
             known = len(server.prompts)
-            asked = [cell.start(f"%codex resume {entry}") for cell in (one, two)]
-            ends = [cell.finish(a).status for cell, a in zip((one, two), asked, strict=True)]
+            executions = [cell.start(f"%codex resume {entry}") for cell in (one, two)]
+            ends = [
+                cell.finish(id_).status for cell, id_ in zip((one, two), executions, strict=True)
+            ]
     assert sorted(ends) == ["error", "ok"]
     assert len(server.prompts) == known + 1
 
@@ -119,8 +121,8 @@ def test_the_slower_of_two_kernels_keeps_its_variable(server: Simulated, tmp_pat
         park_request(one, server, "%%codex -o b\n[[tokens=100]] once")
         assert two.run("b = 'mine'").status == "ok"
         entry = one.run("%codex journal").stream.split()[0]
-        asked = [cell.start(f"%codex resume {entry}") for cell in (one, two)]
-        ends = [cell.finish(a).status for cell, a in zip((one, two), asked, strict=True)]
+        executions = [cell.start(f"%codex resume {entry}") for cell in (one, two)]
+        ends = [cell.finish(id_).status for cell, id_ in zip((one, two), executions, strict=True)]
         assert sorted(ends) == ["error", "ok"]
         expected = {"ok": "done", "error": "parked"}
         assert one.run("b.status").plain == repr(expected[ends[0]])
@@ -218,10 +220,10 @@ def test_stop_ends_only_the_wait_for_a_background_reply(server: Simulated, tmp_p
         load_extension(cell)
         with server.held("slow"):
             cell.run("%%codex -b -o r\n[[tokens=300]] slow")
-            asked = cell.start("print('reading')\nr.text")
-            cell.wait_for(asked, "'text': 'reading")  # printed, and not the cell as it was sent
+            execution = cell.start("print('reading')\nr.text")
+            cell.wait_for(execution, "'text': 'reading")  # printed, and not the cell as it was sent
             cell.interrupt()
-            assert cell.finish(asked).error == "KeyboardInterrupt"
+            assert cell.finish(execution).error == "KeyboardInterrupt"
         assert cell.run("len(r.text) > 100, r.status").plain == "(True, 'done')"
 
 
@@ -242,8 +244,8 @@ def test_a_kernel_restart_parks_the_running_cell(server: Simulated, tmp_path: Pa
     """The interrupt before a restart is not a Stop: the next kernel lists the request."""
     with started_kernel(server, tmp_path) as cell:
         load_extension(cell)
-        asked = cell.start("%%codex -o r\n[[tokens=12000]] slow")
-        cell.wait_for(asked, "tokens/s")
+        execution = cell.start("%%codex -o r\n[[tokens=12000]] slow")
+        cell.wait_for(execution, "tokens/s")
         cell.manager.shutdown_wait_time = 30.0
         cell.manager.shutdown_kernel(now=False)
     with started_kernel(server, tmp_path) as cell:
