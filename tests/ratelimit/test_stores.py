@@ -266,7 +266,7 @@ def test_concurrent_processes_lose_no_transaction(
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(240)
     store = open_at(place)
     assert store.transaction("b", take) == 301
     store.close()
