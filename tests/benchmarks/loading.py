@@ -50,7 +50,7 @@ except nbcodex.NbcodexError:
     pass
 """
 
-# Nobody listens at the address: the first request imports all it needs, and fails.
+# No server listens at the address: the first request imports all it needs, and fails.
 MEANWHILE = """
 import sys, threading, time
 import nbcodex

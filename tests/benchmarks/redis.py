@@ -224,7 +224,7 @@ def killed() -> list[str]:
 
 
 def _missed(*checks: tuple[str, bool]) -> list[str]:
-    return [name for name, held in checks if not held]
+    return [name for name, was_met in checks if not was_met]
 
 
 PARTS = {"cost": cost, "active": active, "heavy": heavy, "killed": killed}

@@ -114,6 +114,6 @@ def test_cooldown_lasts_as_long_for_other_holders() -> None:
         ),
         1.1,
     )
-    held = other.try_acquire(other.enqueue("b", Cost(10, 90), lambda: None), 2.0)
-    assert isinstance(held, Wait | Cooldown)
-    assert held.until == 9.0
+    answer = other.try_acquire(other.enqueue("b", Cost(10, 90), lambda: None), 2.0)
+    assert isinstance(answer, Wait | Cooldown)
+    assert answer.until == 9.0

@@ -175,9 +175,9 @@ def test_hosts_with_different_clocks_agree_on_a_cooldown(redis: RedisServer, wro
         max_error = error_of(one.store._offset) + 1e-3
         until = one.now() + 30
         one.limiter.refuse(permit, Refusal(until), one.now())
-        held = other.ask()
-        assert isinstance(held, Wait | Cooldown)
-        assert held.until - other.now() > 5
+        answer = other.ask()
+        assert isinstance(answer, Wait | Cooldown)
+        assert answer.until - other.now() > 5
         max_error += error_of(other.store._offset)
         seen_until = other.store.transaction("b", lambda shared: shared.model.closed_until)
         assert seen_until - wrong == pytest.approx(until, abs=max_error)
