@@ -51,7 +51,9 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedClient]:
     monkeypatch.setattr(client, "_current", made.client)
     monkeypatch.setattr("nbcodex.host.current", Host(confirm=lambda _: True, adapt_advice=str))
     # On a busy machine, a second is too little for the rows that tests expect in the journal.
-    monkeypatch.setattr("nbcodex.mapping.map_run.PARK_REMAINING_S", 20.0)
+    monkeypatch.setattr("nbcodex.mapping.map_run.END_ACTIVE_S", 60.0)
+    monkeypatch.setattr("nbcodex.mapping.map_run.PARK_REMAINING_S", 60.0)
+    monkeypatch.setattr("nbcodex.mapping.map_api.INACTIVE_TIMEOUT_S", 60.0)
     yield made
     made.client.close()
     event_loop.shared().submit(made.client.services().api_client.close()).result()

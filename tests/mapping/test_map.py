@@ -678,6 +678,6 @@ def test_abandoned_iterator_exits_without_a_traceback(tmp_path: Path) -> None:
         env={**os.environ, **environ},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert (ran.stdout, ran.stderr) == ("0\n", "")
