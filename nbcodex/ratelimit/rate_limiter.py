@@ -225,10 +225,13 @@ class RateLimiter:
             if (limit.window or 0.0) > LONG_WINDOW_S and until > now + MINUTE:
                 queue.cooldown = Cooldown(until, limit, inherited=True, inferred=True)
                 return queue.cooldown
-        queue.limit = limits[-1][1] if limits and model.has_slot(now) else None
+        queue.limit = limits[-1][1] if limits else None
+        due_at: float | None = start_at
+        if not model.has_slot(now):
+            # A slot is free when an answer ends, at an unknown instant: its end wakes the queue.
+            allowed, due_at = model.parallel.allowed_at(now), None
+            queue.limit = Limit(resource="parallel requests", limit=allowed)
         recheck_at = now + SHARED_RECHECK_S if len(shared.holders) > 1 else start_at
-        # A slot is free when an answer ends, at an unknown instant: its end wakes the queue.
-        due_at = start_at if model.has_slot(now) else None
         return Wait(min(start_at, recheck_at), due_at, queue.limit)
 
     def probe(self, entry: QueueEntry, now: float) -> Permit:

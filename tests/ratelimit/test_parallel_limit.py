@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_request_waits_for_a_slot_and_is_woken_when_one_is_free() -> None:
     entry = limiter.enqueue("b", COST, lambda: woken.append(True))
     answer = limiter.try_acquire(entry, 102.0)
     assert isinstance(answer, Wait)
-    assert answer.due_at is None
+    assert (answer.due_at, answer.limit) == (None, replace(PARALLEL, limit=1))
     woken.clear()
     limiter.settle(first, Usage(input_tokens=10, output_tokens=20), 103.0)
     assert woken
