@@ -7,6 +7,7 @@ the thread that executes the map, which also calls the user's functions. `map_ru
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import time
 from collections import deque
@@ -259,6 +260,7 @@ class MapRun:
         self._map_error = self._map_error or self._with_resume_advice(error)
 
     def _with_resume_advice(self, error: NbcodexError) -> NbcodexError:
+        error = copy.copy(error)  # rows may share it
         error.advice = f"{error.advice} The rest is parked: `%codex resume {self.id}`.".strip()
         return error
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from nbcodex import events
-from nbcodex.errors import NbcodexError, ParkedError, PermanentError
+from nbcodex.errors import CredentialsError, NbcodexError, ParkedError, PermanentError
 from nbcodex.mapping.backends import (
     MAX_ACTIVE_ROWS,
     MAX_QUEUED_ROWS,
@@ -173,6 +173,17 @@ def test_permanent_failure_is_shared_by_equal_rows() -> None:
     assert not run.advance()
     assert backend.started == ["m1-0"]
     assert [reply.error for reply in run.replies_in_order()] == ["no", "no", "no"]
+
+
+@pytest.mark.parametrize("on_error", ["keep", "raise"])
+def test_advice_of_the_map_is_not_part_of_the_errors_of_its_rows(on_error: Any) -> None:
+    backend, error = ManualBackend(), CredentialsError("no")
+    run = run_of([str(n) for n in range(20)], backend, on_error=on_error)
+    run.advance()
+    backend.end_rows(*range(20), error=error)
+    with pytest.raises(CredentialsError, match="%codex resume m1"):
+        run.advance()
+    assert {reply.error for reply in run.replies_in_order()} == {"no"}
 
 
 def test_parked_row_does_not_end_a_map_with_on_error_raise() -> None:
