@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nbcodex import events
 from nbcodex.errors import BudgetError, shorten
 from nbcodex.journal.reads import OtherKernels
-from nbcodex.models import MINUTE, LimitReading, Reply, Usage, UsageTotals
+from nbcodex.models import MINUTE, Reply, Usage, UsageTotals
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.panel import BYTES_PER_TOKEN, PanelState
 from nbcodex.ratelimit.limit_model import stated_bucket
@@ -163,20 +163,6 @@ def last_hour(state: MonitorState, now: float) -> list[MinuteStats]:
     return [state.minutes.get(m, MinuteStats()) for m in range(end - PLOT_MINUTES, end)]
 
 
-class BucketLevel(NamedTuple):
-    """A limit as a bucket: its size, its refill a second, and what is left in it."""
-
-    size: float
-    rate: float
-    left: float
-
-
-def projected_bucket(reading: LimitReading, seconds: float) -> BucketLevel:
-    """Return the bucket as it is `seconds` after the reading, if nothing is sent meanwhile."""
-    bucket = stated_bucket(reading)
-    return BucketLevel(bucket.limit, bucket.rate, bucket.level_at(max(0.0, seconds)))
-
-
 def earliest_last_send(state: MonitorState, label: str) -> float | None:
     """Return an instant before which the last request in a queue is not sent; None if unknown.
 
@@ -205,8 +191,8 @@ def earliest_last_send(state: MonitorState, label: str) -> float | None:
     # A server that refunds unused tokens lets the queue go sooner than this. Only headers can show
     # that it does not.
     if limits.policy == "kept" and limits.is_declared and limits.tokens is not None:
-        bucket = projected_bucket(limits.tokens, 0.0)
+        bucket = stated_bucket(limits.tokens)
         if bucket.rate > 0:
-            seconds = (limits.waiting_tokens - bucket.left) / bucket.rate
+            seconds = (limits.waiting_tokens - bucket.level_at(0.0)) / bucket.rate
             instants.append(state.limits_at + seconds)
     return max((at for at in instants if at is not None and math.isfinite(at)), default=None)

@@ -18,8 +18,8 @@ from nbcodex.notebook.monitor.state import (
     MonitorState,
     earliest_last_send,
     last_hour,
-    projected_bucket,
 )
+from nbcodex.ratelimit.limit_model import stated_bucket
 from nbcodex.rendering.figures import figures_line, format_dollars, token_figures, totals_line
 from nbcodex.runtime.clock import format_duration, format_time
 
@@ -53,8 +53,10 @@ def _limits_line(state: MonitorState, label: str, now: float) -> str:
     limits, parts = state.limits[label], []
     for kind, reading in (("tokens", limits.tokens), ("requests", limits.requests)):
         if reading is not None:
-            bucket = projected_bucket(reading, now - state.limits_at)
-            parts.append(f"~{max(0.0, bucket.left):,.0f} of {bucket.size:,.0f} {kind} left")
+            # As it is now, if nothing has been sent since.
+            bucket = stated_bucket(reading)
+            left = max(0.0, bucket.level_at(max(0.0, now - state.limits_at)))
+            parts.append(f"~{left:,.0f} of {bucket.limit:,.0f} {kind} left")
     if limits.closed_until is not None and limits.closed_until > now:
         why = f": {limits.closing_limit.name}" if limits.closing_limit else ""
         parts.append(f"closed for another {_wait(limits.closed_until - now)}{why}")
@@ -200,8 +202,9 @@ def _limits_view(state: MonitorState, label: str) -> dict[str, Any]:
     readings = []
     for kind, reading in (("tokens", limits.tokens), ("requests", limits.requests)):
         if reading is not None:
-            bucket = projected_bucket(reading, 0.0)._asdict()
-            readings.append({"kind": kind, "at": _ms(state.limits_at), **bucket})
+            bucket, at = stated_bucket(reading), _ms(state.limits_at)
+            figures = {"size": bucket.limit, "rate": bucket.rate, "left": bucket.level_at(0.0)}
+            readings.append({"kind": kind, "at": at, **figures})
     queue = None
     if limits.waiting:
         queue = {
