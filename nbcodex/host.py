@@ -26,7 +26,7 @@ MIN_LOGGED_WAIT_S, WAIT_LOG_INTERVAL_S = 3.0, 60.0
 
 # Advice is written for notebooks: patterns in it, and what replaces them in a script.
 _SCRIPT_ADVICE = (
-    (r".*--no-history.*", "The conversation so far is sent along: leave out `thread`."),
+    (r"ask with --new or .*", "leave out `thread`."),
     (r"`%codex resume m\w+`", "the same call of nbcodex.map"),  # requests' ids are hexadecimal
     (r"`%codex resume \w+`( after .*)?, or run it with", r"Ask again\1, or"),
     (r"`%codex resume \w+`( continues it)?", "ask again"),

@@ -16,7 +16,7 @@ import pytest
 
 import nbcodex
 from nbcodex import host
-from nbcodex.errors import LimitError, ServerError
+from nbcodex.errors import LONG_CONVERSATION_ADVICE, LimitError, ServerError
 from nbcodex.events import BackingOff, CoolingDown, Event, Sent
 from nbcodex.models import Limit
 from nbcodex.simulator import Fault
@@ -101,6 +101,10 @@ def test_advice_for_scripts_names_no_cell_options() -> None:
         (
             "`%codex resume m12ab` continues it; nbcodex.map.last has the finished rows.",
             "The same call of nbcodex.map continues it; nbcodex.map.last has the finished rows.",
+        ),
+        (
+            f"Lower --max-output. {LONG_CONVERSATION_ADVICE}",
+            "Lower max_output. The conversation so far is sent along: leave out `thread`.",
         ),
         ("Raise --max-output, or lower --effort.", "Raise max_output, or lower effort."),
         (

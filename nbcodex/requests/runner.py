@@ -205,7 +205,7 @@ class RequestRunner:
             if isinstance(error, AnswerError):
                 state.partial.add_note(error.note)
             if isinstance(error, TooLargeError) and self._request.turns:
-                error.advice = LONG_CONVERSATION_ADVICE
+                error.advice = f"{error.advice} {LONG_CONVERSATION_ADVICE}"
             return self._event(events.Failed, error=error, reply=state.reply("failed"))
 
     async def _insert_or_claim(self) -> Reply | None:
