@@ -70,8 +70,8 @@ def _check_names(function: str, options: Iterable[str], names: Collection[str]) 
         if near := difflib.get_close_matches(name, names, n=1, cutoff=MIN_SIMILARITY):
             hint = f"Did you mean {near[0]}?"
         hint = _CELL_OPTIONS.get(name) or RESERVED_PARAMS.get(name) or hint
-        hint = host.advice_for_script(hint)
-        raise TypeError(f"{function}() got an unexpected keyword argument {name!r}. {hint}")
+        error = f"{function}() got an unexpected keyword argument {name!r}."
+        raise TypeError(f"{error} {host.advice_for_script(hint)}")
 
 
 def _shown_error(error: NbcodexError | Stopped) -> NbcodexError | Stopped:

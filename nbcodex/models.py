@@ -5,6 +5,7 @@ Glossary. Each word has this one meaning in the whole package.
 request        prompt, model and options; immutable
 attempt        one HTTP exchange on behalf of a request
 retry          another attempt after a failed one; the wait between them is the backoff
+refusal        an attempt that a limit rejects, such as by HTTP 429; any other failure is a fault
 patience       the longest total wait that a user accepts; queueing for capacity is not counted
 queue          wait in order of arrival while a limit is fully used; this uses no patience
 park, resume   keep a request for later; continue with it
@@ -17,6 +18,7 @@ budget, cap    the user's own caps on tokens or dollars; one of them
 quota          credit with the provider: a matter of billing, so waiting does not help
 cooldown       a model is closed to all requests until an instant, because of a limit
 probe          an attempt during a cooldown, to find out whether it is over
+bucket         a token bucket, by which a limit is modelled: it is refilled at a constant rate
 reservation    capacity taken from a rate limit for one attempt, or from a budget for a request
 permit         the data of a reservation of a rate limit
 snapshot       the limits as the headers of one response state them
@@ -24,12 +26,15 @@ charge policy  how a server counts a reservation: kept, refunded or actual
 reply          the result of a request: the answer so far, its usage and its status
 usage          tokens that a request consumed; unknown figures are None, never zero
 cost           US dollars for a usage; None where no price is known
+cut            of a finished answer: it ends early, at `max_output` or by a content filter
 note           a remark in the line of figures, which stands below an answer
 simulated      answered by `nbcodex.simulator`, which imitates a server and costs nothing
 journal        the file that keeps requests and replies; an entry is one request in it
 reuse          take the answer from the journal, where an equal request was answered
 kernel         a process that runs requests: of a notebook, a terminal or a script
 owner          the kernel that runs an entry's request; the entry is abandoned if it has died
+host           the program that runs nbcodex: a notebook's shell, or a plain script
+front end      the program that shows a notebook: JupyterLab, VS Code, Colab
 settings       what the user and the environment have configured
 options        what is given for one request, beside its prompt
 thread         a named conversation of one notebook
