@@ -40,8 +40,8 @@ def started(cell: Kernel) -> Kernel:
     return cell
 
 
-def test_two_kernels_share_a_limit(server: Simulated, home: Path) -> None:
-    """Together they use it up, and rarely exceed it; each knows of the other."""
+def refusals_of_two_kernels(server: Simulated, home: Path) -> int:
+    """Return how many of 40 requests of two kernels at once the server refused."""
     environ = {**server.environ, "NBCODEX_HOME": str(home)}
     with kernel(**environ) as one, kernel(**environ) as two:
         first, second = started(one), started(two)
@@ -58,12 +58,23 @@ def test_two_kernels_share_a_limit(server: Simulated, home: Path) -> None:
         ran = [
             cell.finish(id_, timeout=300) for cell, id_ in zip((first, second), asked, strict=True)
         ]
-        assert [each.plain for each in ran] == ["20", "20"]
-        # Without a shared limit, 17 of the 40 would exceed it at once. Estimates are not exact.
-        assert sum(seen.status == 429 for seen in server.core.log) < 9
+    assert [each.plain for each in ran] == ["20", "20"]
     assert "of 12,000 tokens left, 12,000 a minute" in printed
     assert KEY.encode() not in (home / LIMITER_FILENAME).read_bytes()
     assert b"127.0.0.1" not in (home / LIMITER_FILENAME).read_bytes()
+    return sum(seen.status == 429 for seen in server.core.log)
+
+
+def test_two_kernels_share_a_limit(tmp_path: Path) -> None:
+    """Together they use it up, and rarely exceed it; each knows of the other."""
+    # A busy machine delays requests between their reservation and the server, so there are three
+    # trials. Without a shared limit, 17 of the 40 requests would exceed it at once.
+    refusals: list[int] = []
+    while len(refusals) < 3 and min(refusals, default=3) > 2:
+        with simulated(tpm=12_000, rpm=10_000, latency=0.1, speed=600.0) as server:
+            home = tmp_path / f"home{len(refusals)}"
+            refusals.append(refusals_of_two_kernels(server, home))
+    assert min(refusals) <= 2, refusals
 
 
 def test_a_killed_kernels_share_is_released(server: Simulated, home: Path) -> None:
