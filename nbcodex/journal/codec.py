@@ -11,10 +11,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from nbcodex import models
 from nbcodex.models import Reply, Request, Usage, UsageTotals
+
+TextT = TypeVar("TextT", str, str | None)
 
 # Columns of `totals` that are fields of `UsageTotals`, and of its `usage`.
 TOTALS_COLUMNS = ("requests", "answers", "cost", "waited", "unknown", "unpriced", "estimated")
@@ -40,9 +42,7 @@ _RENAMED_FIELDS = {
 def bounded_totals(reply: Reply) -> UsageTotals:
     """Return what `reply` adds to the totals, with the server's figures cut to plausible ones."""
     added = UsageTotals.of(reply)
-    tokens: dict[str, Any] = {
-        name: bounded_integer(getattr(added.usage, name)) for name in USAGE_COLUMNS
-    }
+    tokens: dict[str, Any] = {n: bounded_integer(getattr(added.usage, n)) for n in USAGE_COLUMNS}
     cost, waited = finite_or_none(added.cost) or 0.0, finite_or_none(added.waited) or 0.0
     # The request was counted when it was inserted.
     return replace(added, requests=0, usage=Usage(**tokens), cost=cost, waited=waited)
@@ -69,7 +69,7 @@ def decode(text: str) -> Any:
     return json.loads(text, object_hook=_from_json)
 
 
-def storable(text: str | None) -> str | None:
+def storable(text: TextT) -> TextT:
     """Return `text` as SQLite can hold it: lone surrogates are replaced."""
     if text is None or text.isascii():
         return text

@@ -64,13 +64,13 @@ def read_spending(connection: Connection, *, today: str) -> Spending:
     )
 
 
-def _total(connection: Connection, query: str, *parameters: str | None) -> SpendAmount:
+def _total(connection: Connection, query: str, *parameters: str) -> SpendAmount:
     # SQLite's `total`, unlike `sum`, returns 0.0 for no rows and does not overflow.
     tokens, dollars = connection.execute(query, parameters).fetchone()
     return SpendAmount(tokens=int(tokens), dollars=dollars)
 
 
-def reserve(connection: Connection, id_: str | None, amount: SpendAmount) -> None:
+def reserve(connection: Connection, id_: str, amount: SpendAmount) -> None:
     """Reserve the most that a request may use."""
     connection.execute(
         "INSERT OR REPLACE INTO asides VALUES (?, ?, ?, ?)",
@@ -78,7 +78,7 @@ def reserve(connection: Connection, id_: str | None, amount: SpendAmount) -> Non
     )
 
 
-def release(connection: Connection, id_: str | None) -> SpendAmount:
+def release(connection: Connection, id_: str) -> SpendAmount:
     """Release what is reserved for a request; return it."""
     query = "SELECT total(tokens), total(dollars) FROM asides WHERE id = ?"
     reserved = _total(connection, query, id_)

@@ -49,7 +49,7 @@ class CodexWidget(anywidget.AnyWidget):
     _name = ""  # of the kind of widget, and of its files
     _source: WidgetSource | None = None  # the latest, shared by all widgets of the kind
 
-    # What is shown. Its "text" is for files and front ends without widgets: nothing updates that.
+    # What is shown. Its "text" goes into files and front ends without widgets, and stays as it was.
     view = traitlets.Dict().tag(sync=True)
     # The id by which the Jupyter server can interrupt this kernel; the page checks its form.
     kernel_id = traitlets.Unicode().tag(sync=True)
@@ -66,7 +66,7 @@ class CodexWidget(anywidget.AnyWidget):
             layout=_shared_layout(),
         )
         self.receive_while_blocked()
-        self.on_message = on_message  # called in the thread that the kernel has for messages
+        self.on_message = on_message  # called in the subshell's thread, or else in the main thread
         self.on_msg(self._receive)
 
     def receive_while_blocked(self) -> None:
@@ -84,8 +84,8 @@ class CodexWidget(anywidget.AnyWidget):
     @classmethod
     def _shared_source(cls) -> WidgetSource:
         source = cls._source
-        # The server drops messages in a flood. A page that did not get the source cannot show any
-        # of these widgets, and sends nothing: so a new source is made until a page has answered.
+        # The Jupyter server drops messages beyond a rate. A page that did not get the source cannot
+        # show any of these widgets, and sends nothing: so a new one is made until a page answers.
         # Earlier ones stay open, because a page may be loading one of them.
         if source is None or source.comm is None or not source.is_loaded:
             source = cls._source = WidgetSource(cls._name)

@@ -95,7 +95,7 @@ def admit_request(planned: PlannedRequest) -> Charge:
     plan = planned.plan
     charge = admission_charge(plan.input_tokens, plan.max_output, planned.knobs)
     try:
-        raise_scripted_failure(planned, cost=charge.tokens)
+        raise_scripted_failure(planned, tokens=charge.tokens)
         _check_length(planned)
     except (ErrorResponse, Dropped):  # these count towards the request limit, too
         planned.account.charge_request(planned.record.at)
@@ -166,8 +166,8 @@ _LIMITS: Mapping[str, tuple[Resource, float]] = {
 }
 
 
-def raise_scripted_failure(planned: PlannedRequest, *, cost: int) -> None:
-    """Raise the failure that the fault prescribes for a request of `cost` tokens, if it does."""
+def raise_scripted_failure(planned: PlannedRequest, *, tokens: int) -> None:
+    """Raise the failure that the fault prescribes, if any; a 429 states `tokens` as requested."""
     fault, knobs, wall = planned.fault, planned.knobs, planned.received_at
     if fault is None:
         return
@@ -175,7 +175,7 @@ def raise_scripted_failure(planned: PlannedRequest, *, cost: int) -> None:
         case "refused":
             raise Dropped
         case "http":
-            wait = fault.seconds
+            wait = fault.seconds  # without them, this states no wait
             headers = retry_headers(wait, knobs.retry_after, wall) if wait else {}
             failure = ErrorResponse(
                 fault.status, SERVER_ERROR_TEXT, type="server_error", headers=headers
@@ -195,9 +195,9 @@ def raise_scripted_failure(planned: PlannedRequest, *, cost: int) -> None:
             status = fault.status if 300 <= fault.status < 400 else 307
             failure = ErrorResponse(status, "", html=" ", headers={"location": fault.location})
         case "azure":
-            failure = _azure_limit_response(fault.wait, "tokens", "seconds", wall)
+            failure = _azure_limit_response(fault.seconds_or_default, "tokens", "seconds", wall)
         case kind if kind in _LIMITS:
-            refusal = _scripted_refusal(fault, knobs, cost)
+            refusal = _scripted_refusal(fault, knobs, tokens)
             failure = _limit_response(refusal, planned)
             if refusal.window == MINUTE and refusal.wait is not None and knobs.headers:
                 # These replace the bucket's headers, so that they agree with the message.
@@ -213,27 +213,27 @@ def raise_scripted_failure(planned: PlannedRequest, *, cost: int) -> None:
     raise failure
 
 
-def stream_error_text(planned: PlannedRequest, cost: int) -> str:
-    """Return the message of an error event in mid-stream, which states that a limit is reached."""
+def stream_error_text(planned: PlannedRequest, tokens: int) -> str:
+    """Return the message of an error event in mid-stream: a limit is reached."""
     if planned.fault is None:
-        return SERVER_ERROR_TEXT
+        return ""  # no error event is sent
     fault = replace(planned.fault, kind="tokens_per_minute")
-    return _limit_text(_scripted_refusal(fault, planned.knobs, cost), planned)
+    return _limit_text(_scripted_refusal(fault, planned.knobs, tokens), planned)
 
 
-def _scripted_refusal(fault: Fault, knobs: Knobs, cost: int) -> Refusal:
-    """Return the figures of a limit that makes a request of `cost` tokens wait for `fault.wait`."""
+def _scripted_refusal(fault: Fault, knobs: Knobs, tokens: int) -> Refusal:
+    """Return the figures of a limit that makes a request of `tokens` wait as `fault` says."""
     resource, window = _LIMITS[fault.kind]
     if resource == "tokens":
-        per_minute, per_day, requested = knobs.tpm or 30_000, knobs.tpd, cost
+        per_minute, per_day, requested = knobs.tpm or 30_000, knobs.tpd, tokens
     else:
         per_minute, per_day, requested = knobs.rpm or 500, knobs.rpd, 1
     limit = per_minute if window == MINUTE else per_day or per_minute * 100
-    wait: float | None = fault.wait
+    wait: float | None = fault.seconds_or_default
     if fault.kind == "too_large":
-        requested, wait = max(cost, limit + limit // 5), None
+        requested, wait = max(tokens, limit + limit // 5), None
     # The formula of the wait in `buckets`, solved for `used`.
-    used = round(limit - requested + fault.wait / window * limit)
+    used = round(limit - requested + fault.seconds_or_default / window * limit)
     return Refusal(
         resource=resource, window=window, limit=limit, used=used, requested=requested, wait=wait
     )

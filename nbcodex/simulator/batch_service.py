@@ -35,7 +35,7 @@ class Batch:
     """A batch of requests."""
 
     id: str
-    owner: str  # name of the key that may read it
+    key_name: str  # of the key that may read it
     endpoint: str
     input_file_id: str
     started_at: float  # its creation on the clock
@@ -64,37 +64,37 @@ class BatchService:
     _file_numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     _batches: dict[str, Batch] = field(default_factory=dict)
 
-    def serve(self, request: HttpRequest, route: Route, owner: str) -> dict[str, Any] | bytes:
+    def serve(self, request: HttpRequest, route: Route, key_name: str) -> dict[str, Any] | bytes:
         """Return the object that the API answers with, or the contents of a file."""
         match route.endpoint, request.method, route.id:
             case "files", "GET", id_:
-                return self._contents(id_, owner)
+                return self._contents(id_, key_name)
             case "files", "DELETE", id_:
-                self._contents(id_, owner)  # raises for an unknown file
-                del self._files[owner, id_]
+                self._contents(id_, key_name)  # raises for an unknown file
+                del self._files[key_name, id_]
                 return {"id": id_, "object": "file", "deleted": True}
             case "files", _, _:
-                return self._upload(request, owner)
+                return self._upload(request, key_name)
             case _, "GET", "":
-                batches = [b for b in self._batches.values() if b.owner == owner]
+                batches = [b for b in self._batches.values() if b.key_name == key_name]
                 data = [self._as_object(batch) for batch in reversed(batches)]
                 return {"object": "list", "data": data, "has_more": False}
             case _, "POST", "":
-                return self._as_object(self._create(parse_body(request.body), owner))
+                return self._as_object(self._create(parse_body(request.body), key_name))
             case _, method, id_:
                 batch = self._batches.get(id_)
-                if batch is None or batch.owner != owner:
+                if batch is None or batch.key_name != key_name:
                     raise ErrorResponse(404, f"No batch found with id '{id_}'.", param="id")
                 if method == "POST" and batch.status in _OPEN:
                     self._end(batch, "cancelled", self.clock.now() - batch.started_at)
                 return self._as_object(batch)
 
-    def _contents(self, id_: str, owner: str) -> bytes:
-        if (owner, id_) not in self._files:
+    def _contents(self, id_: str, key_name: str) -> bytes:
+        if (key_name, id_) not in self._files:
             raise ErrorResponse(404, f"No such File object: {id_}", param="id")
-        return self._files[owner, id_]
+        return self._files[key_name, id_]
 
-    def _upload(self, request: HttpRequest, owner: str) -> dict[str, Any]:
+    def _upload(self, request: HttpRequest, key_name: str) -> dict[str, Any]:
         """Store the file of a multipart form, and return its object."""
         head = f"content-type: {request.headers.get('content-type', '')}\r\n\r\n".encode()
         form = message_from_bytes(head + request.body, policy=policy.HTTP)
@@ -111,9 +111,9 @@ class BatchService:
             raise ErrorResponse(400, "'file' and the purpose 'batch' are required.", param="file")
         if len(fields["file"]) > MAX_FILE_BYTES:
             raise ErrorResponse(413, "The file is too large.", code="file_too_large")
-        return self._store_file(file_name, fields["file"], owner=owner, purpose="batch")
+        return self._store_file(file_name, fields["file"], key_name=key_name, purpose="batch")
 
-    def _store_file(self, name: str, data: bytes, *, owner: str, purpose: str) -> dict[str, Any]:
+    def _store_file(self, name: str, data: bytes, *, key_name: str, purpose: str) -> dict[str, Any]:
         id_ = f"file-{self.server_id}{next(self._file_numbers):06x}"
         file = {
             "id": id_,
@@ -124,20 +124,20 @@ class BatchService:
             "purpose": purpose,
             "status": "processed",
         }
-        self._files[owner, id_] = data
+        self._files[key_name, id_] = data
         return file
 
-    def _create(self, body: dict[str, Any], owner: str) -> Batch:
+    def _create(self, body: dict[str, Any], key_name: str) -> Batch:
         endpoint, window = body.get("endpoint"), body.get("completion_window")
         if endpoint not in ENDPOINTS or window != "24h":
             raise ErrorResponse(
                 400, "'endpoint' or 'completion_window' is invalid.", param="endpoint"
             )
         file_id = str(body.get("input_file_id"))
-        requests, problems = parse_batch_file(self._contents(file_id, owner), endpoint)
+        requests, problems = parse_batch_file(self._contents(file_id, key_name), endpoint)
         max_requests = self.knobs().batch_queue
-        open_batches = [b for b in self._batches.values() if b.owner == owner and b.status in _OPEN]
-        enqueued = sum(len(batch.requests) for batch in open_batches) + len(requests)
+        batches = [b for b in self._batches.values() if b.key_name == key_name]
+        enqueued = len(requests) + sum(len(b.requests) for b in batches if b.status in _OPEN)
         if not problems and max_requests is not None and enqueued > max_requests:
             message = (
                 f"Enqueued limit reached for this model. Limit: {max_requests} enqueued requests. "
@@ -147,7 +147,7 @@ class BatchService:
         id_ = f"batch_{self.server_id}{len(self._batches) + 1:06x}"
         batch = self._batches[id_] = Batch(
             id=id_,
-            owner=owner,
+            key_name=key_name,
             endpoint=endpoint,
             input_file_id=file_id,
             started_at=self.clock.now(),
@@ -182,7 +182,7 @@ class BatchService:
             result |= {"response": None, "error": None}
             http_status = 0
             if number < answered:
-                http_status, body = self.answer_line(line["body"], batch.endpoint, batch.owner)
+                http_status, body = self.answer_line(line["body"], batch.endpoint, batch.key_name)
                 request_id = f"req_{self.server_id}"
                 response = {"status_code": http_status, "request_id": request_id, "body": body}
                 result["response"] = response
@@ -199,9 +199,9 @@ class BatchService:
         """Store a file of results, if there are any, and return its id."""
         if not lines:
             return None
-        name, data, owner = f"{batch.id}_{outcome}.jsonl", b"".join(lines), batch.owner
-        id_: str = self._store_file(name, data, owner=owner, purpose="batch_output")["id"]
-        return id_
+        name, data = f"{batch.id}_{outcome}.jsonl", b"".join(lines)
+        file = self._store_file(name, data, key_name=batch.key_name, purpose="batch_output")
+        return str(file["id"])
 
     def _as_object(self, batch: Batch) -> dict[str, Any]:
         """Return the API's object of a batch at the present time."""

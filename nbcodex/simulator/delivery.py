@@ -29,7 +29,7 @@ class Generation:
 
     planned: PlannedRequest
     charge: Charge
-    message: str  # message of an error event in the stream
+    error_text: str  # of an error event in the stream
     first_token_at: float  # on the clock
     clock: Clock
     tokens: int = 0  # generated so far
@@ -63,7 +63,7 @@ async def generate(generation: Generation) -> AsyncGenerator[StreamEvent, None]:
         for event in api_format.stream_events():
             await wait_until(generation.first_token_at + event.offset_s, generation.clock)
             if fault is not None and fault.applies_before(event.role, deltas):
-                for error in api_format.error_events(fault, generation.message, event.number):
+                for error in api_format.error_events(fault, generation.error_text, event.number):
                     yield error
                 return
             generation.tokens = event.tokens_so_far
@@ -126,7 +126,7 @@ async def generate_unstreamed(generation: Generation) -> bytes:
         elif kind in ("dropped", "cut", "truncated"):
             raise Dropped(reset=kind == "dropped")
         elif fault is not None and kind in GENERATION_FAULTS:
-            error = error_object(fault, generation.message)
+            error = error_object(fault, generation.error_text)
             raise ErrorResponse(
                 fault.status, error["message"] or "", type=error["type"], code=error["code"]
             )
@@ -170,7 +170,7 @@ class BackgroundResponse:
         fault = self.generation.planned.fault
         if self.status != "failed" or fault is None:
             return response.without_output(self.status)
-        error = error_object(fault, self.generation.message)
+        error = error_object(fault, self.generation.error_text)
         flat = {"code": error["code"], "message": error["message"]}
         return response.without_output("failed", flat)
 

@@ -83,7 +83,7 @@ class AnswerPlan:
     function: str  # name of the function that the answer calls with the text as its arguments
     is_truncated: bool  # whether `max_output` truncates it
     latency: float  # seconds from admission to the first token
-    fault: Fault | None  # the fault that the prompt requests
+    requested_fault: Fault | None  # the fault that the prompt requests
 
     @property
     def output_tokens(self) -> int:
@@ -110,7 +110,7 @@ def plan_answer(request: ParsedRequest, knobs: Knobs) -> AnswerPlan:
         function=str(request.required_function["name"]) if request.required_function else "",
         is_truncated=reasoning + len(tokens) > allowed,
         latency=latency(request.text, knobs),
-        fault=_requested_fault(request.prompt),
+        requested_fault=_requested_fault(request.prompt),
     )
 
 

@@ -143,8 +143,8 @@ class Fault:
                 raise ValueError(f"{name} of a fault must be a number, not {value!r}")  # noqa: TRY004
 
     @property
-    def wait(self) -> float:
-        """The seconds that a 429 states."""
+    def seconds_or_default(self) -> float:
+        """`seconds`, or the default if it is None."""
         return 1.2 if self.seconds is None else self.seconds
 
     def applies_before(self, role: str, deltas: int) -> bool:

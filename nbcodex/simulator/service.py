@@ -200,7 +200,7 @@ class Simulator:
         check_access(request, self.knobs)
         plan = plan_answer(request, self.knobs)
         record.input_tokens = plan.input_tokens
-        fault = fault or plan.fault
+        fault = fault or plan.requested_fault
         # Random numbers are drawn only for probabilities above 0: with the same seed and
         # probabilities, the same requests fail.
         if fault is None and self.knobs.failures and self._rng.random() < self.knobs.failures:
@@ -224,11 +224,11 @@ class Simulator:
         request, fault = planned.request, planned.fault
         charge = admit_request(planned)
         self._begin_answer(planned)
-        delay = fault.wait if fault is not None and fault.kind == "slow" else 0.0
+        delay = fault.seconds_or_default if fault is not None and fault.kind == "slow" else 0.0
         generation = Generation(
             planned=planned,
             charge=charge,
-            message=stream_error_text(planned, charge.tokens),
+            error_text=stream_error_text(planned, charge.tokens),
             first_token_at=planned.record.at + delay + planned.plan.latency,
             clock=self.clock,
         )
@@ -256,8 +256,8 @@ class Simulator:
         if fault is not None:
             if fault.kind == "absurd_headers":
                 headers |= ABSURD_HEADERS
-            elif fault.kind == "azure_failed":
-                headers |= retry_headers(fault.wait, "seconds", planned.received_at)
+            elif fault.kind == "azure_failed":  # these headers precede its ``response.failed``
+                headers |= retry_headers(fault.seconds_or_default, "seconds", planned.received_at)
             headers |= fault.headers
         return HttpResponse(200, headers, body)
 
@@ -295,7 +295,7 @@ class Simulator:
         record.fault, record.stream = fault.kind if fault else "", True
         wall = self.clock.wall()
         raise_scripted_failure(
-            replace(planned, fault=fault, received_at=wall, knobs=self.knobs), cost=0
+            replace(planned, fault=fault, received_at=wall, knobs=self.knobs), tokens=0
         )
         if fault is not None and fault.kind not in DELIVERY_FAULTS:
             fault = None  # the generation continues: only its delivery can fail
@@ -304,10 +304,10 @@ class Simulator:
         return HttpResponse(200, headers, ResponseBody(chunks))
 
     def _answer_batch_line(
-        self, body: dict[str, Any], path: str, owner: str
+        self, body: dict[str, Any], path: str, key_name: str
     ) -> tuple[int, dict[str, Any]]:
         """Answer a request of a batch, and record it in the log."""
-        record = self._new_record("BATCH", path, key=owner)
+        record = self._new_record("BATCH", path, key=key_name)
         self.log.append(record)
         api: Api = "chat" if path.endswith("completions") else "responses"
         try:
