@@ -119,10 +119,10 @@ def _run_cell(client: BlockingKernelClient, cell: dict[str, Any]) -> bool:
             case "stream":
                 text, end = content["text"], ""
             case "execute_result" | "display_data" | "update_display_data":
-                text = content["data"].get("text/plain", "")
-                # While a request runs, its panel's text ends with a status line in brackets. Only
-                # this line has changed.
-                text = text.rpartition("\n")[2] if text.endswith("]") else text
+                text = content["data"].get("text/plain", "").removesuffix("\n")
+                # While a request runs, its output ends with a status line. Only that is printed.
+                last = text.rpartition("\n")[2]
+                text = last if last.startswith("[") and last.endswith("]") else text
             case "error":
                 text, error = "\n".join(content["traceback"]), content["ename"]
             case _:

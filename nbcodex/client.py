@@ -285,7 +285,7 @@ class Client:
         with contextlib.suppress(NbcodexError):
             endpoint = api_client.endpoint(Request(prompt="?"), settings)
             model = settings.model or DEFAULT_MODEL
-            default = [api_client.bucket_id(endpoint, model, salt=await limiter.salt())]
+            default = [api_client.limits_id(endpoint, model, salt=await limiter.salt())]
             limiter.labels.setdefault(default[0], f"{model} at {endpoint.base_url}")
         return await limiter.limit_states(self.clock.now(), *default)
 

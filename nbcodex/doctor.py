@@ -32,7 +32,6 @@ _PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # also read in lo
 # Variables of other HTTP clients, requests and curl, which httpx2 does not read.
 _UNUSED_CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _PROXY_SCHEMES = {"http", "https", "socks5", "socks5h"}
-
 MODEL_LIST_TIMEOUT_S = 15.0
 
 
@@ -60,7 +59,7 @@ def report(
     except NbcodexError as error:
         yield Finding("server", error.message, error.advice, wrong=True)
     else:
-        where = endpoint.base_url or "known when Codex.client has been awaited"
+        where = endpoint.base_url or "at an address that is known after the first request"
         yield Finding("server", f"{endpoint.kind}, {where}")
         yield Finding("key", _key_source(settings, endpoint))
     yield from check_proxies(environ)
@@ -169,10 +168,11 @@ def _key_source(settings: Settings, endpoint: Endpoint) -> str:
         "AZURE_OPENAI_AD_TOKEN": settings.azure_ad_token if endpoint.kind == "azure" else None,
         "OPENAI_API_KEY": settings.api_key,
     }
-    source = next((name for name, key in keys.items() if key and key == endpoint.key), "Codex.keys")
+    source = next(name for name, key in keys.items() if key and key == endpoint.key)
     text = f"{source}, for {endpoint.host} (not shown)"
     if settings.azure_endpoint and endpoint.kind != "azure":
-        text += "; AZURE_OPENAI_ENDPOINT is not used because OPENAI_… is set"
+        other = "OPENAI_BASE_URL" if settings.base_url else "OPENAI_API_KEY"
+        text += f"; AZURE_OPENAI_ENDPOINT is not used because {other} is set"
     return text
 
 
@@ -213,7 +213,7 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
         yield Finding("limits", "unknown until the first request")
         return
     declared = any(state.is_declared for state in limits)
-    policies = {state.policy for state in limits if state.output_share is not None}
+    policies = {each.policy for each in limits if each.output_share is not None}  # else assumed
     charging = f"charged: {', '.join(sorted(policies))}" if policies else "charging not known yet"
     headers = "stated by x-ratelimit headers" if declared else "not stated by headers"
     yield Finding("limits", f"{headers}; {charging}; details: `%codex limits`")

@@ -43,7 +43,7 @@ class ScriptedApiClient:
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
         return resolve(settings, request)
 
-    def bucket_id(self, endpoint: Endpoint, model: str, *, salt: bytes) -> str:
+    def limits_id(self, endpoint: Endpoint, model: str, *, salt: bytes) -> str:
         return model
 
     async def resolve_model(self, request: Request, settings: Settings) -> str:

@@ -81,9 +81,9 @@ class JournalDatabase:
         # The ids of entries, maps and batch jobs that get heartbeats. An entry has the function
         # that inserts it: memory needs that if the file cannot be read.
         self._active: dict[str, Insertion | None] = {}
-        self._heartbeat_at = 0.0
+        self._heartbeat_at = 0.0  # when the next one is due
         self._is_expiring = False  # whether expired entries may be left
-        self._checkpoint_at: float | None = None
+        self._checkpoint_at: float | None = None  # when it is due; None: it is not
         # The budget, and the spending by day, when memory replaced the file.
         self._baseline: tuple[str, dict[str, SpendAmount]] = "", {}
 
@@ -116,7 +116,7 @@ class JournalDatabase:
     def _transact(self, jobs: list[Job]) -> list[Any]:
         level = max(job.level for job in jobs)
         connection = self._connection or self._open()
-        if level is JobLevel.NO_TRANSACTION:
+        if level is JobLevel.NO_TRANSACTION:  # such a job is passed alone
             return [job.work(connection) for job in jobs]
         if level is JobLevel.SAFE and not self.is_fallback and self._found_inode() != self._inode:
             # SQLite would continue with a file that no other process can open any more.
@@ -199,7 +199,7 @@ class JournalDatabase:
         if due is not None and due <= 0:
             self.perform([Job(self._maintain, JobLevel.NO_TRANSACTION, None, lambda *_: None)])
             due = self.due_in()
-        return None if due is None else min(due, CLOCK_RECHECK_S)
+        return None if due is None else min(due, CLOCK_RECHECK_S)  # timers stop in a laptop's sleep
 
     def due_in(self) -> float | None:
         """Return seconds until a heartbeat, a checkpoint or a deletion is due; None if none is."""
@@ -247,9 +247,8 @@ class JournalDatabase:
         self._is_expiring = self._retention is not None
         self._heartbeat_at = 0.0
 
-    # What changes from the file to memory, and back. Without copying, an outage of the file would
-    # cost its user answers that are paid for (their entries would be resumed, and paid again),
-    # parked prompts, and the budget of the day.
+    # The change from the file to memory, and back. Without copying, a failure of the file would
+    # lose parked prompts and the budget of the day, and answered entries would be paid for twice.
 
     def _fall_back(self, error: Exception) -> bool:
         """Continue in memory if `error` is the file's fault; return whether it is."""
@@ -284,7 +283,7 @@ class JournalDatabase:
         with contextlib.suppress(sqlite3.Error):
             self._baseline = spending.read_budget(file), spending.spending_by_day(file)
             spending.set_budget(memory, self._baseline[0])
-            for table in ("spending", "asides", "owners"):
+            for table in ("spending", "asides", "owners"):  # asides: reservations of the budget
                 _copy_rows(file, memory, table)
         with contextlib.suppress(sqlite3.Error):
             memory.execute(

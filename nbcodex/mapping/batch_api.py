@@ -45,7 +45,7 @@ class PendingJob:
     requests: dict[str, Request]  # its rows without an ending, by id
     sample: Request  # any of its rows: server and key are derived from a request
     base_url: str
-    model: str | None = None
+    model: str | None = None  # of all its rows; None if the job was read from the journal
     batch: Batch = _NOT_CREATED  # the latest state that the provider stated
 
     @property
@@ -153,7 +153,7 @@ class BatchApi:
 
     async def _back_off(self, error: TransientError, delay: float) -> float:
         """Wait after a temporary fault; return the delay after the next one."""
-        stated = 0.0 if error.wait is None else backoff.stated_wait(error.wait, self._random)
+        stated = 0.0 if error.wait is None else backoff.with_jitter(error.wait, self._random)
         seconds = max(stated, delay + self._random.uniform(0.0, delay))
         self.fault = shorten(error.message, 100)
         await self._clock.wait(self._clock.now() + seconds)

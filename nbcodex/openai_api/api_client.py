@@ -71,7 +71,7 @@ _ANSWER_UNKNOWN_STATUSES = {400, 404, 405, 410, 422, 501}
 class ApiClient:
     """Sends requests to any server. Belongs to one event loop."""
 
-    bucket_id = staticmethod(endpoints.bucket_id)
+    limits_id = staticmethod(endpoints.limits_id)
 
     def __init__(self, *, clock: Clock, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         # Dates the limit snapshots, and gives the wall time for waits that are stated as dates.
@@ -90,7 +90,7 @@ class ApiClient:
             return endpoints.resolve(settings, request)
         # A client that an async factory makes is known only after `resolve_model` was awaited.
         endpoint, client_secrets = self._connections.custom_endpoint(settings.client)
-        endpoints.check_texts(request, [*settings.secrets(), *client_secrets])
+        endpoints.check_for_secrets(request, [*settings.secrets(), *client_secrets])
         return endpoint
 
     async def resolve_model(self, request: Request, settings: Settings) -> str:
@@ -146,8 +146,8 @@ class ApiClient:
         endpoint, client, redactor = await self._connect(request, settings)
         prepared = self.capabilities.prepare(request, settings, endpoint, _valid_model(model))
         empty_streams = self._empty_streams.pop(request.id, 0)
-        # Some servers end the stream at once where they would refuse to answer in one piece, and
-        # would say why (llama-cpp-python).
+        # Some servers end a stream at once when they refuse a request (llama-cpp-python). They
+        # state the reason only if the answer is requested in one piece.
         follows_empty_streams = empty_streams == 2
         if follows_empty_streams:
             prepared.unsupported |= {"stream"}
@@ -395,7 +395,7 @@ class ApiClient:
                         has_tags=prepared.endpoint.kind != "openai" and not prepared.durable,
                     )
                     if "json" in response.headers.get("content-type", ""):
-                        await stream.prefetch()
+                        await stream.prefetch()  # raises an error in it, to which `adapt` reacts
                     return response, reader, stream
             except Exception as error:
                 if prepared.adapt(error):
@@ -423,7 +423,7 @@ class ApiClient:
 def _improve_advice(failure: NbcodexError, prepared: PreparedRequest) -> None:
     """Replace the advice of a refusal whose cause the request shows."""
     is_refusal = isinstance(failure, RequestError | ModelError)
-    if is_refusal and IMAGE_TOOL in paid_tools(prepared.request, None):
+    if is_refusal and IMAGE_TOOL in paid_tools(prepared.request, prepared.model):
         failure.advice = NO_IMAGES_ADVICE
     elif is_refusal and prepared.request.turns and REASONING_NEEDED.search(failure.message):
         failure.advice = LONG_CONVERSATION_ADVICE

@@ -73,7 +73,7 @@ def check_server(request: Request, endpoint: Endpoint, *, command: str = "resume
 def resolve(settings: Settings, request: Request) -> Endpoint:
     """Return the endpoint that a request goes to, or raise a ConfigurationError."""
     global _last_resolved
-    check_texts(request, settings.secrets())
+    check_for_secrets(request, settings.secrets())
     # A map resolves the endpoint several times per row, with the same settings object.
     last_settings, last_base, endpoint = _last_resolved
     if settings is not last_settings or request.api_base != last_base or endpoint is None:
@@ -182,7 +182,7 @@ def _endpoint_at(url: SplitResult, key: Secret | None, settings: Settings) -> En
     )
 
 
-def bucket_id(endpoint: Endpoint, model: str, *, salt: bytes) -> str:
+def limits_id(endpoint: Endpoint, model: str, *, salt: bytes) -> str:
     """Return an id of the limits of a model and account, equal wherever the salt is equal."""
     key, account = endpoint.key, endpoint.account
     if key and account == fingerprint(key.reveal()):
@@ -290,7 +290,7 @@ def _host_name(url: SplitResult) -> str:
     return f"[{name}]" if ":" in name else name
 
 
-def check_texts(request: Request, secrets: Iterable[str]) -> None:
+def check_for_secrets(request: Request, secrets: Iterable[str]) -> None:
     """Raise a ConfigurationError if a request contains a secret, or text that cannot be sent."""
     # This catches mistakes (a cell that prints the environment), not intent: an encoded key passes.
     # The fields are selected by type, so that a new option is checked, too.

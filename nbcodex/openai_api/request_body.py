@@ -1,7 +1,7 @@
 """Makes the body that is sent: a request as one server accepts it. Sends nothing itself.
 
 Compatible servers differ in the API that they have and in the parameters that they accept. What
-their refusals show is remembered for the process, so that each server is probed once.
+their refusals show is remembered for the process, so that nothing is refused twice.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ REASONING_NEEDED = re.compile(
 
 _NO_SUCH_CALL_STATUSES = {404, 405, 501}
 _REJECTED_STATUSES = {400, 422}
-_DENIED_STATUSES = {*_REJECTED_STATUSES, 403}
+_DENIED_STATUSES = {*_REJECTED_STATUSES, 403}  # of a refusal to store an answer
 _MAX_ADAPTATIONS = 3  # of one request; a refused attempt costs no tokens
 
 
@@ -116,7 +116,7 @@ class PreparedRequest:
     endpoint: Endpoint
     model: str
     api: DetectedApi  # which API it is sent to
-    is_probe: bool = False  # whether the server may turn out to have only the other API
+    is_api_assumed: bool = False  # whether the server may turn out to have only the other API
     # What the server does not accept: parameters, ``system``, or turns without reasoning.
     unsupported: frozenset[str] = frozenset()
     adaptations: int = 0
@@ -141,7 +141,7 @@ class PreparedRequest:
         return bool(schema and schema.definition) and _SCHEMA_PARAM_OF[self.api] in self.unsupported
 
     def adapt(self, error: Exception) -> bool:
-        """Change what the server refused; return False if the request needs it."""
+        """Change or leave out what the server refused; return whether to send the request again."""
         status = getattr(error, "status_code", None)
         if isinstance(error, AnswerFailedError):  # with HTTP 200
             text = f"{error.payload!s:.4000}".lower()
@@ -149,7 +149,7 @@ class PreparedRequest:
                 status = 404
         elif status and status >= 500:
             codes = {str(getattr(error, name, "")).lower() for name in ("code", "type")}
-            # llama-cpp-python answers 500 to a response_format that it cannot compile.
+            # Relays answer 500 for a provider's 400; llama-cpp-python for a schema it cannot use.
             is_about_schema = self.request.schema and "json_schema" in f"{error!s:.4000}"
             if codes & dialects.WRAPPED_REQUEST_CODES or is_about_schema:
                 status = 400
@@ -157,12 +157,12 @@ class PreparedRequest:
         if no_such_call and str(getattr(error, "code", "")).lower() in dialects.MODEL_CODES:
             return False
         # Ollama, llama.cpp and most gateways have Chat Completions only.
-        if self.is_probe and self.api == "responses" and no_such_call:
+        if self.is_api_assumed and self.api == "responses" and no_such_call:
             self.api, self.durable = "chat", False
             return True
         words = f"{getattr(error, 'param', '')} {getattr(error, 'body', '')!s:.4000}".lower()
-        is_about_storage = any(word in words for word in _STORAGE_WORDS)
-        if self.durable and (no_such_call or (status in _DENIED_STATUSES and is_about_storage)):
+        denies_storage = status in _DENIED_STATUSES and any(w in words for w in _STORAGE_WORDS)
+        if self.durable and (no_such_call or denies_storage):
             self.durable = False
             return True
         if status not in _REJECTED_STATUSES or self.adaptations >= _MAX_ADAPTATIONS:
@@ -266,7 +266,7 @@ class ServerCapabilities:
         # By server, API and model; what concerns a schema, by the text of its definition, too:
         # another schema may be accepted.
         self._unsupported: dict[tuple[str, ...], frozenset[str]] = {}
-        self._not_durable: set[tuple[str, str, str]] = set()
+        self._not_durable: set[tuple[str, str, str]] = set()  # by server, account and model
 
     def prepare(
         self, request: Request, settings: Settings, endpoint: Endpoint, model: str
@@ -294,7 +294,7 @@ class ServerCapabilities:
             model,
             api,
             # OpenAI has both APIs: a 404 of its server is about the model.
-            is_probe=chosen == "auto" and detected is None and endpoint.kind != "openai",
+            is_api_assumed=chosen == "auto" and detected is None and endpoint.kind != "openai",
             # A server has an API for all its models, but parameters differ between them.
             unsupported=unsupported,
             durable=request.durable and api == "responses" and account not in self._not_durable,
@@ -310,7 +310,7 @@ class ServerCapabilities:
     def learn(self, prepared: PreparedRequest) -> None:
         """Remember the form in which a server accepted a request."""
         base_url = prepared.endpoint.base_url
-        if prepared.is_probe:
+        if prepared.is_api_assumed:
             self.detected_apis[base_url] = prepared.api
         server = base_url, prepared.api, prepared.model
         if unsupported := prepared.unsupported.difference(_SCHEMA_PARAM_OF.values()):

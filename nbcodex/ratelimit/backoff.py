@@ -13,7 +13,7 @@ JITTER_SHARE, MAX_JITTER_S = 0.05, 5.0
 BACKOFF_INITIAL_S, BACKOFF_FACTOR, BACKOFF_MAX_S = 1.0, 2.0, 60.0
 
 
-def stated_wait(wait: float, rng: random.Random) -> float:
+def with_jitter(wait: float, rng: random.Random) -> float:
     """Return the seconds to wait where the server asks for `wait`: never less than that."""
     return wait + STATED_WAIT_PAD_S + rng.uniform(0.0, min(JITTER_SHARE * wait, MAX_JITTER_S))
 

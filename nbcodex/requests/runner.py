@@ -316,8 +316,8 @@ class RequestRunner:
                     return await self._read(stream)
                 state.partial.add_note(NOTE_SENT_AGAIN)
             salt = await self._limiter.salt()
-            bucket_id = api_client.bucket_id(endpoint, state.model, salt=salt)
-            return await self._send(bucket_id, state.model)
+            limits_id = api_client.limits_id(endpoint, state.model, salt=salt)
+            return await self._send(limits_id, state.model)
         except NbcodexError as error:
             if error.simulated:
                 self._services.simulators.add(state.base_url)
@@ -325,7 +325,7 @@ class RequestRunner:
                 self._charge_failure(error)
             raise
 
-    async def _send(self, bucket_id: str, model: str) -> CompletedAnswer:
+    async def _send(self, limits_id: str, model: str) -> CompletedAnswer:
         state = self.state
         state.start_over()
         await self._services.budget.reserve(
@@ -336,7 +336,7 @@ class RequestRunner:
             base_url=state.base_url,
             broken=state.broken_spend,
         )
-        reservation = await self._acquire(bucket_id, label=f"{model} at {state.base_url}")
+        reservation = await self._acquire(limits_id, label=f"{model} at {state.base_url}")
         tier = pricing.requested_tier(state.sent_request)
         try:
             await self._announce_attempt(
@@ -364,14 +364,14 @@ class RequestRunner:
         reservation.settle(state.attempt_usage("done", answer))
         return answer
 
-    async def _acquire(self, bucket_id: str, *, label: str) -> Reservation:
+    async def _acquire(self, limits_id: str, *, label: str) -> Reservation:
         state = self.state
         state.reservation = None
         cost = rate_limit_cost(state.sent_request)
         started_at, waited = self._clock.now(), state.waited
         try:
             state.reservation = await self._limiter.acquire(
-                bucket_id, cost, self._waiter, label=label, on_wait=self._report_wait
+                limits_id, cost, self._waiter, label=label, on_wait=self._report_wait
             )
         except CooldownTooLongError as error:
             cause = cooldown_error(error.cooldown.limit)
@@ -457,7 +457,7 @@ class RequestRunner:
         if state.is_accepted or getattr(error, "was_sent", False):
             state.note_unknown_response(NOTE_POSSIBLY_PAID_TWICE)
         state.error, state.retry_budget_wait = error, 0.0
-        state.stated_wait = None if wait is None else backoff.stated_wait(wait, self._services.rng)
+        state.stated_wait = None if wait is None else backoff.with_jitter(wait, self._services.rng)
         if not isinstance(error, LimitError):
             # The time without data before a fault counts as a wait.
             state.patience.waited += now - state.last_activity_at

@@ -17,7 +17,7 @@ class Bucket:
 
     limit: float
     window: float
-    level: float  # the level at the instant `at`; below zero, it is a debt
+    level: float  # the level at `updated_at`; below zero, it is a debt
     updated_at: float
     used_by_others: float = 0.0  # share of the refill that other clients use up
 
@@ -93,15 +93,15 @@ class Account:
                 bucket.limit = limit
                 bucket.used_by_others = knobs.used_by_others
 
-    def charge_or_refuse(self, cost: int, now: float) -> Refusal | None:
-        """Charge a request and `cost` tokens, or return the refusal."""
+    def charge_or_refuse(self, tokens: int, now: float) -> Refusal | None:
+        """Charge one request and its `tokens`, or return the refusal."""
         refusal = _check(self.requests, "requests", 1, now)
         if refusal is not None:
             return refusal
         self.charge_request(now)  # counts even if it is refused for its tokens
-        refusal = _check(self.tokens, "tokens", cost, now)
+        refusal = _check(self.tokens, "tokens", tokens, now)
         if refusal is None:
-            self.charge(cost, now)
+            self.charge(tokens, now)
         return refusal
 
     def charge_request(self, now: float) -> None:

@@ -93,14 +93,14 @@ class ErrorResponse(Exception):  # noqa: N818 - a response of the server, not an
             return {name: self.error[name] for name in ("code", "message")}
         return self.error
 
-    def as_response(self, common: dict[str, str]) -> HttpResponse:
+    def as_response(self, common_headers: dict[str, str]) -> HttpResponse:
         """Return the HTTP response with the headers `common`; a gateway's pages lack them."""
         if self.html:
             data = self.html.encode()
             headers = {SIMULATED_HEADER: "true", "content-type": "text/html"}
         else:
             data = encode_json({"error": self.body})
-            headers = common | JSON_HEADERS
+            headers = common_headers | JSON_HEADERS
         headers |= self.headers | {"content-length": str(len(data))}
         return HttpResponse(self.status, headers, ResponseBody(data))
 

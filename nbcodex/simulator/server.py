@@ -156,7 +156,7 @@ class _Connection:
         host = request.headers.get("host", "")
         if self._is_rebound(host):
             failure = ErrorResponse(403, f"{host} is not a name of this machine. Use localhost.")
-            response = failure.as_response({})
+            response = failure.as_response(common_headers={})
         else:
             response = await self.simulator.answer(request)
         headers = [

@@ -107,7 +107,7 @@ class PromptRun:
     def on_refusal(self, refusal: ServerRefusal, snapshot: LimitSnapshot | None) -> None:
         now = self.client.heap.now
         assert refusal.wait is not None
-        until = now + backoff.stated_wait(refusal.wait, self.client.rng)
+        until = now + backoff.with_jitter(refusal.wait, self.client.rng)
         self.client.limiter.refuse(
             self.permit,
             Refusal(

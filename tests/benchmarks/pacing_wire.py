@@ -84,7 +84,7 @@ class Crowd:
                         return True
         except LimitError as error:
             now = self.clock.now()
-            until = now + backoff.stated_wait(error.wait or 1.0, self.rng)
+            until = now + backoff.with_jitter(error.wait or 1.0, self.rng)
             self.limiter.refuse(permit, Refusal(until, error.limit, snapshot=error.snapshot), now)
         except TransientError:
             self.limiter.release(permit, self.clock.now())

@@ -10,7 +10,7 @@ from nbcodex.errors import ConfigurationError
 from nbcodex.models import Image, Request, Schema, Turn
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import MAX_REASONING_CHARS, RawAnswer, Redactor
-from nbcodex.openai_api.endpoints import Endpoint, check_texts
+from nbcodex.openai_api.endpoints import Endpoint, check_for_secrets
 from nbcodex.openai_api.request_body import DetectedApi, PreparedRequest, ServerCapabilities
 from nbcodex.settings import Settings
 
@@ -118,7 +118,7 @@ def test_unencrypted_secret_or_huge_reasoning_is_dropped() -> None:
 def test_conversation_that_contains_the_key_is_refused() -> None:
     turn = replace(TURN, answer="it is sk-a-secret-key")
     with pytest.raises(ConfigurationError, match="conversation contains an API key"):
-        check_texts(replace(REQUEST, turns=(turn,)), ["sk-a-secret-key"])
+        check_for_secrets(replace(REQUEST, turns=(turn,)), ["sk-a-secret-key"])
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_conversation_that_contains_the_key_is_refused() -> None:
 )
 def test_text_option_that_contains_the_key_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"The {name} contains an API key"):
-        check_texts(replace(REQUEST, **{name: "it is sk-a-secret-key"}), ["sk-a-secret-key"])
+        check_for_secrets(replace(REQUEST, **{name: "it is sk-a-secret-key"}), ["sk-a-secret-key"])
 
 
 @pytest.mark.parametrize("part", ["turns", "images", "schema"])

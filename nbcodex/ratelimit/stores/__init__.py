@@ -1,6 +1,7 @@
-"""Where limit models are kept: what a store must do, a store in memory, and the stored form.
+"""Stores of limit models: the protocol, a store in memory, and the stored form.
 
-`sqlite` shares models between the processes of a machine, `redis` between hosts.
+A limit model is what is known of the limits of one model and account. `sqlite` shares it between
+the processes of a machine, `redis` between hosts.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Store(Protocol):
         """Let `operation` read and change the model `name` in isolation; return its result.
 
         A new model is `SharedModel()`. If the operation raises, nothing is changed. It may be run
-        more than once, each time on other numbers; only the last run counts. Raises `StoreError` if
-        the store cannot be used.
+        more than once, each time on a newly read model; only the last run counts. Raises
+        `StoreError` if the store cannot be used.
         """
 
     def batch(self) -> AbstractContextManager[None]:
