@@ -21,7 +21,7 @@ from nbcodex.mapping.upload import BatchUploader
 from nbcodex.models import MapStats, Reply, Request, UsageTotals
 from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
 from nbcodex.runtime import event_loop
-from nbcodex.runtime.event_loop import WAIT_SLICE_S
+from nbcodex.runtime.event_loop import INTERRUPT_CHECK_INTERVAL_S
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class Backend(ABC):
         with contextlib.suppress(queue.Empty):
             if timeout > 0 and not self._unconfirmed:
                 # On Windows an interrupt cannot end this wait, so it is taken in slices.
-                self._arrivals.get(timeout=min(timeout, WAIT_SLICE_S or timeout))
+                self._arrivals.get(timeout=min(timeout, INTERRUPT_CHECK_INTERVAL_S or timeout))
             while True:
                 self._arrivals.get_nowait()
         return list(self._unconfirmed.values())

@@ -17,12 +17,12 @@ ChargePolicy = Literal["kept", "refunded", "actual"]
 CHARGE_POLICIES: tuple[ChargePolicy, ...] = ("kept", "refunded", "actual")
 ACTUAL_INDEX = CHARGE_POLICIES.index("actual")
 
-# The least length of a window: over it, the random order of arrivals at the server evens out.
-WINDOW_S = 0.4
-# The projections must differ by this many typical requests before a window counts.
+# Errors are summed over a period of at least this: the random order of arrivals then evens out.
+MIN_PERIOD_S = 0.4
+# The projections must differ by this many typical requests before a period counts.
 MIN_DIVERGENCE_REQUESTS = 3.0
-# Scores are decayed sums: a window adds at most 1, and counts 0.8 times as much one window later.
-# A lead of 1.5, which takes at least two windows, switches the policy; 0.5 rules a policy out.
+# Scores are decayed sums: a period adds at most 1, and counts 0.8 times as much one period later.
+# A lead of 1.5, which takes at least two periods, switches the policy; 0.5 rules *actual* out.
 SCORE_DECAY, SWITCH_LEAD, DISMISSED_LEAD = 0.8, 1.5, 0.5
 TYPICAL_REQUEST_LEARNING_RATE = 0.02
 
@@ -34,7 +34,7 @@ OUTPUT_MEMORY_ANSWERS = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The tokens that a request needs: its estimated input, and the most output it may use."""
+    """What a request costs in tokens: its estimated input, and the most output it may use."""
 
     input_tokens: float
     max_output: float
@@ -55,18 +55,18 @@ class Permit:
     issued_at: float
     number: int  # in the order of sending
     is_probe: bool  # sent during a cooldown, to find out whether it is over
-    token_marks: tuple[LevelMark, ...]  # one for each policy's projection
+    token_marks: tuple[LevelMark, ...]  # levels after its charge, one for each policy's projection
     request_mark: LevelMark  # of the bucket of requests
     input_tokens: float  # as charged here: the estimate, corrected by what the server counts
     is_answered: bool = False  # admitted, refused, or ended without either
     is_closed: bool = False  # ended
-    sent_at: float = 0.0  # infinite between acquiring and sending
-    model_id: int = 0  # of the model that it was taken from
-    share_id: int = 0  # of the process's share (`sharing`) that counts it
-    is_orphaned: bool = False  # that model is lost, so the marks mean nothing
+    sent_at: float = 0.0  # `Limiter` sets it to infinity until the attempt is sent
+    model_id: int = 0  # of the `SharedModel` that it was taken from
+    share_id: int = 0  # of the `HolderShare` that counts it as in flight
+    is_orphaned: bool = False  # that `SharedModel` is lost, so the marks mean nothing
 
     def restore(self, other: Permit) -> None:
-        """Copy the fields that operations change from `other`."""
+        """Undo what a transaction has changed: copy these fields from `other`, an earlier copy."""
         self.token_marks, self.share_id = other.token_marks, other.share_id
         self.is_answered, self.is_closed = other.is_answered, other.is_closed
         self.is_orphaned = other.is_orphaned
@@ -92,13 +92,13 @@ class ChargePolicyEstimator:
         default_factory=lambda: [TokenBucket() for _ in CHARGE_POLICIES]
     )
     scores: list[float] = field(default_factory=_zeros)  # decayed sums of errors: lower is better
-    window_errors: list[float] = field(default_factory=_zeros)
-    window_start_at: float | None = None
+    period_errors: list[float] = field(default_factory=_zeros)
+    period_start_at: float | None = None
     chosen_index: int = 0  # of the assumed policy; at first *kept*, which is safe with any server
     typical_request: float = 0.0  # tokens with the whole `max_output`, a moving average
 
     def __post_init__(self) -> None:
-        lengths = {len(self.buckets), len(self.scores), len(self.window_errors)}
+        lengths = {len(self.buckets), len(self.scores), len(self.period_errors)}
         if lengths != {len(CHARGE_POLICIES)} or not 0 <= self.chosen_index < len(CHARGE_POLICIES):
             raise ValueError("one figure for each charge policy is needed")  # damaged in a store
 
@@ -115,8 +115,8 @@ class ChargePolicyEstimator:
     @property
     def may_charge_later(self) -> bool:
         """Whether output may yet be charged when answers end: the scores do not rule it out."""
-        # Snapshots correct what a wrong policy has projected, but show no later charges: without
-        # this, 300 requests on a tenth of a minute's tokens had two refusals.
+        # Snapshots correct what a wrong policy has projected, but do not show charges that are
+        # still to come: without this, two of 300 requests were refused.
         return self.scores[ACTUAL_INDEX] - self.scores[self.chosen_index] < DISMISSED_LEAD
 
     def charge(self, input_tokens: float, max_output: float, now: float) -> tuple[LevelMark, ...]:
@@ -141,7 +141,7 @@ class ChargePolicyEstimator:
             bucket.undo(amount, now)
 
     def observe(
-        self, permit: Permit, remaining: float, elapsed: float, now: float, *, learns_foreign: bool
+        self, permit: Permit, remaining: float, elapsed: float, now: float, *, by_others: bool
     ) -> None:
         """Correct all projections by a request's snapshot, as `TokenBucket.correct` does."""
         taken_at = permit.issued_at + elapsed
@@ -149,18 +149,18 @@ class ChargePolicyEstimator:
         for index, (bucket, mark) in enumerate(pairs):
             error = bucket.error(mark, remaining, elapsed=elapsed)
             if bucket.is_known:
-                self.window_errors[index] += error
-            bucket.correct(error, now, taken_at=taken_at, learns_foreign=learns_foreign)
+                self.period_errors[index] += error
+            bucket.correct(error, now, taken_at=taken_at, by_others=by_others)
 
-    def score_window(self, at: float) -> None:
-        """Score the window that ends with a snapshot taken at `at`, if it tells policies apart."""
-        if self.window_start_at is None:
-            self.window_start_at = at
-            self.window_errors = _zeros()
-        # The sums are signed, because what one snapshot shows too early, the next shows too late.
-        errors = [abs(error) for error in self.window_errors]
-        divergence = max(self.window_errors) - min(self.window_errors)
-        is_short = at - self.window_start_at < WINDOW_S
+    def score_period(self, at: float) -> None:
+        """Score the period that ends with a snapshot taken at `at`, if it tells policies apart."""
+        if self.period_start_at is None:
+            self.period_start_at = at
+            self.period_errors = _zeros()
+        # The sums are signed: a request that arrives out of order causes two opposite errors.
+        errors = [abs(error) for error in self.period_errors]
+        divergence = max(self.period_errors) - min(self.period_errors)
+        is_short = at - self.period_start_at < MIN_PERIOD_S
         if is_short or divergence <= MIN_DIVERGENCE_REQUESTS * self.typical_request:
             return
         for index, error in enumerate(errors):
@@ -169,10 +169,10 @@ class ChargePolicyEstimator:
         best = min(range(len(CHARGE_POLICIES)), key=self.scores.__getitem__)
         if self.scores[self.chosen_index] - self.scores[best] >= SWITCH_LEAD:
             self.chosen_index = best
-        self.window_start_at, self.window_errors = at, _zeros()
+        self.period_start_at, self.period_errors = at, _zeros()
 
     def choose_optimistic(self, now: float) -> None:
-        """Assume the policy that allows most, of those that the evidence does not rule out."""
+        """Assume the policy that allows most, of those within SWITCH_LEAD of the best score."""
         # Without headers only refusals are evidence, so a policy has to be tried to be learned.
         best = min(self.scores)
         likely = [i for i, score in enumerate(self.scores) if score - best < SWITCH_LEAD]
@@ -236,8 +236,8 @@ class OutputEstimator:
         """Return the share of its `max_output` that an answer uses, on average."""
         if not self.ended_answers or not self.requested_output:
             return 1.0
-        pending = max(0.0, self.in_flight * now - self.start_sum)
-        factor = 1.0 + pending / self.answer_seconds if self.answer_seconds else 2.0
+        seconds_in_flight = max(0.0, self.in_flight * now - self.start_sum)
+        factor = 1.0 + seconds_in_flight / self.answer_seconds if self.answer_seconds else 2.0
         used = self.used_output * factor
         weight = PRIOR_ANSWERS / (PRIOR_ANSWERS + self.ended_answers)
         return min(1.0, weight + (1.0 - weight) * used / self.requested_output)

@@ -19,8 +19,8 @@ from nbcodex.ratelimit.charge_policy import (
 from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, MIN_LIMIT, TokenBucket
 from nbcodex.ratelimit.undeclared_limits import ParallelLimit, UndeclaredLimits
 
-# The margin is the share of a limit that is never used. An unexplained refusal multiplies it by
-# MARGIN_GROWTH, and each second by MARGIN_DECAY.
+# The margin is the share of a limit that is never used. A refusal by a limit that was known
+# multiplies it by MARGIN_GROWTH, and each second by MARGIN_DECAY.
 MIN_MARGIN, MAX_MARGIN, MARGIN_GROWTH, MARGIN_DECAY = 0.005, 0.1, 1.5, 0.99
 # Without headers nothing shows unused capacity, so the assumed rate grows by HEADERLESS_GROWTH per
 # second, and by GUESSED_GROWTH where it is only a guess. MAX_GROWTH bounds one step.
@@ -80,7 +80,7 @@ class RefusalFigures:
 
 
 def read_refusal(limit: Limit | None, snapshot: LimitSnapshot | None) -> RefusalFigures | None:
-    """Return the figures of a refusal's message, or else of its headers; None without any."""
+    """Return a refusal's figures, from its message or else its headers; None unless of a minute."""
     resource = (limit and limit.resource) or "tokens"
     reading: LimitReading | None = None
     if snapshot is not None:
@@ -115,7 +115,7 @@ class LimitModel:
 
     tokens: ChargePolicyEstimator = field(default_factory=ChargePolicyEstimator)
     requests: TokenBucket = field(default_factory=TokenBucket)
-    undeclared: UndeclaredLimits = field(default_factory=UndeclaredLimits)
+    undeclared: UndeclaredLimits = field(default_factory=UndeclaredLimits)  # no header states them
     output: OutputEstimator = field(default_factory=OutputEstimator)
     input_ratio: float = 1.0  # input tokens as the server counts them, over our estimate
     closed_until: float = -math.inf  # the end of the last cooldown
@@ -136,13 +136,13 @@ class LimitModel:
     newest_observed: int = -1  # number of the last sent permit whose snapshot was used
     round_trip: float = math.inf  # the least seconds to the server and back
     largest_admitted: float = 0.0  # tokens of input, and of output as far as a request bounds it
-    limit_before_reboot: float = math.inf  # tokens per minute
+    limit_before_reboot: float = math.inf  # tokens per minute; a reboot resets all other fields
     parallel: ParallelLimit = field(default_factory=ParallelLimit)
-    # Tokens per second at an instant after which the rate may grow: infinite unless the server has
-    # asked for slower growth (OpenAI's `slow_down`).
+    # Tokens per second that were allowed at `growth_learned_at`, and may grow since then: infinite
+    # unless the server has asked for slower growth (OpenAI's `slow_down`).
     growth_rate: float = math.inf
     growth_learned_at: float = -math.inf
-    sent_tokens: float = 0.0  # the sum of all charges at admission, without refused requests
+    sent_tokens: float = 0.0  # input and `max_output` of all requests, without refused ones
 
     def issue_permit(self, name: str, cost: Cost, now: float, *, is_probe: bool = False) -> Permit:
         """Charge a request that is about to be sent."""
@@ -177,11 +177,11 @@ class LimitModel:
                 bucket.rate *= 1 + min(MAX_GROWTH, growth * passed)
 
     def has_slot(self, now: float, *, before: int = 0) -> bool:
-        """Return whether one more request may be in flight, after `before` others."""
+        """Return whether one more request may be in flight, if `before` others are sent first."""
         return self.output.in_flight + before < self.parallel.allowed_at(now)
 
     def growth_rate_at(self, now: float) -> float:
-        """Return the tokens per second that may be sent after a request for slower growth."""
+        """Return the tokens per second that may be sent after a `slow_down`, else infinity."""
         periods = max(0.0, now - self.growth_learned_at) / GROWTH_PERIOD_S
         return self.growth_rate * math.pow(GROWTH_FACTOR, min(30.0, periods))
 
@@ -199,7 +199,7 @@ class LimitModel:
             self.closed_until = min(self.closed_until, now)
         if permit.is_orphaned:
             return
-        self.undeclared.disprove(self.admission_charge(permit.cost), now)
+        self.undeclared.learn_admitted(self.admission_charge(permit.cost), now)
         self._distrust_old_headers(permit, snapshot, now)
         if snapshot is None or not (snapshot.tokens or snapshot.requests):
             self.is_headerless = self.is_headerless or not self.tokens.bucket.is_known
@@ -256,7 +256,7 @@ class LimitModel:
 
     def release(self, permit: Permit, now: float, *, ended_early: bool = False) -> None:
         """Apply the end of a request of unknown usage, or of a stream that ended incomplete."""
-        # No snapshot shows undeclared limits, so these are assumed not to have counted it.
+        # Undeclared limits are assumed not to have counted it: no snapshot would show it later.
         if not (permit.is_answered or permit.is_orphaned):
             self.undeclared.refund(1, self.admission_charge(permit.cost), now)
         self._count_answered(permit)
@@ -310,15 +310,15 @@ class LimitModel:
         self.undeclared.drop_declared(resource, limit)
         taken_at = permit.issued_at + elapsed
         bucket = self.requests if resource == "requests" else self.tokens.bucket
-        learns_foreign = not self.is_headerless and bucket.has_limit(limit)
+        by_others = not self.is_headerless and bucket.has_limit(limit)
         if resource == "requests":
             error = bucket.error(permit.request_mark, remaining, elapsed=elapsed)
-            bucket.correct(error, now, taken_at=taken_at, learns_foreign=learns_foreign)
+            bucket.correct(error, now, taken_at=taken_at, by_others=by_others)
             bucket.set_limit(limit, rate, now=now, since=taken_at)
         else:
-            self.tokens.observe(permit, remaining, elapsed, now, learns_foreign=learns_foreign)
+            self.tokens.observe(permit, remaining, elapsed, now, by_others=by_others)
             self._set_token_limit(limit, rate, now=now, since=taken_at)
-            self.tokens.score_window(taken_at)
+            self.tokens.score_period(taken_at)
 
     def _set_token_limit(self, limit: float, rate: float, *, now: float, since: float) -> None:
         self.is_guessed = False
@@ -350,7 +350,7 @@ class LimitModel:
     def _learn(
         self, permit: Permit, figures: RefusalFigures, until: float, now: float, *, is_first: bool
     ) -> None:
-        """Adopt the figures of a refusal; widen the margin if they do not explain it."""
+        """Adopt the figures of a refusal; widen the margin if its limit was known already."""
         self.max_unanswered = None
         of_requests = figures.resource == "requests"
         bucket = self.requests if of_requests else self.tokens.bucket
@@ -363,7 +363,7 @@ class LimitModel:
             self._observe_reading(permit, figures.resource, figures.reading, elapsed, now)
         if figures.is_hidden:
             # At `until` the hidden window will hold the requested amount; at present it holds less
-            # by the refill until then. The stated level minus that is the floor.
+            # by the refill until then. The floor is the stated level at which it holds nothing.
             hidden_level = max(0.0, figures.requested - max(0.0, until - now) * bucket.rate)
             for each in (self.requests,) if of_requests else self.tokens.buckets:
                 each.set_hidden_floor(figures.reading.remaining - hidden_level, now)
@@ -377,13 +377,13 @@ class LimitModel:
         tokens, requests = self.tokens.bucket, self.requests
         if not (snapshot and snapshot.tokens) and tokens.is_known and not self.is_headerless:
             self.is_headerless = self.is_guessed = now - tokens.observed_at > LIMIT_TRUST_S
-        was_full = permit.request_mark.level >= requests.limit - 1
+        was_full = permit.request_mark.level >= requests.limit - 1  # so it delays nothing
         is_old = now - requests.observed_at > LIMIT_TRUST_S
         if not (snapshot and snapshot.requests) and was_full and is_old:
             self.requests = TokenBucket(updated_at=now)
 
     def _guess_pace(self, now: float) -> None:
-        """Send more slowly, where a refusal has no figures and no limit is known."""
+        """Send more slowly after a refusal without figures: widen the margin, or guess a limit."""
         bucket = self.tokens.bucket
         if bucket.is_known and not self.is_guessed:
             self.margin = min(MAX_MARGIN, self.margin * MARGIN_GROWTH)

@@ -182,8 +182,8 @@ class SharedModel:
             bucket.hidden_refusal_at += seconds
         for each in undeclared:
             each.refused_at += seconds
-        if model.tokens.window_start_at is not None:
-            model.tokens.window_start_at += seconds
+        if model.tokens.period_start_at is not None:
+            model.tokens.period_start_at += seconds
         model.closed_until += seconds
         model.last_sent_at += seconds
         model.pace_start_at += seconds

@@ -123,13 +123,13 @@ class TokenBucket:
         projected = min(self.limit, mark.level + max(0.0, elapsed) * self.rate)
         return remaining - projected - (self.correction - mark.correction)
 
-    def correct(self, error: float, now: float, *, taken_at: float, learns_foreign: bool) -> None:
+    def correct(self, error: float, now: float, *, taken_at: float, by_others: bool) -> None:
         """Correct the level by the `error` of a snapshot that the server took at `taken_at`.
 
-        With `learns_foreign`, the error is attributed to other clients with the same key. That is
+        With `by_others`, the error is attributed to other clients with the same key. That is
         wrong where only refusals bring snapshots, and where the limit itself has changed.
         """
-        if self.is_known and learns_foreign:
+        if self.is_known and by_others:
             expected = -self.foreign_rate * max(0.0, taken_at - self.observed_at)
             rate = self.foreign_rate - FOREIGN_LEARNING_RATE * (error - expected)
             self.foreign_rate = min(self.rate / 2, max(0.0, rate))

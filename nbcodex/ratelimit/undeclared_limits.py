@@ -77,7 +77,7 @@ class UndeclaredLimits:
             if each.resource == resource and each.bucket.has_limit(limit):
                 del self.by_name[name]
 
-    def disprove(self, tokens: float, now: float) -> None:
+    def learn_admitted(self, tokens: float, now: float) -> None:
         """Correct every limit that would have refused a request that the server has admitted."""
         for name, each in list(self.by_name.items()):
             if each.amount_of(1, tokens) > each.bucket.limit:

@@ -27,7 +27,7 @@ from nbcodex.errors import CancelledError, ConfigurationError, NbcodexError, Sto
 from nbcodex.events import Delta, EndAction, Ending, Event, Listener
 from nbcodex.models import Reply, Request, Resumption, Status
 from nbcodex.runtime import event_loop
-from nbcodex.runtime.event_loop import WAIT_SLICE_S
+from nbcodex.runtime.event_loop import INTERRUPT_CHECK_INTERVAL_S
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
@@ -93,13 +93,13 @@ class EventQueue:
     def next_batch(self, timeout: float | None = None) -> tuple[Event, ...]:
         """Return the next batch of events, or an empty one after `timeout` seconds."""
         end = math.inf if timeout is None else time.monotonic() + timeout
-        slice_s = WAIT_SLICE_S or threading.TIMEOUT_MAX
+        interval_s = INTERRUPT_CHECK_INTERVAL_S or threading.TIMEOUT_MAX
         while True:
             left = max(0.0, end - time.monotonic())
             try:
-                return self._batches.get(timeout=min(left, slice_s))
+                return self._batches.get(timeout=min(left, interval_s))
             except queue.Empty:
-                if left <= slice_s:
+                if left <= interval_s:
                     return ()
 
 
@@ -124,7 +124,7 @@ class Handle:
         self._listeners: Sequence[Listener] = (self._queue, *listeners)
         self._resumption = resumption
         self._runner: RequestRunner | None = None
-        self._committed = threading.Event()
+        self._committed = threading.Event()  # the request is in the journal, or cannot be
         self.ending: Future[Ending] = Future()  # of the event that ends the request
         # A future that is marked as running cannot be cancelled by a caller that waits for it.
         self.ending.set_running_or_notify_cancel()
@@ -244,7 +244,7 @@ class Handle:
 
     def wait_until_committed(self) -> None:
         """Wait until the request is in the journal, or cannot be written to it."""
-        while not self._committed.wait(WAIT_SLICE_S):
+        while not self._committed.wait(INTERRUPT_CHECK_INTERVAL_S):
             pass
 
     @property
@@ -257,7 +257,7 @@ class Handle:
         self._check_thread()
         while True:
             with contextlib.suppress(TimeoutError):
-                return self.ending.result(WAIT_SLICE_S)
+                return self.ending.result(INTERRUPT_CHECK_INTERVAL_S)
 
     async def follow_async(self) -> Ending:
         """Start the request and wait for its ending on the caller's event loop."""

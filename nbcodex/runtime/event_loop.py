@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 ResultT = TypeVar("ResultT")
 
-# On Windows an interrupt does not wake a waiting thread, so waits are cut into slices there.
-WAIT_SLICE_S = 0.1 if os.name == "nt" else None
+# On Windows an interrupt does not wake a waiting thread, so no wait is longer than this there.
+INTERRUPT_CHECK_INTERVAL_S = 0.1 if os.name == "nt" else None
 
 SHUTDOWN_TIMEOUT_S = 1.0  # for tasks to end when the interpreter does
 

@@ -30,7 +30,7 @@ _correct = TokenBucket.correct
 
 
 def _correct_ignoring_others(bucket: TokenBucket, *args: Any, **options: Any) -> None:
-    _correct(bucket, *args, **options | {"learns_foreign": False})
+    _correct(bucket, *args, **options | {"by_others": False})
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -39,7 +39,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 HEURISTICS: dict[str, tuple[tuple[Any, str, Any], ...]] = {
     "three charge policies": (
-        (ChargePolicyEstimator, "score_window", _nothing),
+        (ChargePolicyEstimator, "score_period", _nothing),
         (ChargePolicyEstimator, "choose_optimistic", _nothing),
     ),
     "hidden window": ((TokenBucket, "set_hidden_floor", _nothing),),

@@ -93,7 +93,7 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
     moved = {
         *(f"model.{bucket}.{f}" for bucket in BUCKETS for f in MOVED),
         "model.undeclared.by_name.refused_at",
-        *(f"model.{f}" for f in ("tokens.window_start_at", "closed_until", "last_sent_at")),
+        *(f"model.{f}" for f in ("tokens.period_start_at", "closed_until", "last_sent_at")),
         *(f"model.{f}" for f in ("pace_start_at", "pace_middle_at", "output.start_sum")),
         *(f"model.{f}" for f in ("parallel.learned_at", "growth_learned_at")),
         *(f"holders.{f}" for f in ("renewed_at", "due_at", "start_sum")),
@@ -101,7 +101,7 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
     still = {
         *(f"model.{bucket}.{f}" for bucket in BUCKETS for f in RELATIVE),
         "model.undeclared.by_name.seconds",
-        *(f"model.tokens.{f}" for f in ("scores", "window_errors", "typical_request")),
+        *(f"model.tokens.{f}" for f in ("scores", "period_errors", "typical_request")),
         *(f"model.output.{f}_output" for f in ("requested", "used")),
         *(f"model.output.{f}" for f in ("answer_seconds", "requested_in_flight")),
         *(f"model.closing_limit.{f}" for f in ("window", "limit", "used", "requested")),
@@ -115,7 +115,7 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
     assert set(instants(SharedModel)) == moved | still
     shared = SharedModel()
     shared.issue_permit("b", "me", Cost(1, 2), 100.0)
-    shared.model.tokens.window_start_at = shared.model.closed_until = 100.0
+    shared.model.tokens.period_start_at = shared.model.closed_until = 100.0
     shared.model.parallel.learned_at = shared.model.growth_learned_at = 100.0
     shared.holders["me"].due_at = 100.0
     undeclared = UndeclaredLimit("requests", 86_400.0, refused_at=100.0)

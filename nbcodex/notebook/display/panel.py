@@ -96,7 +96,7 @@ class PanelState:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the request waits for a moment, which *Retry now* can skip."""
+        """Whether the request waits for an instant, and *Retry now* can send it before."""
         return self.phase in {"cooldown", "waiting"}
 
     @property
@@ -280,8 +280,8 @@ def _progress(state: PanelState, now: float, wall: float) -> str:
     return "answering" if state.phase == "streaming" else f"{state.phase} {elapsed}"
 
 
-def open_hint(id_: str) -> str:
-    """Return what leads on from an output that is saved, or updated no more, before the end."""
+def unfinished_hint(id_: str) -> str:
+    """Return the hint for readers of an output that may never show the request's end."""
     return f"if it stays open: `%codex journal {id_}` shows it, `%codex resume {id_}` continues it"
 
 

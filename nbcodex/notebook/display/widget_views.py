@@ -23,8 +23,8 @@ from nbcodex.notebook.display.panel import (
     GrowingText,
     PanelState,
     disabled_reason,
-    open_hint,
     status_line,
+    unfinished_hint,
 )
 from nbcodex.notebook.display.text_views import MAX_LIVE_CHARS, MapView, OutputSlot, RequestView
 from nbcodex.notebook.widget_base import CodexWidget, MapWidget, PanelWidget
@@ -39,8 +39,8 @@ MIN_MESSAGE_INTERVAL_S = 0.09
 # ends before, its output holds the whole text.
 MAX_CHARS_PER_S = 4_000
 
-# `render` is called twice a second. A longer gap means that the machine slept; the browser's clock
-# stood still meanwhile, and so did its countdown.
+# `render` is called at least twice a second. A gap of this length means that the machine slept; the
+# browser's clock stood still meanwhile, and so did its countdown.
 SLEEP_GAP_S = 3.0
 
 # Widgets stay open when they end, and say where the result is: a pasted cell and a page that was
@@ -67,7 +67,7 @@ def _end_widget(widget: CodexWidget | None, line: str) -> None:
 
 
 class WidgetView(RequestView):
-    """Shows a request as a `PanelWidget`, below which the answer is left."""
+    """Shows a request as a `PanelWidget`, which the answer replaces at the end."""
 
     renders_markdown = True
     render_interval_s: float | None = 0.5
@@ -81,7 +81,7 @@ class WidgetView(RequestView):
         self._text = GrowingText()  # what the page has, or will have once `_unsent` is sent
         self._unsent = ""
         self._seq = 0
-        self._view_lacks_seq = False  # the page has not been told the number of the last text
+        self._view_lacks_seq = False  # no view with the number of the last text was sent
         self._rendered_at = float("-inf")
         # The thread that follows the request and the one that receives the page's messages both
         # send texts, which must arrive in the order of their numbers.
@@ -220,7 +220,7 @@ def panel_view(state: PanelState) -> dict[str, Any]:
         reasoning = "…" + reasoning[-REASONING_PREVIEW_CHARS:].partition(" ")[2]
     return {
         "id": state.id,
-        "text": f"Codex request {state.id} · {open_hint(state.id)}",
+        "text": f"Codex request {state.id} · {unfinished_hint(state.id)}",
         "phase": state.phase,
         "stale": state.stale,
         "model": join_figures(
@@ -257,7 +257,7 @@ def time_view(state: PanelState, now: float, wall: float) -> dict[str, Any]:
 
 
 class WidgetMapView(MapView):
-    """Shows a map as a `MapWidget`, below which the final MIME bundle is left."""
+    """Shows a map as a `MapWidget`, which the final MIME bundle replaces."""
 
     def __init__(self) -> None:
         super().__init__()
