@@ -178,16 +178,20 @@ def _key_source(settings: Settings, endpoint: Endpoint) -> str:
 
 def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[Finding]:
     """Check the key, the configured model, the API and the limits."""
+    from nbcodex.openai_api.api_errors import is_wrong_address
+
     # The only request of the doctor lists the models, which costs nothing.
     timeout_s = min(settings.idle_timeout, MODEL_LIST_TIMEOUT_S)
     api_client = client.services().api_client
     try:
         names = event_loop.run(api_client.list_models(replace(settings, idle_timeout=timeout_s)))
-    except ModelError:
-        # A server without a list of models may still answer prompts.
-        yield Finding("reached", "the server has no list of models (404)", "Name one with -m.")
     except NbcodexError as error:
+        text, has_no_list = error.message, False
         match error:
+            case ModelError() if not is_wrong_address(error):
+                # A server without a list of models may still answer prompts.
+                text, has_no_list = "the server has no list of models (404)", True
+                advice = "Name one with -m."
             case CredentialsError():
                 advice = f"{endpoint.host} rejects the key. Is it the key of this host?"
             case TransportError():
@@ -196,7 +200,7 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
                 advice = error.advice
             case _:
                 advice = error.advice or "Try again later."
-        yield Finding("reached", error.message, advice, wrong=True)
+        yield Finding("reached", text, advice, wrong=not has_no_list)
     else:
         models = "1 model" if len(names) == 1 else f"{len(names)} models"
         yield Finding("reached", f"{endpoint.host or 'the server'} lists {models}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +96,12 @@ def test_missing_folder_is_accepted_and_not_created(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def findings_by_title(server: Simulated, **values: Any) -> dict[str, Finding]:
+def findings_by_title(server: Simulated | None, **values: Any) -> dict[str, Finding]:
     from nbcodex.settings import Secret
 
-    given = {"api_key": Secret(KEY), "base_url": f"{server.url}/v1", "model": "gpt-5.6-sol"}
+    given: dict[str, Any] = {"api_key": Secret(KEY), "model": "gpt-5.6-sol"}
+    if server:
+        given["base_url"] = f"{server.url}/v1"
     found = list(doctor.report(Settings(**{**given, **values}), Client(), {}))
     assert KEY not in "".join(map(str, found))
     return {finding.title: finding for finding in found}
@@ -150,3 +154,30 @@ def test_exit_status_is_1_only_if_something_is_wrong(
 def test_idle_timeout_of_zero_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="break every stream"):
         Settings.read({"idle_timeout": "0s"}, {})
+
+
+class WrongAddress(BaseHTTPRequestHandler):
+    """Answers any path as LM Studio answers one that is not of its API."""
+
+    def do_GET(self) -> None:
+        body = b'{"error":"Unexpected endpoint or method. (GET /models)"}'
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("path", ["", "/v1"])
+def test_wrong_address_is_a_wrong_finding(tmp_path: Path, path: str) -> None:
+    with HTTPServer(("127.0.0.1", 0), WrongAddress) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        values = {"base_url": f"http://127.0.0.1:{server.server_port}{path}"}
+        reached = findings_by_title(None, home=tmp_path / "home", **values)["reached"]
+        server.shutdown()
+    assert reached.wrong
+    assert "is not an address of an API: Unexpected endpoint" in reached.text
+    assert "/v1" in reached.advice

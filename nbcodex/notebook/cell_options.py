@@ -214,7 +214,11 @@ def parse_options(line: str) -> Namespace:
     options, unknown = parser().parse_known_args(words)
     if unknown:
         known = [name for action in parser()._actions for name in action.option_strings]
-        hint = did_you_mean(unknown[0].partition("=")[0], known)
+        option = unknown[0].partition("=")[0]
+        hint = did_you_mean(option, known)
+        if hint == "." and option.startswith("--"):
+            parameter = option[2:60].replace("-", "_")
+            hint = f"; a parameter of the API goes into -p '{{\"{parameter}\": …}}'."
         raise UsageError(f"%%codex: there is no option {unknown[0][:60]}{hint} See %%codex?")
     if options.MODEL and options.model and options.model != options.MODEL:
         raise UsageError(f"%%codex: two models, {options.MODEL} and {options.model}: name one")

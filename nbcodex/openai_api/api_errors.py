@@ -57,6 +57,7 @@ MAX_SLOT_WAIT_S = 10.0  # a longer wait is not about a limit on parallel request
 # OpenAI's and FastAPI's names first; MiniMax sends `status_msg`.
 _MESSAGE_MEMBERS = ("message", "detail", "msg", "error_msg", "error_message", "status_msg", "text")
 _ADDRESS_ADVICE = "Check the base URL (--api-base, OPENAI_BASE_URL): most end in /v1."
+_NOT_AN_ADDRESS = "is not an address of an API"
 _CERTIFICATE_ADVICE = "Set SSL_CERT_FILE to the file with your organisation's certificates."
 
 
@@ -191,10 +192,15 @@ def explain_wrong_address(error: NbcodexError, base_url: str, path: str) -> None
         return
     detail = error.message.partition(": ")[2]
     reason = f": {detail}" if detail else "."
-    error.message = shorten(f"{base_url}{path} is not an address of an API{reason}")
+    error.message = shorten(f"{base_url}{path} {_NOT_AN_ADDRESS}{reason}")
     error.args = (error.message,)
     if not urlsplit(base_url).path.strip("/"):
         error.advice = f"Set the base URL to {base_url}/v1."
+
+
+def is_wrong_address(error: NbcodexError) -> bool:
+    """Whether `explain_wrong_address` found that an error is about a wrong address."""
+    return _NOT_AN_ADDRESS in error.message
 
 
 def failed_generation(error: Exception) -> str | None:

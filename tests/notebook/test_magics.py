@@ -43,6 +43,13 @@ from tests.simulated import KEY, Simulated
         ("-f pdf", "invalid choice"),
         ("--api soap", "invalid choice"),
         ("a b", "there is no option b"),
+        (
+            "--temperature 0",
+            """there is no option --temperature; a parameter of the API goes into \
+-p '{"temperature": …}'.""",
+        ),
+        ("--top-p=0.5", """a parameter of the API goes into -p '{"top_p": …}'."""),
+        ("--modle gpt-x", "did you mean --model?"),
         ("a -m b", "two models"),
         ("--system 'unclosed", "No closing quotation"),
     ],
