@@ -33,8 +33,8 @@ OUTPUT_MEMORY_ANSWERS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What a request costs in tokens: its estimated input, and the most output it may use."""
+class Need:
+    """The tokens that a request needs: its estimated input, and the most output it may use."""
 
     input_tokens: float
     max_output: float
@@ -51,7 +51,7 @@ class Permit:
     """Permission to send one attempt, and what the limits record of it: a reservation's data."""
 
     name: str  # the hashed name of the limits that it was taken from
-    cost: Cost
+    need: Need
     issued_at: float
     number: int  # in the order of sending
     is_probe: bool  # sent during a cooldown, to find out whether it is over

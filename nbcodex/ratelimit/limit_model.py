@@ -12,7 +12,7 @@ from nbcodex.models import DAY, MINUTE, Limit, LimitReading, LimitSnapshot, Reso
 from nbcodex.ratelimit.charge_policy import (
     CHARGE_POLICIES,
     ChargePolicyEstimator,
-    Cost,
+    Need,
     OutputEstimator,
     Permit,
 )
@@ -144,10 +144,10 @@ class LimitModel:
     growth_learned_at: float = -math.inf
     sent_tokens: float = 0.0  # input and `max_output` of all requests, without refused ones
 
-    def issue_permit(self, name: str, cost: Cost, now: float, *, is_probe: bool = False) -> Permit:
+    def issue_permit(self, name: str, need: Need, now: float, *, is_probe: bool = False) -> Permit:
         """Charge a request that is about to be sent."""
         self._apply_passed_time(now)
-        input_tokens = cost.input_tokens * self.input_ratio
+        input_tokens = need.input_tokens * self.input_ratio
         self.sent += 1
         self.unanswered += 1
         if now > self.pace_middle_at + MINUTE:
@@ -156,12 +156,12 @@ class LimitModel:
             self.pace_start_tokens = self.sent_tokens if has_rested else self.pace_middle_tokens
             self.pace_middle_at, self.pace_middle_tokens = now, self.sent_tokens
         self.last_sent_at = max(self.last_sent_at, now)
-        self.sent_tokens += input_tokens + cost.max_output
-        self.output.count_started(cost.max_output, now)
-        self.undeclared.charge(self.admission_charge(cost), now)
-        marks = self.tokens.charge(input_tokens, cost.max_output, now)
+        self.sent_tokens += input_tokens + need.max_output
+        self.output.count_started(need.max_output, now)
+        self.undeclared.charge(self.admission_charge(need), now)
+        marks = self.tokens.charge(input_tokens, need.max_output, now)
         mark = self.requests.take(1, now)
-        return Permit(name, cost, now, self.sent, is_probe, marks, mark, input_tokens, sent_at=now)
+        return Permit(name, need, now, self.sent, is_probe, marks, mark, input_tokens, sent_at=now)
 
     def _apply_passed_time(self, now: float) -> None:
         """Narrow the margin, and raise an assumed rate, by the time since the last request."""
@@ -185,10 +185,10 @@ class LimitModel:
         periods = max(0.0, now - self.growth_learned_at) / GROWTH_PERIOD_S
         return self.growth_rate * math.pow(GROWTH_FACTOR, min(30.0, periods))
 
-    def admission_charge(self, cost: Cost) -> float:
+    def admission_charge(self, need: Need) -> float:
         """Return the tokens that the server takes at admission."""
-        input_tokens = cost.input_tokens * self.input_ratio
-        return input_tokens if self.tokens.policy == "actual" else input_tokens + cost.max_output
+        input_tokens = need.input_tokens * self.input_ratio
+        return input_tokens if self.tokens.policy == "actual" else input_tokens + need.max_output
 
     def observe(self, permit: Permit, snapshot: LimitSnapshot | None, now: float) -> None:
         """Learn from the headers of a request that the server has admitted."""
@@ -199,7 +199,7 @@ class LimitModel:
             self.closed_until = min(self.closed_until, now)
         if permit.is_orphaned:
             return
-        self.undeclared.learn_admitted(self.admission_charge(permit.cost), now)
+        self.undeclared.learn_admitted(self.admission_charge(permit.need), now)
         self._distrust_old_headers(permit, snapshot, now)
         if snapshot is None or not (snapshot.tokens or snapshot.requests):
             self.is_headerless = self.is_headerless or not self.tokens.bucket.is_known
@@ -210,7 +210,7 @@ class LimitModel:
         if snapshot.tokens or not self.tokens.bucket.is_known:
             self.is_headerless = False
         self.max_unanswered = None
-        admitted = permit.input_tokens + permit.cost.max_output * permit.cost.is_bounded
+        admitted = permit.input_tokens + permit.need.max_output * permit.need.is_bounded
         self.largest_admitted = max(self.largest_admitted, admitted)
         if permit.number <= self.newest_observed:
             return  # the snapshot of a later request includes this one
@@ -237,20 +237,20 @@ class LimitModel:
         if permit.is_closed:
             return NO_REFUND
         permit.is_closed = True
-        cost = permit.cost
-        self.output.drop(cost.max_output, permit.issued_at)
+        need = permit.need
+        self.output.drop(need.max_output, permit.issued_at)
         if usage.output_tokens is None:
             return NO_REFUND
-        used = min(float(usage.output_tokens), cost.max_output)
-        self.output.record(cost.max_output, used, now - permit.issued_at)
+        used = min(float(usage.output_tokens), need.max_output)
+        self.output.record(need.max_output, used, now - permit.issued_at)
         self.parallel.record_end(self.output.in_flight, now, is_early=False)
         if permit.is_orphaned:
             return NO_REFUND  # it was not taken from these projections
-        if usage.input_tokens and cost.input_tokens and not usage.estimated:
-            ratio = usage.input_tokens / cost.input_tokens
+        if usage.input_tokens and need.input_tokens and not usage.estimated:
+            ratio = usage.input_tokens / need.input_tokens
             ratio = min(MAX_INPUT_RATIO, max(MIN_INPUT_RATIO, ratio))
             self.input_ratio += (ratio - self.input_ratio) * INPUT_RATIO_LEARNING_RATE
-        refunds = self.tokens.settle(cost.max_output, used, now)
+        refunds = self.tokens.settle(need.max_output, used, now)
         self.undeclared.refund(0, refunds[self.tokens.chosen_index], now)
         return refunds
 
@@ -258,11 +258,11 @@ class LimitModel:
         """Apply the end of a request of unknown usage, or of a stream that ended incomplete."""
         # Undeclared limits are assumed not to have counted it: no snapshot would show it later.
         if not (permit.is_answered or permit.is_orphaned):
-            self.undeclared.refund(1, self.admission_charge(permit.cost), now)
+            self.undeclared.refund(1, self.admission_charge(permit.need), now)
         self._count_answered(permit)
         if not permit.is_closed:
             permit.is_closed = True
-            self.output.drop(permit.cost.max_output, permit.issued_at)
+            self.output.drop(permit.need.max_output, permit.issued_at)
             if ended_early:
                 self.parallel.record_end(self.output.in_flight, now, is_early=True)
 
@@ -273,13 +273,13 @@ class LimitModel:
         self.release(permit, now)
         if not permit.is_probe and until > self.closed_until:
             self.closed_until, self.closing_limit = until, limit
-        self.sent_tokens -= permit.input_tokens + permit.cost.max_output
+        self.sent_tokens -= permit.input_tokens + permit.need.max_output
         # The refusal of an admitted request, in mid-stream, shows nothing about the limits.
         if was_admitted or permit.is_orphaned:
             return
         # The snapshot of a later request would already show that this one was not charged.
         if permit.number > self.newest_observed:
-            self.tokens.undo_charge(permit.input_tokens, permit.cost.max_output, now)
+            self.tokens.undo_charge(permit.input_tokens, permit.need.max_output, now)
         if limit and limit.resource == "parallel requests":
             self.parallel.learn(self.output.in_flight, now, stated=limit.limit)
             return

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TypeVar
 
 from nbcodex.models import Limit, LimitSnapshot, Usage
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter, Wait
 from nbcodex.ratelimit.sharing import LimitState
@@ -95,12 +95,12 @@ class Waiter:
         self._quiet_until = self.clock.now() + MIN_REPORTED_WAIT_S
 
     def try_acquire(
-        self, core: RateLimiter, wake: Callable[[], None], name: str, cost: Cost, now: float
+        self, core: RateLimiter, wake: Callable[[], None], name: str, need: Need, now: float
     ) -> Wait | Cooldown | None:
         """Take a permit, or return what to wait for."""
         entry = self._entry
         if entry is None or entry.name != name:
-            entry = self._entry = core.enqueue(name, cost, wake)
+            entry = self._entry = core.enqueue(name, need, wake)
         else:
             core.requeue(entry)
         if self._probes_next:
@@ -214,11 +214,11 @@ class Limiter:
         return event.set
 
     async def acquire(
-        self, name: str, cost: Cost, waiter: Waiter, *, label: str, on_wait: OnWait
+        self, name: str, need: Need, waiter: Waiter, *, label: str, on_wait: OnWait
     ) -> Reservation:
         """Wait for a permit to send one attempt.
 
-        `name` is a hash that names the limits, `label` their name for users. A retry keeps the cost
+        `name` is a hash that names the limits, `label` their name for users. A retry keeps the need
         of its waiter's first attempt. `on_wait` is awaited before a wait of a second or more, and
         again when its end has moved. Raises `CooldownTooLongError` if a cooldown outlasts the
         patience, and `TooLargeError` if the limit can never admit the request.
@@ -229,7 +229,7 @@ class Limiter:
         waiter.reset()
         try:
             while wait := await self.run_operation(
-                partial(waiter.try_acquire, wake=wake, name=name, cost=cost, now=clock.now())
+                partial(waiter.try_acquire, wake=wake, name=name, need=need, now=clock.now())
             ):
                 if isinstance(wait, Cooldown):
                     await waiter.wait_out_cooldown(wait, on_wait)

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TypeVar
 
 from nbcodex.models import MINUTE, Limit, LimitSnapshot, Usage
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.schedule import LONG_WINDOW_S, after_gap, check_size, limits_by_time
 from nbcodex.ratelimit.sharing import LimitState, SharedModel, limit_state
@@ -60,7 +60,7 @@ class QueueEntry:
     """A request's place in a queue. A refused request keeps it, and so comes first again."""
 
     name: str
-    cost: Cost
+    need: Need
     wake: Callable[[], None]
     arrival: int
     priority: float = 0.0  # lower goes first; equal ones go by arrival
@@ -99,7 +99,7 @@ class WaitQueue:
         """Add an entry at its place."""
         if not entry.is_waiting:
             entry.is_waiting = True
-            self.waiting_tokens += entry.cost.total_tokens
+            self.waiting_tokens += entry.need.total_tokens
             self.peak_tokens = max(self.peak_tokens, self.waiting_tokens)
             heapq.heappush(self.heap, (entry.priority, entry.arrival, entry))
 
@@ -107,7 +107,7 @@ class WaitQueue:
         """Mark an entry as not waiting."""
         if entry.is_waiting:
             entry.is_waiting = False
-            self.waiting_tokens -= entry.cost.total_tokens
+            self.waiting_tokens -= entry.need.total_tokens
 
     def reorder_end(self, limit: float) -> None:
         """Send the last requests of a long job by size, the smallest first."""
@@ -120,7 +120,7 @@ class WaitQueue:
             return
         self.peak_tokens, self.newcomer_priority = 0.0, math.inf
         for *_, entry in self.heap:
-            entry.priority = entry.cost.input_tokens
+            entry.priority = entry.need.input_tokens
         self.heap = sorted((e.priority, e.arrival, e) for e in self.entries())
 
     def wake_first(self) -> None:
@@ -151,12 +151,12 @@ class RateLimiter:
         self._queues: defaultdict[str, WaitQueue] = defaultdict(WaitQueue)
         self._arrivals = itertools.count()
 
-    def enqueue(self, name: str, cost: Cost, wake: Callable[[], None]) -> QueueEntry:
+    def enqueue(self, name: str, need: Need, wake: Callable[[], None]) -> QueueEntry:
         """Add a request to the queue `name`; `wake` is called when it should try to acquire."""
         queue = self._queues[name]
         if queue.head() is None:
             queue.newcomer_priority = queue.peak_tokens = 0.0
-        entry = QueueEntry(name, cost, wake, next(self._arrivals), queue.newcomer_priority)
+        entry = QueueEntry(name, need, wake, next(self._arrivals), queue.newcomer_priority)
         queue.push(entry)
         return entry
 
@@ -201,26 +201,26 @@ class RateLimiter:
     def _decide(
         self, shared: SharedModel, queue: WaitQueue, entry: QueueEntry, now: float
     ) -> Permit | Wait | Cooldown:
-        model, cost = shared.model, entry.cost
-        check_size(model, cost, now)
+        model, need = shared.model, entry.need
+        check_size(model, need, now)
         if model.tokens.policy == "refunded":
             queue.reorder_end(model.tokens.bucket.limit)
             if queue.head() is not entry:
                 return Wait(now + FALLBACK_RECHECK_S)
         waiting_tokens = queue.waiting_tokens
-        start_at = shared.schedule_next(self._holder, cost, now, waiting_tokens=waiting_tokens)
+        start_at = shared.schedule_next(self._holder, need, now, waiting_tokens=waiting_tokens)
         if queue.trusts_cooldown_end and model.parallel.limit is None:
             start_at = min(start_at, after_gap(model, now))
         if queue.cooldown is not None and queue.cooldown.inferred:
             queue.cooldown = None
         if start_at <= now:
-            return shared.issue_permit(entry.name, self._holder, cost, now)
+            return shared.issue_permit(entry.name, self._holder, need, now)
         if model.closed_until > now:
             # When requests are due after the cooldown, its first request may show more exactly.
             inherited = model.closed_until > queue.own_cooldown_until
             queue.cooldown = Cooldown(model.closed_until, model.closing_limit, inherited)
             return queue.cooldown
-        limits = limits_by_time(model, cost, now)
+        limits = limits_by_time(model, need, now)
         for until, limit in reversed(limits):
             if (limit.window or 0.0) > LONG_WINDOW_S and until > now + MINUTE:
                 queue.cooldown = Cooldown(until, limit, inherited=True, inferred=True)
@@ -236,9 +236,9 @@ class RateLimiter:
 
     def probe(self, entry: QueueEntry, now: float) -> Permit:
         """Return a permit to send during any cooldown; a refusal will not prolong that."""
-        name, cost = entry.name, entry.cost
+        name, need = entry.name, entry.need
         permit = self.store.transaction(
-            name, lambda shared: shared.issue_permit(name, self._holder, cost, now, is_probe=True)
+            name, lambda shared: shared.issue_permit(name, self._holder, need, now, is_probe=True)
         )
         queue = self._queues[name]
         queue.probes_in_flight += 1

@@ -8,7 +8,7 @@ from operator import itemgetter
 
 from nbcodex.errors import TooLargeError
 from nbcodex.models import MINUTE, Limit, Resource
-from nbcodex.ratelimit.charge_policy import Cost
+from nbcodex.ratelimit.charge_policy import Need
 from nbcodex.ratelimit.limit_model import MAX_MARGIN, LimitModel, describe_limit
 from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, TokenBucket
 
@@ -34,11 +34,11 @@ MAX_OWED_SHARE = 0.5
 
 def earliest_start(
     model: LimitModel,
-    cost: Cost,
+    need: Need,
     now: float,
     *,
     waiting_tokens: float = math.inf,
-    before: Sequence[Cost] = (),
+    before: Sequence[Need] = (),
     spare_requests: int = 0,
 ) -> float:
     """Return the earliest instant at which a request may be sent, after those `before` it.
@@ -48,30 +48,30 @@ def earliest_start(
     each request that overtakes the first one delays it, so small ones could starve a large one.
     """
     start_at, tokens, requests = after_gap(model, now), model.tokens.bucket, model.requests
-    growth_gap = model.admission_charge(cost) / model.growth_rate_at(now)
+    growth_gap = model.admission_charge(need) / model.growth_rate_at(now)
     start_at = max(start_at, model.last_sent_at + growth_gap)
     if not model.has_slot(now, before=len(before)):
         start_at = max(start_at, model.parallel.next_trial_at(now))
     if model.is_headerless and tokens.is_known:
         model.tokens.choose_optimistic(now)
         tokens = model.tokens.bucket
-        gap = model.admission_charge(cost) / (HEADERLESS_RATE_FACTOR * tokens.rate)
+        gap = model.admission_charge(need) / (HEADERLESS_RATE_FACTOR * tokens.rate)
         start_at = max(start_at, model.last_sent_at + gap)
     if model.max_unanswered is not None and model.unanswered >= model.max_unanswered:
         start_at = max(start_at, model.last_sent_at + UNANSWERED_TIMEOUT_S)
     # For a request that is larger than the whole limit, a full bucket would not help: it is sent at
     # once, but never two at a time, and the server decides.
-    if tokens.is_known and (model.unanswered or not exceeds_limit(model, cost)):
+    if tokens.is_known and (model.unanswered or not exceeds_limit(model, need)):
         margin = min(model.margin * tokens.limit, MAX_MARGIN * tokens.burst_capacity)
         spare = margin + spare_requests * model.tokens.typical_request
         spare = min(spare, MARGIN_SHARE_OF_WAITING * waiting_tokens)
-        start_at = max(start_at, _tokens_available_at(model, (cost, *before), spare, now))
+        start_at = max(start_at, _tokens_available_at(model, (need, *before), spare, now))
     if requests.is_known:
         spare = min(model.margin * requests.limit, MAX_MARGIN * requests.burst_capacity)
         if typical := model.tokens.typical_request:
             spare = min(spare, MARGIN_SHARE_OF_WAITING * waiting_tokens / typical)
         start_at = max(start_at, requests.available_at(1 + len(before) + spare, now))
-    charges = sum(map(model.admission_charge, (cost, *before)))
+    charges = sum(map(model.admission_charge, (need, *before)))
     return max(start_at, model.undeclared.available_at(1 + len(before), charges, now))
 
 
@@ -85,28 +85,28 @@ def after_gap(model: LimitModel, now: float) -> float:
     return max(now, model.closed_until, model.last_sent_at + gap)
 
 
-def limits_by_time(model: LimitModel, cost: Cost, now: float) -> list[tuple[float, Limit]]:
+def limits_by_time(model: LimitModel, need: Need, now: float) -> list[tuple[float, Limit]]:
     """Return the limits, and when each has capacity for a request; the slowest one comes last."""
-    tokens = model.admission_charge(cost)
+    tokens = model.admission_charge(need)
     buckets: list[tuple[Resource, TokenBucket, float]] = [("requests", model.requests, 1.0)]
     buckets.append(("tokens", model.tokens.bucket, tokens))
     buckets += [(e.resource, e.bucket, e.amount_of(1, tokens)) for e in model.undeclared]
     limits = [
-        (bucket.available_at(need, now), describe_limit(resource, bucket, now, requested=need))
-        for resource, bucket, need in buckets
+        (bucket.available_at(amount, now), describe_limit(resource, bucket, now, requested=amount))
+        for resource, bucket, amount in buckets
         if bucket.is_known
     ]
     return sorted(limits, key=itemgetter(0))
 
 
-def exceeds_limit(model: LimitModel, cost: Cost) -> bool:
+def exceeds_limit(model: LimitModel, need: Need) -> bool:
     """Return whether a request is larger than the limit of a server that charges `max_output`."""
-    least_input = cost.input_tokens * min(1.0, model.input_ratio) / INPUT_ESTIMATE_ERROR
+    least_input = need.input_tokens * min(1.0, model.input_ratio) / INPUT_ESTIMATE_ERROR
     limit = max(model.tokens.bucket.limit, model.largest_admitted)
-    return cost.is_bounded and least_input + cost.max_output > limit
+    return need.is_bounded and least_input + need.max_output > limit
 
 
-def check_size(model: LimitModel, cost: Cost, now: float) -> None:
+def check_size(model: LimitModel, need: Need, now: float) -> None:
     """Raise `TooLargeError` for a request that the limit can never admit.
 
     Estimates err, limits change, and some servers state nonsense. So only what is clearly larger is
@@ -115,7 +115,7 @@ def check_size(model: LimitModel, cost: Cost, now: float) -> None:
     bucket = model.tokens.bucket
     # A fixed charge on each prompt makes short ones count fourfold and long ones hardly more: a
     # ratio above 1 that was learned from short prompts means nothing for a long one.
-    at_least = cost.input_tokens * min(1.0, model.input_ratio)
+    at_least = need.input_tokens * min(1.0, model.input_ratio)
     is_larger = at_least > max(INPUT_ESTIMATE_ERROR * bucket.limit, model.largest_admitted)
     is_old = now - bucket.observed_at > LIMIT_TRUST_S
     if model.is_guessed or is_old:
@@ -127,17 +127,17 @@ def check_size(model: LimitModel, cost: Cost, now: float) -> None:
             advice="Shorten the prompt, or choose a model with a larger limit.",
         )
     charges_output = model.tokens.policy != "actual" and not model.tokens.may_charge_later
-    if charges_output and exceeds_limit(model, cost):
+    if charges_output and exceeds_limit(model, need):
         raise TooLargeError(
             f"The prompt has about {at_least:,.0f} tokens, and the answer may have up to "
-            f"{cost.max_output:,.0f}: more than the {bucket.limit:,.0f} tokens per minute that the "
+            f"{need.max_output:,.0f}: more than the {bucket.limit:,.0f} tokens per minute that the "
             "model allows.",
             advice="Lower --max-output, or choose a model with a larger limit.",
         )
 
 
 def _tokens_available_at(
-    model: LimitModel, costs: Sequence[Cost], spare: float, now: float
+    model: LimitModel, needs: Sequence[Need], spare: float, now: float
 ) -> float:
     """Return when there are enough tokens for requests, and for the answers in flight."""
     output, bucket, owed = model.output, model.tokens.bucket, 0.0
@@ -148,17 +148,17 @@ def _tokens_available_at(
     if is_actual or (model.tokens.may_charge_later and not model.is_headerless):
         requested = output.requested_in_flight
         if is_actual:
-            requested += sum(cost.max_output for cost in costs)
+            requested += sum(need.max_output for need in needs)
         owed = output.used_share(now) * requested
         reserved = MAX_OWED_SHARE * bucket.burst_capacity
         if output.ended_answers and not bucket.hidden_floor:
             # What is not refilled before the answers end has to be reserved in any case.
             reserved = max(reserved, owed - bucket.rate * output.remaining_seconds(now))
         owed = min(owed, reserved)
-    need = sum(map(model.admission_charge, costs)) + owed + spare
-    available_at = bucket.available_at(need, now)
+    tokens = sum(map(model.admission_charge, needs)) + owed + spare
+    available_at = bucket.available_at(tokens, now)
     if not output.in_flight:
         return available_at
     # More than the bucket can hold at once is needed: wait until the rest is refilled as well.
-    excess = min(owed - MAX_OWED_SHARE * bucket.burst_capacity, need - bucket.burst_capacity)
+    excess = min(owed - MAX_OWED_SHARE * bucket.burst_capacity, tokens - bucket.burst_capacity)
     return available_at + max(0.0, excess) / bucket.rate

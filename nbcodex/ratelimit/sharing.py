@@ -12,7 +12,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from nbcodex.models import DAY, Limit, LimitReading
-from nbcodex.ratelimit.charge_policy import ChargePolicy, Cost, Permit
+from nbcodex.ratelimit.charge_policy import ChargePolicy, Need, Permit
 from nbcodex.ratelimit.limit_model import LimitModel, describe_limit
 from nbcodex.ratelimit.schedule import earliest_start
 from nbcodex.ratelimit.token_bucket import TokenBucket
@@ -60,7 +60,7 @@ class HolderShare:
     def count_in_flight(self, permit: Permit, *, sign: int = 1) -> None:
         """Add a permit to those in flight; with `sign=-1`, remove it."""
         self.in_flight += sign
-        self.requested_in_flight += sign * permit.cost.max_output
+        self.requested_in_flight += sign * permit.need.max_output
         self.start_sum += sign * permit.issued_at
 
 
@@ -107,7 +107,7 @@ class SharedModel:
             share.due_at, share.waiting_tokens = NEVER_DUE, 0.0
         return self.model.closed_until
 
-    def schedule_next(self, holder: str, cost: Cost, now: float, *, waiting_tokens: float) -> float:
+    def schedule_next(self, holder: str, need: Need, now: float, *, waiting_tokens: float) -> float:
         """Return when the holder's next request may be sent, and reserve that turn for it."""
         share = self.renew_lease(holder, now)
         others = [s for n, s in self.holders.items() if n != holder]
@@ -115,30 +115,30 @@ class SharedModel:
         if share.due_at + IDLE_AFTER_S < now:
             share.served_tokens = max(share.served_tokens, self.virtual_time)
         first = [s for s in waiting if s.served_tokens < share.served_tokens]
-        leaves_room = len(waiting) < len(others) and waiting_tokens > cost.total_tokens
+        leaves_room = len(waiting) < len(others) and waiting_tokens > need.total_tokens
         share.due_at = earliest_start(
             self.model,
-            cost,
+            need,
             now,
             waiting_tokens=waiting_tokens + sum(s.waiting_tokens for s in waiting),
-            before=[Cost(s.input_tokens, s.max_output) for s in first],
+            before=[Need(s.input_tokens, s.max_output) for s in first],
             spare_requests=IDLE_RESERVE_REQUESTS if leaves_room else 0,
         )
-        share.input_tokens, share.max_output = cost.input_tokens, cost.max_output
+        share.input_tokens, share.max_output = need.input_tokens, need.max_output
         share.waiting_tokens = waiting_tokens
         return share.due_at
 
     def issue_permit(
-        self, name: str, holder: str, cost: Cost, now: float, *, is_probe: bool = False
+        self, name: str, holder: str, need: Need, now: float, *, is_probe: bool = False
     ) -> Permit:
         """Charge a request of the holder that is about to be sent."""
         share = self.renew_lease(holder, now)
         self.virtual_time = max(self.virtual_time, share.served_tokens)
-        share.served_tokens += cost.total_tokens
-        share.waiting_tokens = max(0.0, share.waiting_tokens - cost.total_tokens)
+        share.served_tokens += need.total_tokens
+        share.waiting_tokens = max(0.0, share.waiting_tokens - need.total_tokens)
         if not share.waiting_tokens:
             share.due_at = NEVER_DUE
-        permit = self.model.issue_permit(name, cost, now, is_probe=is_probe)
+        permit = self.model.issue_permit(name, need, now, is_probe=is_probe)
         permit.model_id, permit.share_id = self.model_id, share.share_id
         share.count_in_flight(permit)
         share.unanswered += 1
@@ -150,7 +150,7 @@ class SharedModel:
         if permit.share_id == share.share_id or permit.is_closed:
             return
         permit.share_id, permit.is_orphaned = share.share_id, permit.model_id != self.model_id
-        self.model.output.count_started(permit.cost.max_output, permit.issued_at)
+        self.model.output.count_started(permit.need.max_output, permit.issued_at)
         share.count_in_flight(permit)
         if not permit.is_answered:
             share.unanswered += 1

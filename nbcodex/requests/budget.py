@@ -19,7 +19,7 @@ from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import SpendAmount, Spending
 from nbcodex.models import Reply, Request, Usage
 from nbcodex.openai_api import pricing
-from nbcodex.ratelimit.charge_policy import Cost
+from nbcodex.ratelimit.charge_policy import Need
 from nbcodex.runtime.clock import Clock, format_duration
 
 Unit = Literal["tokens", "dollars"]
@@ -143,11 +143,11 @@ class RequestEstimate:
         return SpendAmount(tokens=self.input_tokens + self.output_tokens, dollars=self.cost or 0.0)
 
 
-def rate_limit_cost(request: Request) -> Cost:
+def rate_limit_need(request: Request) -> Need:
     """Return what a request needs of the rate limits."""
     output = UNBOUNDED_OUTPUT_TOKENS if request.max_output is None else request.max_output
     input_tokens = pricing.estimate_request_tokens(request)
-    return Cost(float(input_tokens), float(output), is_bounded=request.max_output is not None)
+    return Need(float(input_tokens), float(output), is_bounded=request.max_output is not None)
 
 
 class Budget:

@@ -50,7 +50,7 @@ from nbcodex.ratelimit import backoff
 from nbcodex.ratelimit.limiter import CooldownTooLongError, Limiter, Reservation, Waiter
 from nbcodex.ratelimit.rate_limiter import Cooldown, Wait
 from nbcodex.requests import structured_output
-from nbcodex.requests.budget import Budget, rate_limit_cost
+from nbcodex.requests.budget import Budget, rate_limit_need
 from nbcodex.requests.request_state import RequestState, cooldown_error
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Settings
@@ -367,11 +367,11 @@ class RequestRunner:
     async def _acquire(self, limits_id: str, *, label: str) -> Reservation:
         state = self.state
         state.reservation = None
-        cost = rate_limit_cost(state.sent_request)
+        need = rate_limit_need(state.sent_request)
         started_at, waited = self._clock.now(), state.waited
         try:
             state.reservation = await self._limiter.acquire(
-                limits_id, cost, self._waiter, label=label, on_wait=self._report_wait
+                limits_id, need, self._waiter, label=label, on_wait=self._report_wait
             )
         except CooldownTooLongError as error:
             cause = cooldown_error(error.cooldown.limit)

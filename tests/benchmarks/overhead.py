@@ -262,7 +262,7 @@ def run(way: str, count: int, rate: float | None) -> None:
 def reservations(count: int = 2000) -> list[float]:
     """Return the seconds that each reservation takes, worker thread included."""
     from nbcodex.models import Usage
-    from nbcodex.ratelimit.charge_policy import Cost, Permit
+    from nbcodex.ratelimit.charge_policy import Need, Permit
     from nbcodex.ratelimit.rate_limiter import RateLimiter
     from nbcodex.ratelimit.worker import SharedLimiter, open_store
     from nbcodex.runtime.clock import BootClock
@@ -270,7 +270,7 @@ def reservations(count: int = 2000) -> list[float]:
     clock, took = BootClock(), []
 
     def reserve(core: RateLimiter) -> Permit:
-        permit = core.try_acquire(core.enqueue("b", Cost(10, 90), lambda: None), clock.now())
+        permit = core.try_acquire(core.enqueue("b", Need(10, 90), lambda: None), clock.now())
         assert isinstance(permit, Permit)
         return permit
 

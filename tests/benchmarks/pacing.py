@@ -16,7 +16,7 @@ from typing import Any
 
 from nbcodex.models import MINUTE, Limit, LimitSnapshot, Usage
 from nbcodex.ratelimit import backoff
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter, Wait
 from nbcodex.simulator.buckets import Refusal as ServerRefusal
@@ -66,8 +66,8 @@ class PromptRun:
 
     def enter(self) -> None:
         self.entered_at = self.client.heap.now
-        cost = Cost(self.prompt.tokens, self.prompt.max_output)
-        self.entry = self.client.limiter.enqueue(BUCKET, cost, self.wake)
+        need = Need(self.prompt.tokens, self.prompt.max_output)
+        self.entry = self.client.limiter.enqueue(BUCKET, need, self.wake)
         self.wake()
 
     def wake(self) -> None:

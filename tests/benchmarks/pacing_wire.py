@@ -22,7 +22,7 @@ from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.ratelimit import backoff
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, QueueEntry, RateLimiter, Wait
 from nbcodex.runtime.clock import Clock
@@ -64,8 +64,8 @@ class Crowd:
         """Send one prompt until it is answered."""
         request = Request(prompt=text_of(prompt), model=MODEL, max_output=prompt.max_output)
         event = asyncio.Event()
-        cost = Cost(pricing.estimate_request_tokens(request), prompt.max_output)
-        entry = self.limiter.enqueue("b", cost, event.set)
+        need = Need(pricing.estimate_request_tokens(request), prompt.max_output)
+        entry = self.limiter.enqueue("b", need, event.set)
         while not await self._attempt(request, entry, event):
             self.limiter.requeue(entry)
         self.finished[prompt.number] += 1

@@ -16,7 +16,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from nbcodex.openai_api.api_client import ApiClient
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.rate_limiter import QueueEntry, RateLimiter
 from nbcodex.ratelimit.sharing import SharedModel
 from nbcodex.ratelimit.stores import MemoryStore, Store
@@ -95,13 +95,13 @@ async def _ask(host: Host, prompts: list[Prompt], every: float) -> None:
 
 def run_operations(store: TimedStore, *, seconds: float, rate: float) -> None:
     """Run operations at a constant rate, and nothing else."""
-    clock, cost = BootClock(), Cost(250, 1000)
+    clock, need = BootClock(), Need(250, 1000)
     limiter = RateLimiter(store, holder=str(time.perf_counter_ns()))
     end = clock.now() + seconds
     due = clock.now()
     while due < end:
         time.sleep(max(0.0, due - clock.now()))
-        entry = limiter.enqueue("b", cost, lambda: None)
+        entry = limiter.enqueue("b", need, lambda: None)
         permit = limiter.probe(entry, clock.now())
         limiter.observe(permit, None, clock.now())
         limiter.release(permit, clock.now())

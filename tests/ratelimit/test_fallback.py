@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.ratelimit.sharing import LEASE_S
 from nbcodex.ratelimit.stores import MemoryStore, UnreachableError, redis
@@ -154,7 +154,7 @@ def test_permit_of_one_store_counts_nothing_in_the_other(
 ) -> None:
     own = store._local
     limiter = RateLimiter(store, holder="me")
-    permit = limiter.try_acquire(limiter.enqueue("b", Cost(10, 90), lambda: None), 1.0)
+    permit = limiter.try_acquire(limiter.enqueue("b", Need(10, 90), lambda: None), 1.0)
     assert isinstance(permit, Permit)
     remote.up = False
     limiter.observe(permit, None, 2.0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
@@ -29,7 +29,7 @@ class RepeatingStore(MemoryStore):
 
 
 def taken(limiter: RateLimiter, now: float) -> Permit:
-    permit = limiter.try_acquire(limiter.enqueue("b", Cost(10, 90), lambda: None), now)
+    permit = limiter.try_acquire(limiter.enqueue("b", Need(10, 90), lambda: None), now)
     assert isinstance(permit, Permit)
     return permit
 
@@ -114,6 +114,6 @@ def test_cooldown_lasts_as_long_for_other_holders() -> None:
         ),
         1.1,
     )
-    answer = other.try_acquire(other.enqueue("b", Cost(10, 90), lambda: None), 2.0)
+    answer = other.try_acquire(other.enqueue("b", Need(10, 90), lambda: None), 2.0)
     assert isinstance(answer, Wait | Cooldown)
     assert answer.until == 9.0

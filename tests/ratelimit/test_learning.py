@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nbcodex.models import Limit, LimitReading, LimitSnapshot
-from nbcodex.ratelimit.charge_policy import Cost, OutputEstimator
+from nbcodex.ratelimit.charge_policy import Need, OutputEstimator
 from nbcodex.ratelimit.limit_model import LimitModel, Refusal, read_refusal, stated_bucket
 from nbcodex.ratelimit.sharing import SharedModel
 
@@ -62,11 +62,11 @@ def test_idle_holder_accumulates_no_claim() -> None:
     """It is served like the others from then on, not before them."""
     shared = SharedModel()
     for second in range(20):
-        shared.schedule_next("busy", Cost(10, 90), float(second), waiting_tokens=200)
-        shared.issue_permit("b", "busy", Cost(10, 90), float(second))
+        shared.schedule_next("busy", Need(10, 90), float(second), waiting_tokens=200)
+        shared.issue_permit("b", "busy", Need(10, 90), float(second))
     shared.renew_lease("idle", 19.0)
-    shared.schedule_next("busy", Cost(10, 90), 20.0, waiting_tokens=200)
-    shared.schedule_next("idle", Cost(10, 90), 20.0, waiting_tokens=200)
+    shared.schedule_next("busy", Need(10, 90), 20.0, waiting_tokens=200)
+    shared.schedule_next("idle", Need(10, 90), 20.0, waiting_tokens=200)
     assert shared.holders["idle"].served_tokens == shared.holders["busy"].served_tokens - 100
 
 
@@ -74,19 +74,19 @@ def test_newcomer_begins_where_the_last_one_served_did() -> None:
     """Even if that one has none waiting then."""
     shared = SharedModel()
     for second in range(600):
-        shared.schedule_next("old", Cost(10, 90), float(second), waiting_tokens=100)
-        shared.issue_permit("b", "old", Cost(10, 90), float(second))
-    shared.schedule_next("new", Cost(10, 90), 602.0, waiting_tokens=60_000)
+        shared.schedule_next("old", Need(10, 90), float(second), waiting_tokens=100)
+        shared.issue_permit("b", "old", Need(10, 90), float(second))
+    shared.schedule_next("new", Need(10, 90), 602.0, waiting_tokens=60_000)
     for _ in range(2):
-        shared.issue_permit("b", "new", Cost(10, 90), 602.0)
-    shared.schedule_next("old", Cost(10, 90), 602.1, waiting_tokens=100)
+        shared.issue_permit("b", "new", Need(10, 90), 602.0)
+    shared.schedule_next("old", Need(10, 90), 602.1, waiting_tokens=100)
     assert shared.holders["old"].served_tokens < shared.holders["new"].served_tokens
 
 
 def model_with_limits(*, tokens: float, requests: float) -> LimitModel:
     """Return a full bucket whose limits are known."""
     model = LimitModel()
-    first = model.issue_permit("b", Cost(0, 0), 0.0)
+    first = model.issue_permit("b", Need(0, 0), 0.0)
     readings = [
         LimitReading(limit=int(n), remaining=int(n), full_in=0.0) for n in (tokens, requests)
     ]
@@ -99,7 +99,7 @@ def model_with_limits(*, tokens: float, requests: float) -> LimitModel:
 def test_simultaneous_token_refusals_show_one_level(order: list[int]) -> None:
     """None of them was charged: the level is the stated one."""
     model = model_with_limits(tokens=60_000, requests=600)
-    sent = [model.issue_permit("b", Cost(100, 9_900), 100.0 + n / 100) for n in range(4)]
+    sent = [model.issue_permit("b", Need(100, 9_900), 100.0 + n / 100) for n in range(4)]
     limit = Limit(resource="tokens", window=60.0, limit=60_000, used=59_500, requested=10_000)
     for number in order:
         model.refuse(sent[number], Refusal(110.0, limit), 100.1)
@@ -110,7 +110,7 @@ def test_simultaneous_token_refusals_show_one_level(order: list[int]) -> None:
 def test_simultaneous_request_refusals_show_one_level(order: list[int]) -> None:
     """None of them is counted."""
     model = model_with_limits(tokens=60_000, requests=600)
-    sent = [model.issue_permit("b", Cost(1, 9), 100.0 + n / 100) for n in range(4)]
+    sent = [model.issue_permit("b", Need(1, 9), 100.0 + n / 100) for n in range(4)]
     limit = Limit(resource="requests", window=60.0, limit=600, used=600, requested=1)
     for number in order:
         model.refuse(sent[number], Refusal(101.0, limit), 100.1)
@@ -119,8 +119,8 @@ def test_simultaneous_request_refusals_show_one_level(order: list[int]) -> None:
 
 def test_headers_older_than_a_refusal_are_ignored() -> None:
     model = model_with_limits(tokens=60_000, requests=600)
-    before = model.issue_permit("b", Cost(100, 900), 100.0)
-    refused_one = model.issue_permit("b", Cost(100, 9_900), 100.02)
+    before = model.issue_permit("b", Need(100, 900), 100.0)
+    refused_one = model.issue_permit("b", Need(100, 9_900), 100.02)
     limit = Limit(resource="tokens", window=60.0, limit=60_000, used=59_500, requested=10_000)
     model.refuse(refused_one, Refusal(110.0, limit), 100.1)
     reading = LimitReading(limit=60_000, remaining=500, full_in=59.5)
@@ -130,7 +130,7 @@ def test_headers_older_than_a_refusal_are_ignored() -> None:
 
 def test_fallen_limit_is_not_taken_for_a_drain() -> None:
     model = model_with_limits(tokens=1_000_000, requests=5_000)
-    sent = model.issue_permit("b", Cost(13, 700), 100.0)
+    sent = model.issue_permit("b", Need(13, 700), 100.0)
     tokens, requests = (
         LimitReading(limit=3_000, remaining=2_287),
         LimitReading(limit=60, remaining=59),
@@ -143,7 +143,7 @@ def test_fallen_limit_is_not_taken_for_a_drain() -> None:
 def test_drain_is_at_most_half_of_a_fallen_limit() -> None:
     model = model_with_limits(tokens=1_000_000, requests=5_000)
     for at, limit, left in ((100.0, 1_000_000, 0), (200.0, 3_000, 0)):
-        sent = model.issue_permit("b", Cost(0, 0), at)
+        sent = model.issue_permit("b", Need(0, 0), at)
         reading = LimitReading(limit=limit, remaining=left)
         model.observe(sent, LimitSnapshot(at=at, tokens=reading), at)
     assert model.tokens.bucket.foreign_rate == model.tokens.bucket.rate / 2
@@ -152,7 +152,7 @@ def test_drain_is_at_most_half_of_a_fallen_limit() -> None:
 def test_token_limit_that_headers_cease_to_state_is_learned_anew() -> None:
     """Even if they still state requests."""
     model = model_with_limits(tokens=600, requests=500)
-    sent = model.issue_permit("b", Cost(10, 90), 5_000.0)
+    sent = model.issue_permit("b", Need(10, 90), 5_000.0)
     model.observe(
         sent, LimitSnapshot(at=5_000.0, requests=LimitReading(limit=500, remaining=400)), 5_000.0
     )

@@ -19,7 +19,7 @@ import pytest
 
 from nbcodex.models import LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit import worker
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.rate_limiter import QueueEntry, RateLimiter
 from nbcodex.ratelimit.stores import MemoryStore, StoreError, sqlite
 from nbcodex.ratelimit.worker import SharedLimiter, open_store
@@ -27,7 +27,7 @@ from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import LIMITER_FILENAME
 
 ResultT = TypeVar("ResultT")
-COST = Cost(10, 90)
+NEED = Need(10, 90)
 SNAPSHOT = LimitSnapshot(at=0.0, tokens=LimitReading(limit=60_000, remaining=59_000, full_in=1.0))
 
 
@@ -43,7 +43,7 @@ class Kernel:
         """Acquire a permit, be admitted, and be answered."""
 
         def operation(core: RateLimiter) -> QueueEntry:
-            return core.enqueue("b", COST, lambda: None)
+            return core.enqueue("b", NEED, lambda: None)
 
         entry = await self.limiter.run_operation(operation)
         answer = await self.limiter.run_operation(
@@ -185,7 +185,7 @@ def test_permit_of_a_failed_store_is_settled_in_memory(tmp_path: Path) -> None:
     async def main() -> tuple[int, int]:
         with kernel(tmp_path) as alone:
             clock, limiter = alone.clock, alone.limiter
-            entry = await limiter.run_operation(lambda core: core.enqueue("b", COST, lambda: None))
+            entry = await limiter.run_operation(lambda core: core.enqueue("b", NEED, lambda: None))
             permit = await limiter.run_operation(lambda core: core.try_acquire(entry, clock.now()))
             assert isinstance(permit, Permit)
             limiter._store._connection.close()  # type: ignore[union-attr]
@@ -310,7 +310,7 @@ def test_closed_limiter_leaves_its_share_at_once(tmp_path: Path) -> None:
     async def main() -> None:
         with kernel(tmp_path) as stays:
             with kernel(tmp_path) as goes:
-                entry = await goes.limiter.run_operation(lambda core: core.enqueue("b", COST, int))
+                entry = await goes.limiter.run_operation(lambda core: core.enqueue("b", NEED, int))
                 await goes.limiter.run_operation(
                     lambda core: core.try_acquire(entry, goes.clock.now())
                 )
@@ -336,7 +336,7 @@ def test_heartbeats_continue_while_a_request_is_in_flight(
                 "heartbeat",
                 lambda self, now: renewals.append(heartbeat(self, now)) or renewals[-1],
             )
-            entry = await limiter.run_operation(lambda core: core.enqueue("b", COST, lambda: None))
+            entry = await limiter.run_operation(lambda core: core.enqueue("b", NEED, lambda: None))
             permit = await limiter.run_operation(lambda core: core.try_acquire(entry, clock.now()))
             assert isinstance(permit, Permit)
             await asyncio.to_thread(_until, lambda: len(renewals) >= 5)
@@ -397,7 +397,7 @@ def test_limit_state_counts_waiting_requests(tmp_path: Path) -> None:
         with kernel(tmp_path) as alone:
 
             def ask(core: RateLimiter) -> Any:
-                return core.try_acquire(core.enqueue("b", COST, lambda: None), alone.clock.now())
+                return core.try_acquire(core.enqueue("b", NEED, lambda: None), alone.clock.now())
 
             for _ in range(5):  # the first goes, to find out what the limits are
                 await alone.limiter.run_operation(ask)

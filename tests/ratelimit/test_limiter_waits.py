@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from nbcodex.ratelimit.charge_policy import Cost
+from nbcodex.ratelimit.charge_policy import Need
 from nbcodex.ratelimit.limiter import MIN_REPORTED_WAIT_S, Limiter, Patience, Waiter
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from tests.virtual import LoopClock, run_virtual
@@ -69,7 +69,7 @@ def test_short_waits_that_add_up_are_reported_once_without_spinning() -> None:
             reported.append(wait)
 
         waiter = Waiter(clock, Patience(600.0))
-        await limiter.acquire("name", Cost(1, 1), waiter, label="a model", on_wait=report)
+        await limiter.acquire("name", Need(1, 1), waiter, label="a model", on_wait=report)
         assert len(reported) == 1
         assert waiter.patience.waited == 0
         return clock.now() - started_at

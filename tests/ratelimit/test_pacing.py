@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nbcodex.errors import TooLargeError
 from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
-from nbcodex.ratelimit.charge_policy import ACTUAL_INDEX, Cost, Permit
+from nbcodex.ratelimit.charge_policy import ACTUAL_INDEX, Need, Permit
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.stores import MemoryStore
@@ -127,7 +127,7 @@ def test_prompts_are_sent_in_the_order_in_which_they_came() -> None:
 
 def test_first_request_is_sent_alone_until_its_headers_are_read() -> None:
     limiter = RateLimiter()
-    first, second = (limiter.enqueue("b", Cost(10, 90), lambda: None) for _ in range(2))
+    first, second = (limiter.enqueue("b", Need(10, 90), lambda: None) for _ in range(2))
     sent = limiter.try_acquire(first, 100.0)
     assert isinstance(sent, Permit)
     assert isinstance(limiter.try_acquire(second, 100.5), Wait | Cooldown)
@@ -139,7 +139,7 @@ def test_first_request_is_sent_alone_until_its_headers_are_read() -> None:
 def test_refused_request_keeps_its_place() -> None:
     """It is the first to be sent after the cooldown, and none is sent sooner."""
     limiter = RateLimiter()
-    entries = [limiter.enqueue("b", Cost(10, 90), lambda: None) for _ in range(3)]
+    entries = [limiter.enqueue("b", Need(10, 90), lambda: None) for _ in range(3)]
     sent = limiter.try_acquire(entries[0], 100.0)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=600, used=550, requested=100)
@@ -153,7 +153,7 @@ def test_refused_request_keeps_its_place() -> None:
 
 def test_refused_probe_leaves_the_cooldown_unchanged() -> None:
     limiter = RateLimiter()
-    first, other = (limiter.enqueue("b", Cost(10, 90), lambda: None) for _ in range(2))
+    first, other = (limiter.enqueue("b", Need(10, 90), lambda: None) for _ in range(2))
     sent = limiter.try_acquire(first, 100.0)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
@@ -165,7 +165,7 @@ def test_refused_probe_leaves_the_cooldown_unchanged() -> None:
 def test_refusal_by_a_daily_limit_leaves_the_minute_unknown() -> None:
     store = InspectedStore()
     limiter = RateLimiter(store)
-    sent = limiter.try_acquire(limiter.enqueue(BUCKET, Cost(10, 90), lambda: None), 100.0)
+    sent = limiter.try_acquire(limiter.enqueue(BUCKET, Need(10, 90), lambda: None), 100.0)
     assert isinstance(sent, Permit)
     limit = Limit(resource="requests", window=86_400.0, limit=200, used=200, requested=1)
     limiter.refuse(sent, Refusal(500.0, limit), 100.1)
@@ -178,7 +178,7 @@ def test_refused_request_is_not_charged() -> None:
     """If another limit refused it, the limit of the minute is not charged."""
     store = InspectedStore()
     limiter = RateLimiter(store)
-    first, second = (limiter.enqueue(BUCKET, Cost(10, 90), lambda: None) for _ in range(2))
+    first, second = (limiter.enqueue(BUCKET, Need(10, 90), lambda: None) for _ in range(2))
     sent = limiter.try_acquire(first, 100.0)
     assert isinstance(sent, Permit)
     reading = LimitReading(limit=6000, remaining=3000, full_in=30.0)
@@ -199,12 +199,12 @@ def test_bucket_is_not_left_in_debt_where_output_is_charged_at_the_end() -> None
 
 def test_prompt_larger_than_the_limit_fails_unsent() -> None:
     limiter = RateLimiter()
-    sent = limiter.try_acquire(limiter.enqueue("b", Cost(10, 90), lambda: None), 100.0)
+    sent = limiter.try_acquire(limiter.enqueue("b", Need(10, 90), lambda: None), 100.0)
     assert isinstance(sent, Permit)
     reading = LimitReading(limit=1000, remaining=900, full_in=6.0)
     limiter.observe(sent, LimitSnapshot(at=101.0, tokens=reading), 101.0)
     with pytest.raises(TooLargeError, match="about 5,000 tokens, 4,000 more than the 1,000"):
-        limiter.try_acquire(limiter.enqueue("b", Cost(5000, 90), lambda: None), 101.0)
+        limiter.try_acquire(limiter.enqueue("b", Need(5000, 90), lambda: None), 101.0)
 
 
 @pytest.mark.parametrize(
@@ -215,31 +215,31 @@ def test_max_output_larger_than_the_limit_fails_unsent_or_is_sent_at_once(
 ) -> None:
     """The server decides as long as it may charge only the output that is used."""
     limiter = RateLimiter(store := InspectedStore())
-    sent = limiter.try_acquire(limiter.enqueue(BUCKET, Cost(10, 900), lambda: None), 100.0)
+    sent = limiter.try_acquire(limiter.enqueue(BUCKET, Need(10, 900), lambda: None), 100.0)
     assert isinstance(sent, Permit)
     reading = LimitReading(limit=1000, remaining=90, full_in=54.6)
     limiter.observe(sent, LimitSnapshot(at=101.0, tokens=reading), 101.0)
     store.model().tokens.scores[ACTUAL_INDEX] = actual_score
-    entry = limiter.enqueue(BUCKET, Cost(10, 1_100), lambda: None)
+    entry = limiter.enqueue(BUCKET, Need(10, 1_100), lambda: None)
     if is_refused:
         with pytest.raises(TooLargeError, match=r"up to 1,100: more than the 1,000 .*max-output"):
             limiter.try_acquire(entry, 102.0)
     else:
         assert isinstance(limiter.try_acquire(entry, 102.0), Permit)
         # Of two such requests at once, the second one waits.
-        entry = limiter.enqueue(BUCKET, Cost(10, 1_100), lambda: None)
+        entry = limiter.enqueue(BUCKET, Need(10, 1_100), lambda: None)
         assert isinstance(limiter.try_acquire(entry, 103.0), Wait)
 
 
 @pytest.mark.parametrize("is_bounded", [True, False])
 def test_request_without_max_output_is_not_refused_for_its_assumed_output(is_bounded: bool) -> None:
     limiter = RateLimiter(store := InspectedStore())
-    sent = limiter.try_acquire(limiter.enqueue(BUCKET, Cost(10, 40), lambda: None), 100.0)
+    sent = limiter.try_acquire(limiter.enqueue(BUCKET, Need(10, 40), lambda: None), 100.0)
     assert isinstance(sent, Permit)
     reading = LimitReading(limit=500, remaining=500, full_in=0.0)
     limiter.observe(sent, LimitSnapshot(at=101.0, tokens=reading), 101.0)
     store.model().tokens.scores[ACTUAL_INDEX] = 1.0
-    entry = limiter.enqueue(BUCKET, Cost(10, 1_000, is_bounded=is_bounded), lambda: None)
+    entry = limiter.enqueue(BUCKET, Need(10, 1_000, is_bounded=is_bounded), lambda: None)
     if is_bounded:
         with pytest.raises(TooLargeError):
             limiter.try_acquire(entry, 161.0)
@@ -250,13 +250,13 @@ def test_request_without_max_output_is_not_refused_for_its_assumed_output(is_bou
 def test_limit_stated_long_ago_refuses_nothing_locally() -> None:
     """The account may have a larger one: the server decides."""
     limiter = RateLimiter()
-    sent = limiter.try_acquire(limiter.enqueue("b", Cost(10, 90), lambda: None), 100.0)
+    sent = limiter.try_acquire(limiter.enqueue("b", Need(10, 90), lambda: None), 100.0)
     assert isinstance(sent, Permit)
     limiter.observe(
         sent, LimitSnapshot(at=101.0, tokens=LimitReading(limit=1000, remaining=900)), 101.0
     )
     limiter.settle(sent, Usage(input_tokens=10, output_tokens=90), 102.0)
-    answer = limiter.try_acquire(limiter.enqueue("b", Cost(5000, 90), lambda: None), 4000.0)
+    answer = limiter.try_acquire(limiter.enqueue("b", Need(5000, 90), lambda: None), 4000.0)
     assert isinstance(answer, Permit)
 
 
@@ -264,18 +264,18 @@ def test_input_ratio_of_short_prompts_refuses_no_long_one() -> None:
     """A fixed charge on each prompt makes short ones count fourfold."""
     limiter, reading = RateLimiter(), LimitReading(limit=30_000, remaining=29_000, full_in=2.0)
     for second in range(100, 200):
-        sent = limiter.try_acquire(limiter.enqueue("b", Cost(12, 50), lambda: None), second)
+        sent = limiter.try_acquire(limiter.enqueue("b", Need(12, 50), lambda: None), second)
         assert isinstance(sent, Permit)
         limiter.observe(sent, LimitSnapshot(at=second, tokens=reading), second)
         limiter.settle(sent, Usage(input_tokens=52, output_tokens=5), second)
-    limiter.try_acquire(limiter.enqueue("b", Cost(12_000, 50), lambda: None), 201.0)
+    limiter.try_acquire(limiter.enqueue("b", Need(12_000, 50), lambda: None), 201.0)
 
 
 def test_size_that_was_admitted_once_is_not_refused_locally() -> None:
     """A server may state a limit smaller than what it admits."""
     limiter = RateLimiter()
     for at in (100.0, 900.0):
-        entry = limiter.enqueue("b", Cost(5000, 90), lambda: None)
+        entry = limiter.enqueue("b", Need(5000, 90), lambda: None)
         sent = limiter.try_acquire(entry, at)
         assert isinstance(sent, Permit)
         reading = LimitReading(limit=1000, remaining=900, full_in=6.0)
@@ -317,7 +317,7 @@ def limiter_after(events: list[tuple[str, Any, Any]]) -> tuple[RateLimiter, floa
     limiter, now = RateLimiter(), 1000.0
     for what, snapshot, limit in events:
         now += 100
-        sent = limiter.probe(limiter.enqueue("b", Cost(1, 10), lambda: None), now)
+        sent = limiter.probe(limiter.enqueue("b", Need(1, 10), lambda: None), now)
         match what:
             case "admit":
                 limiter.observe(sent, snapshot, now + 1)
@@ -335,7 +335,7 @@ def limiter_after(events: list[tuple[str, Any, Any]]) -> tuple[RateLimiter, floa
 def test_any_server_statement_leaves_a_finite_wait(events: list[tuple[str, Any, Any]]) -> None:
     """No header or message makes the limiter raise, or wait for ever."""
     limiter, now = limiter_after(events)
-    answer = limiter.try_acquire(limiter.enqueue("b", Cost(1e-9, 10), lambda: None), now)
+    answer = limiter.try_acquire(limiter.enqueue("b", Need(1e-9, 10), lambda: None), now)
     assert isinstance(answer, Permit) or now < answer.until < math.inf
 
 
@@ -355,19 +355,19 @@ def test_true_headers_outweigh_any_earlier_statement(
 ) -> None:
     """No request waits longer than a bucket takes to fill."""
     limiter, now = limiter_after(events)
-    sent = limiter.probe(limiter.enqueue("b", Cost(20, 80), lambda: None), now)
+    sent = limiter.probe(limiter.enqueue("b", Need(20, 80), lambda: None), now)
     tokens = LimitReading(limit=3_000, remaining=left * 3_000, full_in=(1 - left) * 60)
     requests = LimitReading(limit=60, remaining=30, full_in=30)
     limiter.observe(sent, LimitSnapshot(at=now, tokens=tokens, requests=requests), now)
     limiter.settle(sent, Usage(input_tokens=20, output_tokens=80), now)
-    answer = limiter.try_acquire(limiter.enqueue("b", Cost(0, asked * 3_000), lambda: None), now)
+    answer = limiter.try_acquire(limiter.enqueue("b", Need(0, asked * 3_000), lambda: None), now)
     assert isinstance(answer, Permit) or answer.until <= now + 60 + FOREIGN_TRUST_S
 
 
 def test_first_request_is_sent_when_the_cooldown_ends() -> None:
     """Even if the projection is later; the others wait for capacity."""
     limiter = RateLimiter()
-    entries = [limiter.enqueue("b", Cost(10, 5_000), lambda: None) for _ in range(3)]
+    entries = [limiter.enqueue("b", Need(10, 5_000), lambda: None) for _ in range(3)]
     sent = limiter.try_acquire(entries[0], 100.0)
     assert isinstance(sent, Permit)
     reading = LimitReading(limit=6_000, remaining=6_000)
@@ -388,7 +388,7 @@ def test_end_of_a_cooldown_belongs_to_the_refused_kernel() -> None:
     """Others wait until there is capacity for both."""
     store = InspectedStore()
     first, other = (RateLimiter(store, holder=name) for name in ("first", "other"))
-    entry = first.enqueue(BUCKET, Cost(10, 5_000), lambda: None)
+    entry = first.enqueue(BUCKET, Need(10, 5_000), lambda: None)
     sent = first.try_acquire(entry, 100.0)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=6_000, used=6_000, requested=5_010)
@@ -396,14 +396,14 @@ def test_end_of_a_cooldown_belongs_to_the_refused_kernel() -> None:
     first.requeue(entry)
     first.heartbeat(108.0)
     assert isinstance(
-        other.try_acquire(other.enqueue(BUCKET, Cost(10, 5_000), int), 110.0), Wait | Cooldown
+        other.try_acquire(other.enqueue(BUCKET, Need(10, 5_000), int), 110.0), Wait | Cooldown
     )
     assert isinstance(first.try_acquire(entry, 110.0), Permit)
 
 
 def refused_without_figures(limiter: RateLimiter, at: float, count: int) -> None:
     """Send requests at once, all of which are refused for ten seconds without figures."""
-    entries = [limiter.enqueue(BUCKET, Cost(500, 500), lambda: None) for _ in range(count)]
+    entries = [limiter.enqueue(BUCKET, Need(500, 500), lambda: None) for _ in range(count)]
     sent = [limiter.probe(entry, at) for entry in entries]
     for each in sent:
         each.is_probe = False
@@ -414,7 +414,7 @@ def answered_request(
     limiter: RateLimiter, at: float, snapshot: LimitSnapshot | None = None
 ) -> None:
     """Send a request that is admitted, and answered at once."""
-    sent = limiter.probe(limiter.enqueue(BUCKET, Cost(500, 500), lambda: None), at)
+    sent = limiter.probe(limiter.enqueue(BUCKET, Need(500, 500), lambda: None), at)
     limiter.observe(sent, snapshot, at)
     limiter.settle(sent, Usage(input_tokens=500, output_tokens=500), at)
 
@@ -455,13 +455,13 @@ def test_hidden_window_of_a_single_refusal_is_forgotten() -> None:
     limiter = RateLimiter()
     full = LimitReading(limit=60_000, remaining=59_000, full_in=1.0)
     answered_request(limiter, 100.0, LimitSnapshot(at=100.0, tokens=full))
-    odd = limiter.probe(limiter.enqueue(BUCKET, Cost(500, 500), lambda: None), 110.0)
+    odd = limiter.probe(limiter.enqueue(BUCKET, Need(500, 500), lambda: None), 110.0)
     odd.is_probe = False
     limit = Limit(resource="tokens", window=60.0, limit=60_000, used=0, requested=1_000)
     limiter.refuse(odd, Refusal(130.0, limit), 110.0)
     answered_request(limiter, 5_000.0, LimitSnapshot(at=5_000.0, tokens=full))
     for number in range(40):
-        entry = limiter.enqueue(BUCKET, Cost(500, 500), lambda: None)
+        entry = limiter.enqueue(BUCKET, Need(500, 500), lambda: None)
         assert isinstance(limiter.try_acquire(entry, 5_001.0 + number / 100), Permit)
 
 
@@ -475,7 +475,7 @@ def test_request_limit_that_headers_cease_to_state_is_forgotten() -> None:
     )
     answered_request(limiter, 5_000.0, LimitSnapshot(at=5_000.0, tokens=tokens))
     for number in range(20):
-        entry = limiter.enqueue(BUCKET, Cost(10, 10), lambda: None)
+        entry = limiter.enqueue(BUCKET, Need(10, 10), lambda: None)
         assert isinstance(limiter.try_acquire(entry, 5_001.0 + number / 100), Permit)
 
 
@@ -483,7 +483,7 @@ def test_single_refusal_without_figures_only_closes_the_model() -> None:
     """It begins a cooldown, and sets no rate."""
     store = InspectedStore()
     limiter = RateLimiter(store)
-    entry = limiter.enqueue(BUCKET, Cost(10, 1000), lambda: None)
+    entry = limiter.enqueue(BUCKET, Need(10, 1000), lambda: None)
     sent = limiter.try_acquire(entry, 100.0)
     assert isinstance(sent, Permit)
     limiter.refuse(sent, Refusal(101.0, Limit()), 100.1)
@@ -494,7 +494,7 @@ def test_single_refusal_without_figures_only_closes_the_model() -> None:
 
 def test_silent_server_is_asked_again_after_ten_seconds() -> None:
     limiter = RateLimiter()
-    first, second = (limiter.enqueue("b", Cost(10, 90), lambda: None) for _ in range(2))
+    first, second = (limiter.enqueue("b", Need(10, 90), lambda: None) for _ in range(2))
     limiter.try_acquire(first, 100.0)
     cooldown = limiter.try_acquire(second, 100.0)
     assert isinstance(cooldown, Wait | Cooldown)
@@ -504,8 +504,8 @@ def test_silent_server_is_asked_again_after_ten_seconds() -> None:
 
 def test_leaving_the_head_of_the_queue_wakes_the_next() -> None:
     limiter, woken = RateLimiter(), []
-    first = limiter.enqueue("b", Cost(10, 90), lambda: woken.append(1))
-    limiter.enqueue("b", Cost(10, 90), lambda: woken.append(2))
+    first = limiter.enqueue("b", Need(10, 90), lambda: woken.append(1))
+    limiter.enqueue("b", Need(10, 90), lambda: woken.append(2))
     limiter.dequeue(first)
     assert woken == [2]
 
@@ -513,7 +513,7 @@ def test_leaving_the_head_of_the_queue_wakes_the_next() -> None:
 def test_settling_a_permit_twice_counts_once() -> None:
     store = InspectedStore()
     limiter = RateLimiter(store)
-    sent = limiter.try_acquire(limiter.enqueue(BUCKET, Cost(10, 90), lambda: None), 100.0)
+    sent = limiter.try_acquire(limiter.enqueue(BUCKET, Need(10, 90), lambda: None), 100.0)
     assert isinstance(sent, Permit)
     limiter.settle(sent, Usage(input_tokens=10, output_tokens=5), 103.0)
     limiter.release(sent, 104.0)
@@ -587,11 +587,11 @@ def test_cooldown_that_another_kernel_ended_is_over_here() -> None:
     """Its probe was admitted: the requests that wait here try again at once."""
     store, woken = MemoryStore(), []
     first, second = (RateLimiter(store, holder=name) for name in ("a", "b"))
-    entry = first.enqueue("b", Cost(10, 90), lambda: None)
+    entry = first.enqueue("b", Need(10, 90), lambda: None)
     refused = first.try_acquire(entry, 100.0)
     assert isinstance(refused, Permit)
     first.refuse(refused, Refusal(3700.0, Limit()), 100.0)
-    other = second.enqueue("b", Cost(10, 90), lambda: woken.append(True))
+    other = second.enqueue("b", Need(10, 90), lambda: woken.append(True))
     assert isinstance(second.try_acquire(other, 101.0), Wait | Cooldown)
     second.heartbeat(102.0)
     assert not woken
@@ -608,10 +608,10 @@ def test_one_probe_decides_for_all_resumed_requests(*, over: bool) -> None:
     """The first asks the server, and the others wait."""
     store, woken = MemoryStore(), set[int]()
     first, second = (RateLimiter(store, holder=name) for name in ("a", "b"))
-    refused = first.try_acquire(first.enqueue("b", Cost(10, 90), lambda: None), 100.0)
+    refused = first.try_acquire(first.enqueue("b", Need(10, 90), lambda: None), 100.0)
     assert isinstance(refused, Permit)
     first.refuse(refused, Refusal(8_000.0, Limit()), 100.0)
-    places = [second.enqueue("b", Cost(10, 90), lambda i=i: woken.add(i)) for i in range(3)]
+    places = [second.enqueue("b", Need(10, 90), lambda i=i: woken.add(i)) for i in range(3)]
     answers = [second.try_acquire(place, 3_600.0, may_probe=True) for place in places]
     assert [type(h) for h in answers] == [Cooldown, Wait, Wait]
     assert answers[0].inherited
@@ -635,15 +635,15 @@ def test_interrupted_request_keeps_no_other_kernel_waiting() -> None:
     store = MemoryStore()
     first, second = (RateLimiter(store, holder=name) for name in ("a", "b"))
     for at, limiter, left in ((100.0, first, 59_000), (100.1, second, 58_000), (100.2, second, 99)):
-        sent = limiter.try_acquire(limiter.enqueue("b", Cost(10, 990), lambda: None), at)
+        sent = limiter.try_acquire(limiter.enqueue("b", Need(10, 990), lambda: None), at)
         assert isinstance(sent, Permit)
         reading = LimitReading(limit=60_000, remaining=left, full_in=(60_000 - left) / 1_000)
         limiter.observe(sent, LimitSnapshot(at=at, tokens=reading), at)
-    given_up = first.enqueue("b", Cost(50_000, 1_000), lambda: None)
+    given_up = first.enqueue("b", Need(50_000, 1_000), lambda: None)
     first.try_acquire(given_up, 101.0)
     first.dequeue(given_up)
     first.heartbeat(102.0)
-    waits = second.try_acquire(second.enqueue("b", Cost(1_000, 1_000), lambda: None), 102.0)
+    waits = second.try_acquire(second.enqueue("b", Need(1_000, 1_000), lambda: None), 102.0)
     assert isinstance(waits, Wait)
     assert waits.due_at is not None
     assert waits.due_at < 120
@@ -651,7 +651,7 @@ def test_interrupted_request_keeps_no_other_kernel_waiting() -> None:
 
 def test_long_cooldown_is_announced_to_the_whole_queue() -> None:
     limiter, woken = RateLimiter(), []
-    entries = [limiter.enqueue("b", Cost(10, 90), lambda i=i: woken.append(i)) for i in range(3)]
+    entries = [limiter.enqueue("b", Need(10, 90), lambda i=i: woken.append(i)) for i in range(3)]
     sent = limiter.try_acquire(entries[0], 100.0)
     assert isinstance(sent, Permit)
     limit = Limit(resource="tokens", window=60.0, limit=600, used=600, requested=100)
@@ -663,9 +663,9 @@ def test_long_cooldown_is_announced_to_the_whole_queue() -> None:
 def test_kernel_without_heartbeats_is_counted_out_after_its_lease() -> None:
     store = InspectedStore()
     dead, alive = RateLimiter(store, holder="dead"), RateLimiter(store, holder="alive")
-    sent = dead.try_acquire(dead.enqueue(BUCKET, Cost(10, 90), lambda: None), 100.0)
+    sent = dead.try_acquire(dead.enqueue(BUCKET, Need(10, 90), lambda: None), 100.0)
     assert isinstance(sent, Permit)
-    alive.enqueue(BUCKET, Cost(10, 90), lambda: None)
+    alive.enqueue(BUCKET, Need(10, 90), lambda: None)
     alive.heartbeat(104.0)
     assert store.model().output.in_flight == 1
     alive.heartbeat(106.0)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.limit_model import GROWTH_PERIOD_S, Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.stores import MemoryStore
@@ -18,7 +18,7 @@ from nbcodex.ratelimit.undeclared_limits import (
     ParallelLimit,
 )
 
-COST = Cost(10, 90)
+NEED = Need(10, 90)
 PARALLEL = Limit(resource="parallel requests")
 
 
@@ -26,7 +26,7 @@ def sent(limiter: RateLimiter, now: float, *, count: int = 1) -> list[Permit]:
     """Send so many requests by probes, which are counted like others."""
     permits = []
     for _ in range(count):
-        permit = limiter.probe(limiter.enqueue("b", COST, lambda: None), now)
+        permit = limiter.probe(limiter.enqueue("b", NEED, lambda: None), now)
         permit.is_probe = False
         permits.append(permit)
     return permits
@@ -34,7 +34,7 @@ def sent(limiter: RateLimiter, now: float, *, count: int = 1) -> list[Permit]:
 
 def ask(limiter: RateLimiter, now: float) -> Permit | Wait | Cooldown:
     """Ask for a permit, and leave the queue if there is none."""
-    entry = limiter.enqueue("b", COST, lambda: None)
+    entry = limiter.enqueue("b", NEED, lambda: None)
     answer = limiter.try_acquire(entry, now)
     if isinstance(answer, Wait | Cooldown):
         limiter.dequeue(entry)
@@ -69,7 +69,7 @@ def test_request_waits_for_a_slot_and_is_woken_when_one_is_free() -> None:
     limiter, woken = RateLimiter(), list[bool]()
     first, second = sent(limiter, 100.0, count=2)
     limiter.refuse(second, Refusal(101.0, PARALLEL), 100.1)
-    entry = limiter.enqueue("b", COST, lambda: woken.append(True))
+    entry = limiter.enqueue("b", NEED, lambda: woken.append(True))
     answer = limiter.try_acquire(entry, 102.0)
     assert isinstance(answer, Wait)
     assert (answer.due_at, answer.limit) == (None, replace(PARALLEL, limit=1))
@@ -84,7 +84,7 @@ def test_parallel_limit_counts_requests_of_all_kernels_and_is_shared_in_turns() 
     one, other = (RateLimiter(store, holder=name) for name in ("a", "b"))
     first, second = sent(one, 100.0, count=2)
     one.refuse(second, Refusal(101.0, PARALLEL), 100.1)
-    waiting = other.enqueue("b", COST, lambda: None)
+    waiting = other.enqueue("b", NEED, lambda: None)
     assert isinstance(other.try_acquire(waiting, 102.0), Wait)
     one.settle(first, Usage(input_tokens=10, output_tokens=20), 102.1)
     # The kernel that was served less comes first.

@@ -16,7 +16,7 @@ import pytest
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
@@ -53,7 +53,7 @@ class Host:
         return self.clock.now() + self.wrong
 
     def ask(self) -> Permit | Wait | Cooldown:
-        entry = self.limiter.enqueue("b", Cost(10, 90), lambda: None)
+        entry = self.limiter.enqueue("b", Need(10, 90), lambda: None)
         answer = self.limiter.try_acquire(entry, self.now())
         self.limiter.dequeue(entry)
         return answer
@@ -114,7 +114,7 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
     }
     assert set(instants(SharedModel)) == moved | still
     shared = SharedModel()
-    shared.issue_permit("b", "me", Cost(1, 2), 100.0)
+    shared.issue_permit("b", "me", Need(1, 2), 100.0)
     shared.model.tokens.period_start_at = shared.model.closed_until = 100.0
     shared.model.parallel.learned_at = shared.model.growth_learned_at = 100.0
     shared.holders["me"].due_at = 100.0
@@ -233,7 +233,7 @@ HOSTILE = [
 def spoilt(value: str) -> str:
     """Return a state of the right form in which one number is none, in each place at once."""
     shared = SharedModel()
-    shared.issue_permit("b", "other", Cost(1, 2), 100.0)
+    shared.issue_permit("b", "other", Need(1, 2), 100.0)
     text = encode([0.0, shared])
     return text.replace("-1003.0", value).replace("0.0", value)
 
@@ -315,7 +315,7 @@ def test_operation_whose_answer_was_lost_is_not_done_twice(
     for later in (10, 20):
         lost.extend([what] if what == "reserve" else [])
         now = host.now() + later
-        sent = host.limiter.try_acquire(host.limiter.enqueue("b", Cost(10, 90), lambda: None), now)
+        sent = host.limiter.try_acquire(host.limiter.enqueue("b", Need(10, 90), lambda: None), now)
         assert isinstance(sent, Permit)
         host.limiter.observe(
             sent, LimitSnapshot(at=now, tokens=LimitReading(limit=6_000, remaining=5_000)), now
@@ -334,7 +334,7 @@ def test_redis_holds_neither_names_nor_secrets(redis: RedisServer) -> None:
     name = "https://api.example.org/v1 sk-secret-key gpt-model"
     with closing(RedisStore(redis.url())) as store:
         limiter = RateLimiter(store, holder="f00")
-        entry = limiter.enqueue(name, Cost(1, 2), lambda: None)
+        entry = limiter.enqueue(name, Need(1, 2), lambda: None)
         permit = limiter.try_acquire(entry, 1.0)
         assert isinstance(permit, Permit)
         limit = Limit(resource="tokens", limit=600, used=1, requested=2, model="gpt-model")

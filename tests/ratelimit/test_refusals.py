@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from nbcodex.models import DAY, Limit, LimitReading, LimitSnapshot, Usage
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.stores import MemoryStore
 
-COST = Cost(50, 150)
+NEED = Need(50, 150)
 
 
 def daily_headers(at: float, *, left: int = 14_000, limit: int = 14_400) -> LimitSnapshot:
@@ -21,7 +21,7 @@ def daily_headers(at: float, *, left: int = 14_000, limit: int = 14_400) -> Limi
 
 def ask(limiter: RateLimiter, at: float) -> Permit | Wait | Cooldown:
     """Ask for a permit, and leave the queue if there is none."""
-    entry = limiter.enqueue("b", COST, lambda: None)
+    entry = limiter.enqueue("b", NEED, lambda: None)
     answer = limiter.try_acquire(entry, at)
     if isinstance(answer, Wait | Cooldown):
         limiter.dequeue(entry)
@@ -139,7 +139,7 @@ def test_exhausted_daily_limit_is_announced_to_the_whole_queue() -> None:
     """No request queues for hours, at any place in the queue."""
     limiter = limiter_with_exhausted_day()
     for _ in range(3):
-        cooldown = limiter.try_acquire(limiter.enqueue("b", COST, lambda: None), 120.0)
+        cooldown = limiter.try_acquire(limiter.enqueue("b", NEED, lambda: None), 120.0)
         assert isinstance(cooldown, Cooldown)
 
 
@@ -148,9 +148,9 @@ def test_daily_limit_that_another_kernel_finds_larger_wakes_the_first() -> None:
     store, woken = MemoryStore(), []
     other = limiter_with_exhausted_day(store=store)
     limiter = RateLimiter(store, holder="b")
-    entry = limiter.enqueue("b", COST, lambda: woken.append(True))
+    entry = limiter.enqueue("b", NEED, lambda: woken.append(True))
     assert isinstance(limiter.try_acquire(entry, 120.0), Wait | Cooldown)
-    probe = other.probe(other.enqueue("b", COST, lambda: None), 121.0)
+    probe = other.probe(other.enqueue("b", NEED, lambda: None), 121.0)
     reading = LimitReading(limit=200, remaining=150, full_in=50 * DAY / 200)
     other.observe(probe, LimitSnapshot(at=121.0, requests=reading), 121.0)
     limiter.heartbeat(122.0)

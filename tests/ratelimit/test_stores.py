@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 
 from nbcodex.models import DAY, Limit
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.ratelimit.sharing import SharedModel, limit_state
 from nbcodex.ratelimit.stores import MemoryStore, Store, decode, encode
@@ -46,7 +46,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 
 def take(shared: SharedModel) -> int:
-    shared.issue_permit("b", "me", Cost(10, 90), 100.0 + shared.model.sent)
+    shared.issue_permit("b", "me", Need(10, 90), 100.0 + shared.model.sent)
     return shared.model.sent
 
 
@@ -176,7 +176,7 @@ def spoilt_states() -> Iterator[str]:
     """Yield states in which one number is nonsense."""
     shared = SharedModel()
     shared.model.closed_until = 1234.5
-    shared.issue_permit("other", "b", Cost(1, 2), 100.0)
+    shared.issue_permit("other", "b", Need(1, 2), 100.0)
     text = encode(shared)
     for value in ("Infinity", "NaN", '"text"', "null", "[]", "1e300"):
         yield text.replace("1234.5", value)
@@ -207,7 +207,7 @@ def test_cooldown_longer_than_a_server_s_is_dropped(store: Store, days: float) -
     state = store.transaction("b", lambda shared: limit_state(shared, "me", 100.0))
     assert state.closed_until is None
     limiter = RateLimiter(store, holder="me")
-    answer = limiter.try_acquire(limiter.enqueue("b", Cost(1, 2), lambda: None), 100.0)
+    answer = limiter.try_acquire(limiter.enqueue("b", Need(1, 2), lambda: None), 100.0)
     assert isinstance(answer, Permit)
 
 

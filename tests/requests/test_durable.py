@@ -23,7 +23,7 @@ from nbcodex.models import (
 from nbcodex.notebook.display.panel import PanelState, apply_event
 from nbcodex.openai_api.answers import ResponseStarted, TextDelta
 from nbcodex.openai_api.api_client import NOT_DURABLE_NOTICE, ApiClient
-from nbcodex.ratelimit.charge_policy import Cost
+from nbcodex.ratelimit.charge_policy import Need
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.limiter import Limiter
 from nbcodex.ratelimit.rate_limiter import RateLimiter
@@ -362,7 +362,7 @@ def test_continuing_does_not_wait_for_a_cooldown() -> None:
         def close(limiter: RateLimiter) -> None:
             now = closed - 300.0
             (name,) = limiter.limit_states(now)
-            sent = limiter.probe(limiter.enqueue(name, Cost(1, 1), lambda: None), now)
+            sent = limiter.probe(limiter.enqueue(name, Need(1, 1), lambda: None), now)
             sent.is_probe = False
             limiter.refuse(sent, Refusal(closed), now)
 

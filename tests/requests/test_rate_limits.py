@@ -15,7 +15,7 @@ from nbcodex.models import Limit, LimitReading, LimitSnapshot, Reply, Request, R
 from nbcodex.notebook.display.panel import PanelState, apply_event, status_line
 from nbcodex.openai_api.answers import ResponseStarted, TextDelta
 from nbcodex.openai_api.api_client import ApiClient
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.limiter import Limiter
 from nbcodex.ratelimit.rate_limiter import RateLimiter
@@ -238,7 +238,7 @@ def test_resumed_request_probes_cooldown_of_another_kernel_once(resumption: Any,
         store = (await scripted.limiter.run_operation(lambda core: core)).store
         name, now = "m", asyncio.get_running_loop().time()
         other = RateLimiter(store, holder="another kernel")
-        sent = other.try_acquire(other.enqueue(name, Cost(1, 1), lambda: None), now)
+        sent = other.try_acquire(other.enqueue(name, Need(1, 1), lambda: None), now)
         assert isinstance(sent, Permit)
         day = Limit(resource="requests", window=86_400.0, limit=200, used=200, requested=1)
         other.refuse(sent, Refusal(now + 7200.0, day), now)

@@ -15,7 +15,7 @@ from nbcodex.events import BackingOff, CoolingDown, Event, Sent
 from nbcodex.models import Limit, Request, Resumption
 from nbcodex.notebook.display.panel import PanelState, apply_event
 from nbcodex.ratelimit.backoff import STATED_WAIT_PAD_S
-from nbcodex.ratelimit.charge_policy import Cost, Permit
+from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.runner import RequestRunner
@@ -148,7 +148,7 @@ def test_cooldown_of_another_request_ends_when_announced(jumps: Any) -> None:
         now = scenario.machine.now()
 
         def refuse(limiter: RateLimiter) -> None:
-            permit = limiter.try_acquire(limiter.enqueue("m", Cost(10.0, 10.0), lambda: None), now)
+            permit = limiter.try_acquire(limiter.enqueue("m", Need(10.0, 10.0), lambda: None), now)
             assert isinstance(permit, Permit)
             limit = Limit(resource="tokens")
             limiter.refuse(permit, Refusal(now + WAIT, limit), now)
