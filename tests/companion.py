@@ -24,7 +24,7 @@ class NotebookRunner(NotebookClient):
     """Runs a notebook, and puts the code that a cell inserts into a new cell below it."""
 
     def __init__(self, notebook: NotebookNode) -> None:
-        super().__init__(notebook, timeout=60, kernel_name="python3", record_timing=False)
+        super().__init__(notebook, timeout=300, kernel_name="python3", record_timing=False)
         self.on_cell_start, self.on_cell_executed = self._name_cell, self._insert_cells
 
     def run(self) -> NotebookNode:
