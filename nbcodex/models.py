@@ -5,7 +5,8 @@ Glossary. Each word has this one meaning in the whole package.
 request        prompt, model and options; immutable
 attempt        one HTTP exchange on behalf of a request
 retry          another attempt after a failed one; the wait between them is the backoff
-refusal        an attempt that a limit rejects, such as by HTTP 429; any other failure is a fault
+refusal        a response that rejects an attempt, for a limit (HTTP 429) or for what it asks
+fault          a failure of the server or the network; the simulator's faults include refusals
 patience       the longest total wait that a user accepts; queueing for capacity is not counted
 queue          wait in order of arrival while a limit is fully used; this uses no patience
 park, resume   keep a request for later; continue with it
@@ -22,7 +23,8 @@ bucket         a token bucket, by which a limit is modelled: it is refilled at a
 reservation    capacity taken from a rate limit for one attempt, or from a budget for a request
 permit         the data of a reservation of a rate limit
 snapshot       the limits as the headers of one response state them
-charge policy  how a server counts a reservation: kept, refunded or actual
+charge policy  whether a server gives back what an answer did not use: kept (no), refunded (yes),
+               or actual (it charges only what was used)
 reply          the result of a request: the answer so far, its usage and its status
 usage          tokens that a request consumed; unknown figures are None, never zero
 cost           US dollars for a usage; None where no price is known
