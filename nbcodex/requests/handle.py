@@ -37,7 +37,7 @@ RenderEvents = Callable[[tuple[Event, ...]], None]
 
 DELTA_INTERVAL_S = 0.1  # between two batches of deltas; the first delta is delivered at once
 STOP_TIMEOUT_S = 0.2  # Stop waits this long for the last events; the request ends in any case
-REPEATED_STOP_S = 1.0  # an interrupt this soon after the first is the same press of Stop
+REPEATED_STOP_S = 2.0  # an interrupt this soon after the first is the same press of Stop
 LOOP_WAKE_INTERVAL_S = 0.05  # how late an interrupt may be noticed in a caller's event loop
 
 log = logging.getLogger(__name__)

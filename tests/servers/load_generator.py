@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from nbcodex.client import Client
 from nbcodex.events import BackingOff, Ending, Event, Sent
@@ -20,6 +21,11 @@ class LoadTestResult:
     seconds: float  # from the first start to the last ending
     last: float  # seconds of the attempt that ended last
     backed_off: int  # number of failed attempts
+    withheld: float  # seconds in which a program had to wait for a processor
+
+    def is_within(self, seconds: float) -> bool:
+        """Whether it would have taken at most `seconds` on a machine of its own."""
+        return self.seconds - self.withheld <= seconds
 
 
 class LoadTest:
@@ -28,6 +34,7 @@ class LoadTest:
     def __init__(self, client: Client, requests: Sequence[Request], settings: Settings) -> None:
         self._backed_off, self._last = 0, 0.0
         self._sent: dict[str, float] = {}
+        self._withheld_before = _seconds_withheld()
         self._ended = self._begun = time.monotonic()
         self._handles = [client.handle(r, settings, listener=self._on_event) for r in requests]
         for handle in self._handles:
@@ -45,7 +52,18 @@ class LoadTest:
     def finish(self) -> LoadTestResult:
         """Wait for the last ending."""
         endings = [handle.wait() for handle in self._handles]
-        return LoadTestResult(endings, self._ended - self._begun, self._last, self._backed_off)
+        seconds, withheld = self._ended - self._begun, _seconds_withheld() - self._withheld_before
+        return LoadTestResult(endings, seconds, self._last, self._backed_off, withheld)
+
+
+def _seconds_withheld() -> float:
+    """Return for how long some program of this machine has been waiting for a processor."""
+    pressure = Path(
+        "/proc/pressure/cpu"
+    )  # microseconds (the kernel's "Pressure Stall Information")
+    if not pressure.exists():
+        return 0.0
+    return int(pressure.read_text().split("total=")[1].split()[0]) / 1e6
 
 
 def warm_up(client: Client, request: Request, settings: Settings) -> None:
