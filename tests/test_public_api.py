@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from IPython.core.completer import IPCompleter, provisionalcompleter
 
 import nbcodex
 from nbcodex import errors
@@ -37,6 +38,14 @@ ALLOWED_WORDS = frozenset({"beat"})
 def test_public_names_are_listed_and_nothing_else() -> None:
     assert dir(nbcodex) == sorted(nbcodex.__all__)
     assert all(getattr(nbcodex, name) is not None for name in nbcodex.__all__)
+
+
+def test_completion_offers_the_public_names() -> None:
+    completer = IPCompleter(namespace={"nbcodex": nbcodex})
+    with provisionalcompleter():
+        offered = completer.completions("nbcodex.", len("nbcodex."))
+        names = {each.text.rpartition(".")[2] for each in offered}
+    assert {name for name in names if not name.startswith("_")} == set(nbcodex.__all__)
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

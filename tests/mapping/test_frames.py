@@ -223,12 +223,18 @@ def test_schema_fields_are_columns_of_one_type_after_a_resume(
     assert len({type(reply.parsed) for reply in last()}) == 1
 
 
-def test_results_with_a_schema_can_be_saved(simulated: SimulatedClient, tmp_path: Path) -> None:
-    data = {"text": ["a", "b"]}
-    result = nbcodex.map("{text}", polars.DataFrame(data), schema=Label)
+def test_polars_results_with_a_schema_survive_parquet(
+    simulated: SimulatedClient, tmp_path: Path
+) -> None:
+    result = nbcodex.map("{text}", polars.DataFrame({"text": ["a", "b"]}), schema=Label)
     result.write_parquet(tmp_path / "answers.parquet")
     assert polars.read_parquet(tmp_path / "answers.parquet").equals(result)
-    result = nbcodex.map("{text}", pandas.DataFrame(data), schema=Label)
+
+
+def test_pandas_results_with_a_schema_survive_json(
+    simulated: SimulatedClient, tmp_path: Path
+) -> None:
+    result = nbcodex.map("{text}", pandas.DataFrame({"text": ["a", "b"]}), schema=Label)
     result.to_json(tmp_path / "answers.json")
     assert pandas.read_json(tmp_path / "answers.json")["parsed"][1]["label"] == "simulated"
 
