@@ -23,6 +23,9 @@ DAMAGED = "{path} is damaged. To begin a new journal, move it away."
 # ASCII. Files of versions 1 to 5 exist on developers' machines only.
 APPLICATION_ID, SCHEMA_VERSION = 0x6E626378, 6
 
+# Read at import: a journal falls back to memory where no further file can be opened.
+_SCHEMA = Path(__file__).with_name("schema.sql").read_text("utf-8").split(";\n")
+
 # Each change after a release is one more list of statements, the last of which sets `user_version`.
 MIGRATIONS: list[list[str]] = []
 
@@ -155,8 +158,7 @@ def _pending_statements(connection: sqlite3.Connection) -> list[str]:
     refusal = ""
     if application != APPLICATION_ID:
         if not (version or application or tables):
-            schema = Path(__file__).with_name("schema.sql").read_text("utf-8").split(";\n")
-            return [*schema, *(statement for step in MIGRATIONS for statement in step)]
+            return [*_SCHEMA, *(statement for step in MIGRATIONS for statement in step)]
         refusal = "The journal's file belongs to another program."
     elif version > SCHEMA_VERSION + len(MIGRATIONS):
         refusal = "The journal was written by a newer nbcodex: update this one."

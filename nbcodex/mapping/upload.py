@@ -134,7 +134,9 @@ class BatchUploader:
             try:
                 model = await api_client.resolve_model(request, settings)
                 endpoint = api_client.endpoint(request, settings)
-                base_url, row.request = endpoint.base_url, request.with_server(endpoint.server)
+                base_url = endpoint.base_url
+                if not self._cancels_jobs:  # what is only cancelled stays with its own server
+                    row.request = request.with_server(endpoint.server)
                 row.destination = base_url, self._batch_api.client.api_for(request), model
                 row.key = equality_key(request, base_url=base_url)
             except NbcodexError as error:

@@ -380,7 +380,8 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
         return _limit_error(info, Limit(resource="traffic growth"), wait, headers, wall)
     # Before limits: overload also arrives as 429, and closes no limit of this account.
     is_overload = is_refusal and any(p in lower for p in dialects.OVERLOADED_PHRASES)
-    is_overload |= any(word in code for code in codes for word in dialects.OVERLOADED_WORDS)
+    if status is None or status == 429 or status >= 500:  # not a 400 such as "model_unavailable"
+        is_overload |= any(word in code for code in codes for word in dialects.OVERLOADED_WORDS)
     if status in {498, 503, 529} or is_overload:
         return _new_error(OverloadedError, info, "The server is overloaded", wait=wait)
     if is_refusal:

@@ -86,6 +86,8 @@ _PARALLEL = re.compile(
     r"(?:limit of|maximum(?: number)? of) (?:\d{1,6} )?(?:parallel|concurrent))\b",
     re.IGNORECASE,
 )
+# LiteLLM's message for all limits: "... rpm limit: 15, ... max_parallel_requests: 40".
+_MAX_PARALLEL = re.compile(r"\bmax_parallel_requests: (\d{1,6})\b", re.IGNORECASE)
 _PARALLEL_COUNT = re.compile(
     r"\b(?:limit|concurrency|maximum)(?: of|:)? (\d{1,6})\b", re.IGNORECASE
 )
@@ -326,7 +328,7 @@ def _crossed_limit(text: str) -> tuple[Resource, float | None, dict[str, float |
             figures: dict[str, float | None] = {"limit": limit, "used": float(used)}
             return _resource(resource), WINDOWS_S[window.lower()], figures
     if _PARALLEL.search(text):
-        count = _PARALLEL_COUNT.search(text)
+        count = _MAX_PARALLEL.search(text) or _PARALLEL_COUNT.search(text)
         return "parallel requests", None, {"limit": float(count[1]) if count else None}
     return None
 

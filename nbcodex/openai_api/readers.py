@@ -143,8 +143,8 @@ class ResponsesReader(_Reader):
         # The final event repeats the whole text; the stream uses it only where no delta came.
         answer.text = text or answer.text
         answer.reasoning = [item for item in output if item.get("type") == "reasoning"]
-        hosted_tool_calls = _read_hosted_calls(response, output)
-        answer.hosted_tool_calls = hosted_tool_calls or answer.hosted_tool_calls
+        if output:
+            answer.hosted_tool_calls = _read_hosted_calls(response, output)
         images, calls = _read_items(output)
         answer.images = images or answer.images
         answer.tool_calls = calls or answer.tool_calls

@@ -34,6 +34,7 @@ REFUSED_PACE_SHARE, MIN_PACE_REQUESTS = 0.85, 3
 # After the server has asked for slower growth, this share of the measured rate is sent. It may then
 # grow by GROWTH_FACTOR in GROWTH_PERIOD_S (OpenAI's guide "Rate limits", on `slow_down`).
 SLOWED_SHARE, GROWTH_FACTOR, GROWTH_PERIOD_S = 0.5, 1.5, 15 * MINUTE
+GROWTH_TRIAL_S = 2 * MINUTE  # for so long the rate is not lowered again
 # Input tokens as the server counts them, over our estimate: a moving average, within these bounds.
 INPUT_RATIO_LEARNING_RATE, MIN_INPUT_RATIO, MAX_INPUT_RATIO = 0.02, 0.25, 4.0
 # The minimal round trip may grow by this factor with each snapshot, as routes change.
@@ -201,6 +202,8 @@ class LimitModel:
             return
         self.undeclared.learn_admitted(self.admission_charge(permit.need), now)
         self._distrust_old_headers(permit, snapshot, now)
+        admitted = permit.input_tokens + permit.need.max_output * permit.need.is_bounded
+        self.largest_admitted = max(self.largest_admitted, admitted)
         if snapshot is None or not (snapshot.tokens or snapshot.requests):
             self.is_headerless = self.is_headerless or not self.tokens.bucket.is_known
             if self.max_unanswered is not None:
@@ -210,8 +213,6 @@ class LimitModel:
         if snapshot.tokens or not self.tokens.bucket.is_known:
             self.is_headerless = False
         self.max_unanswered = None
-        admitted = permit.input_tokens + permit.need.max_output * permit.need.is_bounded
-        self.largest_admitted = max(self.largest_admitted, admitted)
         if permit.number <= self.newest_observed:
             return  # the snapshot of a later request includes this one
         self.newest_observed = permit.number
@@ -263,7 +264,8 @@ class LimitModel:
         if not permit.is_closed:
             permit.is_closed = True
             self.output.drop(permit.need.max_output, permit.issued_at)
-            if ended_early:
+            # A gateway that restarts ends all streams at once; one-slot servers state no limits.
+            if ended_early and not (self.tokens.bucket.is_known or self.requests.is_known):
                 self.parallel.record_end(self.output.in_flight, now, is_early=True)
 
     def refuse(self, permit: Permit, refusal: Refusal, now: float) -> None:
@@ -284,7 +286,9 @@ class LimitModel:
             self.parallel.learn(self.output.in_flight, now, stated=limit.limit)
             return
         if limit and limit.resource == "traffic growth":
-            if is_first and self.output.in_flight >= MIN_PACE_REQUESTS:
+            # Until the slower rate has shown its effect, another refusal is of the old one.
+            is_new = now - self.growth_learned_at > GROWTH_TRIAL_S
+            if is_first and is_new and self.output.in_flight >= MIN_PACE_REQUESTS:
                 measured = min(self._measured_rate(now), self.growth_rate_at(now))
                 self.growth_rate, self.growth_learned_at = SLOWED_SHARE * measured, now
             return

@@ -48,7 +48,9 @@ def earliest_start(
     each request that overtakes the first one delays it, so small ones could starve a large one.
     """
     start_at, tokens, requests = after_gap(model, now), model.tokens.bucket, model.requests
-    growth_gap = model.admission_charge(need) / model.growth_rate_at(now)
+    # The rate was measured in all that was requested, whatever the charge policy.
+    requested = need.input_tokens * model.input_ratio + need.max_output
+    growth_gap = requested / model.growth_rate_at(now)
     start_at = max(start_at, model.last_sent_at + growth_gap)
     if not model.has_slot(now, before=len(before)):
         start_at = max(start_at, model.parallel.next_trial_at(now))
@@ -127,7 +129,9 @@ def check_size(model: LimitModel, need: Need, now: float) -> None:
             advice="Shorten the prompt, or choose a model with a larger limit.",
         )
     charges_output = model.tokens.policy != "actual" and not model.tokens.may_charge_later
-    if charges_output and exceeds_limit(model, need):
+    # OpenAI compares the larger of the two with the limit (its guide "Rate limits").
+    is_longer = need.max_output > max(bucket.limit, model.largest_admitted)
+    if charges_output and is_longer and exceeds_limit(model, need):
         raise TooLargeError(
             f"The prompt has about {at_least:,.0f} tokens, and the answer may have up to "
             f"{need.max_output:,.0f}: more than the {bucket.limit:,.0f} tokens per minute that the "

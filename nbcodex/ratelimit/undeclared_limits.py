@@ -15,6 +15,7 @@ from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, TokenBucket
 # For so long after a limit on parallel requests was met, no more of them are tried. The time
 # doubles each time that a trial meets the limit again.
 MIN_TRIAL_INTERVAL_S, MAX_TRIAL_INTERVAL_S = 60.0, 600.0
+MANY_TRIALS = 8  # trials without a refusal, after which the next limit is a new one
 # So many streams have to end early, one after another and each beside others in flight, to show a
 # limit on parallel requests: a single one may be a fault of the network.
 MIN_BROKEN_STREAMS = 2
@@ -119,7 +120,9 @@ class ParallelLimit:
 
     def learn(self, accepted: int, now: float, *, stated: float | None = None) -> None:
         """Learn that one request more than the `accepted` ones in flight was too many."""
-        if self.limit is not None and self._intervals(now) >= 1:
+        if self._intervals(now) >= MANY_TRIALS:
+            self.trial_interval = MIN_TRIAL_INTERVAL_S  # the last limit has not been met for long
+        elif self.limit is not None and self._intervals(now) >= 1:
             self.trial_interval = min(MAX_TRIAL_INTERVAL_S, 2 * self.trial_interval)
         # Fewer than stated: other clients with the same key use the rest.
         self.limit = max(1, min(accepted, int(stated or accepted)))

@@ -390,8 +390,10 @@ def ignore_repeated_stop() -> None:
     An interrupt after a cell's code has ended makes ipykernel lose the cell's reply, and the front
     end waits for it forever.
     """
-    if (previous := signal.getsignal(signal.SIGINT)) is None:
-        return  # not set from Python, so it could not be restored
+    # Handlers can be set in the main thread only; None was not set from Python, nor can be again.
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or (previous := signal.getsignal(signal.SIGINT)) is None:
+        return
     ignored_until = time.monotonic() + REPEATED_STOP_S
 
     def handle(number: int, _: object) -> None:

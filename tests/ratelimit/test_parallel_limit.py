@@ -102,9 +102,11 @@ def test_trials_become_more_after_each_interval_and_rarer_after_each_refusal() -
     limit.learn(4, 100.0 + interval)
     assert limit.allowed_at(100.0 + 2 * interval) == 4
     assert limit.next_trial_at(100.0 + 2 * interval) == 100.0 + 3 * interval
-    for n in range(10):
-        limit.learn(4, 10_000.0 * (n + 1))
+    for _ in range(10):
+        limit.learn(4, limit.next_trial_at(limit.learned_at))
     assert limit.trial_interval == MAX_TRIAL_INTERVAL_S
+    limit.learn(4, limit.learned_at + 10 * MAX_TRIAL_INTERVAL_S)
+    assert limit.trial_interval == MIN_TRIAL_INTERVAL_S
 
 
 @pytest.mark.parametrize("ends_between", [True, False])
@@ -118,6 +120,17 @@ def test_streams_that_end_early_in_a_row_show_a_parallel_limit(*, ends_between: 
         limiter.settle(permits[1], Usage(input_tokens=10, output_tokens=20), 101.5)
     limiter.release(permits[2], 102.0, ended_early=True)
     assert limit_of(limiter).limit == (None if ends_between else 2)
+
+
+def test_streams_of_a_server_with_rate_limits_show_no_parallel_limit() -> None:
+    limiter = RateLimiter()
+    reading = LimitReading(limit=1e6, remaining=9e5, full_in=6.0)
+    permits = sent(limiter, 100.0, count=4)
+    for permit in permits:
+        limiter.observe(permit, LimitSnapshot(at=100.1, tokens=reading), 100.1)
+    for permit in permits:
+        limiter.release(permit, 101.0, ended_early=True)
+    assert limit_of(limiter).limit is None
 
 
 def test_early_end_of_the_only_stream_shows_nothing() -> None:
