@@ -24,11 +24,6 @@ hypothesis.settings.load_profile("untimed")
 NOT_QUICK = ("kernel", "browser", "server", "benchmark", "slow")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Start one worker more than there are cores: tests mostly wait for kernels and servers."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark quick tests, and keep tests that share a browser, a kernel or a server on one worker."""
