@@ -366,7 +366,7 @@ def test_map_sends_schema_and_images_with_every_row(
     ip.user_ns["dot"] = b"\x89PNG\r\n\x1a\n" + bytes(50)
     ip.run_cell_magic("codex", f"--map words -o back {line}", "{}")
     sent = [str(seen.body) for seen in simulator.core.log if seen.api]
-    assert [says in body for body in sent] == [True, True]
+    assert [says in body for body in sent] == [True, True], simulator.core.log
 
 
 def test_dry_run_shows_the_rest_of_the_budget(
