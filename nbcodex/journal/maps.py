@@ -320,6 +320,18 @@ class BatchJobs:
 
         return await self._worker.run(work, level=JobLevel.READ, default=[])
 
+    async def tags_in_use(self) -> set[str]:
+        """Return the tags of the jobs that a kernel is waiting for."""
+
+        def work(connection: Connection) -> set[str]:
+            gone_owners: dict[int, bool] = {}
+            rows = connection.execute(
+                "SELECT * FROM book WHERE part IS NOT NULL AND status = 'waiting'"
+            )
+            return {str(r["part"]) for r in rows if not is_abandoned(connection, r, gone_owners)}
+
+        return await self._worker.run(work, level=JobLevel.READ, default=set())
+
     async def _commit(self, work: Callable[[Connection], ResultT], default: ResultT) -> ResultT:
         return await self._worker.run(work, level=JobLevel.SAFE, default=default)
 

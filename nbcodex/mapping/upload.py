@@ -11,7 +11,7 @@ import contextlib
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -373,10 +373,17 @@ class BatchUploader:
             self._pending.finish_uncommitted(self._pending.failed_ending(row.request, error))
 
 
-async def erase_leftovers(batch_jobs: BatchJobs, services: Services, settings: Settings) -> None:
-    """Erase the files of jobs whose rows have all ended, or were deleted from the journal."""
+async def erase_leftovers(
+    batch_jobs: BatchJobs, services: Services, settings: Settings, *, in_use: Collection[str] = ()
+) -> None:
+    """Erase the files of jobs whose rows have all ended, or were deleted from the journal.
+
+    Jobs with a tag of `in_use` are left alone: they would be cancelled.
+    """
     sample, batch_api = Request(prompt="?"), BatchApi(services, settings)
     for stored in await batch_jobs.unerased_jobs():
+        if stored.tag in in_use:
+            continue
         job = PendingJob(stored.tag, {}, sample, stored.base_url)
         with contextlib.suppress(NbcodexError):
             _check_server(job, services, settings)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pandas
@@ -17,6 +20,7 @@ from nbcodex.mapping.backends import BatchBackend
 from nbcodex.mapping.map_api import resume_map
 from nbcodex.mapping.upload import erase_leftovers
 from nbcodex.models import Usage
+from nbcodex.notebook.commands.entries import forget
 from nbcodex.runtime import event_loop
 from nbcodex.simulator.http_messages import ErrorResponse
 
@@ -252,3 +256,23 @@ def test_files_of_deleted_rows_are_erased_at_the_provider(
     event_loop.run(erase_leftovers(journal.batch_jobs, client.services(), settings))
     assert files(simulated) == 0
     assert event_loop.run(journal.batch_jobs.unerased_jobs()) == []
+
+
+@pytest.mark.parametrize("forgotten", ["the map", "all"])
+def test_forgetting_leaves_a_running_job_at_the_provider(
+    simulated: SimulatedClient, capsys: pytest.CaptureFixture[str], forgotten: str
+) -> None:
+    """The map that waits for it gets its answers."""
+    simulated.simulator.change_knobs(batch_seconds=2.0)
+    with ThreadPoolExecutor() as threads:
+        running = threads.submit(nbcodex.map, ECHO, ["a", "b"], engine="batch")
+        settings = host.current.settings()
+        journal = simulated.client.journal(settings)
+        shell = SimpleNamespace(history_manager=None)
+        session: Any = SimpleNamespace(journal=journal, settings=settings, shell=shell)
+        while not event_loop.run(journal.batch_jobs.tags_in_use()):
+            assert not running.done()
+            time.sleep(0.01)
+        forget(session, last().id if forgotten == "the map" else "all")
+        assert texts(running.result()) == ["a", "b"]
+    assert "files of the batch job" in capsys.readouterr().out

@@ -202,6 +202,8 @@ def forget(session: Session, prefix: str) -> None:
     # The journal on disk is erased, too, while `Codex.journal` is off or the demo is on.
     on_disk = current().journal_on_disk(session.settings)
     journals = list(dict.fromkeys(filter(None, (session.journal, on_disk))))
+    # Found before their rows are deleted.
+    used = {tag for each in journals for tag in event_loop.run(each.batch_jobs.tags_in_use())}
     if prefix != "all":
         for journal in journals:
             try:
@@ -212,7 +214,7 @@ def forget(session: Session, prefix: str) -> None:
                     raise
                 continue
             print(f"{erased} erased.")
-            _forget_elsewhere(session, [journal], durable)
+            _forget_elsewhere(session, [journal], durable, used)
             return
     counts = []
     for journal in journals:
@@ -227,12 +229,14 @@ def forget(session: Session, prefix: str) -> None:
     durable = [entry for journal in journals for entry in journal.durable_entries()]
     erased = sum(event_loop.run(journal.delete()) for journal in journals)
     print(f"{erased} erased: {contents}.")
-    _forget_elsewhere(session, journals, durable)
+    _forget_elsewhere(session, journals, durable, used)
 
 
-def _forget_elsewhere(session: Session, journals: list[Journal], durable: list[Entry]) -> None:
+def _forget_elsewhere(
+    session: Session, journals: list[Journal], durable: list[Entry], jobs_in_use: set[str]
+) -> None:
     """Erase what the provider has of deleted entries, and print what is left, and where."""
-    kept = event_loop.run(_erase_at_provider(journals, durable, session.settings))
+    kept = event_loop.run(_erase_at_provider(journals, durable, session.settings, jobs_in_use))
     if len(kept) > LISTED_ENTRIES:
         kept[LISTED_ENTRIES:] = [f"{len(kept) - LISTED_ENTRIES:,} more such answers and jobs"]
     history = session.shell.history_manager
@@ -242,7 +246,7 @@ def _forget_elsewhere(session: Session, journals: list[Journal], durable: list[E
 
 
 async def _erase_at_provider(
-    journals: list[Journal], durable: list[Entry], settings: Settings
+    journals: list[Journal], durable: list[Entry], settings: Settings, jobs_in_use: set[str]
 ) -> list[str]:
     """Erase durable answers, and files of batch jobs without rows; return what is not erased."""
     services, until = current().services(), time.monotonic() + ERASE_TIMEOUT_S
@@ -270,7 +274,7 @@ async def _erase_at_provider(
     for jobs in (journal.batch_jobs for journal in journals):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ERASE_TIMEOUT_S):
-                await upload.erase_leftovers(jobs, services, settings)
+                await upload.erase_leftovers(jobs, services, settings, in_use=jobs_in_use)
         for job in await jobs.unerased_jobs():
             kept.append(f"files of the batch job {job.remote_id or job.tag} at {job.base_url}")
     return kept
