@@ -35,6 +35,17 @@ def stopped_map(
     return str(nbcodex.map.last.id)  # type: ignore[attr-defined]
 
 
+def map_of_another_server(
+    simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, engine: str, *, restarted: bool
+) -> str:
+    """Return the id of a map that was stopped at OpenAI, while a gateway is configured now."""
+    map_id = stopped_map(simulated, monkeypatch, engine)
+    if restarted:
+        simulated.restart_process()
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://gateway.example/v1")
+    return map_id
+
+
 def hosts(simulated: SimulatedClient) -> Counter[str]:
     """Return how many requests of any kind each host has received."""
     return Counter(seen.host for seen in simulated.simulator.log if seen.method != "BATCH")
@@ -53,10 +64,7 @@ def test_map_is_refused_once_at_another_server(
     in_other_process: bool,
 ) -> None:
     """Back at its server it is resumed, and each row is answered once."""
-    map_id = stopped_map(simulated, monkeypatch, engine)
-    if in_other_process:
-        simulated.restart_process()
-    monkeypatch.setenv("OPENAI_BASE_URL", "https://gateway.example/v1")
+    map_id = map_of_another_server(simulated, monkeypatch, engine, restarted=in_other_process)
     with pytest.raises(EntryError) as caught:
         resume_map(map_id)
     assert f"{map_id} was written for api.openai.com" in caught.value.message
@@ -78,10 +86,7 @@ def test_map_moves_to_another_server_if_the_user_says_so(
     in_other_process: bool,
 ) -> None:
     """Its rows name that server from then on."""
-    map_id = stopped_map(simulated, monkeypatch, engine)
-    if in_other_process:
-        simulated.restart_process()
-    monkeypatch.setenv("OPENAI_BASE_URL", "https://gateway.example/v1")
+    map_id = map_of_another_server(simulated, monkeypatch, engine, restarted=in_other_process)
     run = resume_map(map_id, any_server=True)
     assert run is not None
     assert texts(map_runner.run_map(run)) == ROWS
