@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nbcodex.events import CoolingDown, Queued, Sent
+from nbcodex.events import CoolingDown, Finished, Queued, Sent
 from nbcodex.models import Reply
 from nbcodex.notebook.display import MAX_RENDERED_CHARS, PLAIN_TEXT_CHARS, CellOutput, OutputOptions
 from nbcodex.notebook.display.panel import GrowingText, PanelState
@@ -144,3 +144,27 @@ def test_terminal_prints_huge_answer_once(capsys: pytest.CaptureFixture[str]) ->
     assert printed.startswith(long)
     assert len(printed) < len(long) + 200
     assert printed.endswith("3.9 s\n")
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_panel_that_was_never_shown_is_released_before_the_answer(*, is_open: bool) -> None:
+    calls: list[str] = []
+
+    class View(RequestView):
+        def open(self, state: PanelState) -> None:
+            calls.append("open")
+
+        def discard(self) -> None:
+            calls.append("discard")
+
+        def close(self, bundle: Any) -> None:
+            calls.append("close")
+
+    output = CellOutput(View())
+    output.on_events((Queued(request_id="3f2a", at=0.0, model="gpt-5.6-sol", patience=600.0),))
+    if is_open:
+        output.show()
+    reply = Reply(id="3f2a", text="Hello", status="done")
+    output.on_events((Finished(request_id="3f2a", at=1.0, reply=reply),))
+    output.close()
+    assert calls == ["open" if is_open else "discard", "close"]

@@ -206,6 +206,8 @@ class CellOutput:
         ):
             self._view.discard()
             return
+        if not self._is_open:
+            self._view.discard()  # what was prepared, but never shown
         bundle, *others = self.final_bundles(reply)
         try:
             self._view.close(bundle)

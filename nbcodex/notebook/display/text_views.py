@@ -90,7 +90,7 @@ class RequestView:
         """End the view, and leave the final MIME bundle."""
 
     def discard(self) -> None:
-        """Release what was prepared: nothing will be shown."""
+        """Release what was prepared, and will not be shown."""
 
 
 class TextView(RequestView):
