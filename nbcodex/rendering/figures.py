@@ -78,22 +78,26 @@ def token_figures(usage: Usage) -> list[str]:
 
 def totals_line(totals: UsageTotals, *, count_requests: bool = True) -> str:
     """Return the summed figures of many requests, on one line."""
-    tilde = "~" if totals.usage.estimated else ""
     requests = f"{totals.requests:,} request{'s' * (totals.requests != 1)}, "
-    cost = [
-        tilde + format_dollars(totals.cost) if totals.cost else "",
-        f"cost of {totals.unpriced} unknown" if totals.unpriced else "",
-    ]
     times = f"time{'s' * (totals.refusals != 1)}"
     return join_figures(
         f"{requests if count_requests else ''}{totals.answers:,} answered",
         *token_figures(totals.usage),
         f"tokens of {totals.unknown} unknown" if totals.unknown else "",
-        ", ".join(filter(None, cost)),
+        total_cost(totals),
         f"limits reached {totals.refusals} {times}" if totals.refusals else "",
         # Requests wait at the same time: the sum may be longer than the kernel has run.
         f"waited {format_duration(totals.waited)} (sum over requests)" if totals.waited else "",
     )
+
+
+def total_cost(totals: UsageTotals, *, at_least: str = "at least ") -> str:
+    """Return the summed cost of many requests; empty if they have cost nothing."""
+    if not totals.cost:
+        return f"cost of {totals.unpriced:,} unknown" if totals.unpriced else ""
+    # The cost of some is unknown, or is known without that of their tools: the sum is lower.
+    bound = at_least if totals.unpriced else "~" if totals.usage.estimated else ""
+    return bound + format_dollars(totals.cost)
 
 
 def format_dollars(dollars: float) -> str:

@@ -126,6 +126,18 @@ def test_summary_line_of_a_stopped_map() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("cost", "running", "ended"),
+    [(0.5, " · at least $0.50", " · at least $0.50 · "), (0.0, "", " · cost of 3 unknown · ")],
+)
+def test_sum_with_unknown_costs_is_a_lower_bound(cost: float, running: str, ended: str) -> None:
+    """Without any known cost, a map that has ended says of how many rows it is unknown."""
+    state = state_after(HALF | {"totals": used(50_000, 10_000, cost, unpriced=3)})
+    assert map_view(state, WALL)["cost"] == running.removeprefix(" · ")
+    assert running in status_line(state, WALL)
+    assert ended in summary_line(state)
+
+
 def test_state_keeps_a_few_seconds_of_samples() -> None:
     """However long the map runs, the state does not grow."""
     state = state_after(*({"at": 100.0 + n / 4, "totals": used(0, n)} for n in range(2_000)))

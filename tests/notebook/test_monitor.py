@@ -202,7 +202,7 @@ gpt-5.6-sol at api.openai.com/v1: ~29,000 of 30,000 tokens left · ~500 of 500 r
   3f2a  waiting 5.0 s · tokens per minute (TPM): limit 30,000, used 22,999, requested 12,528 · ~812 in · no cost so far
   77aa  “Write a poem about the sea, and make it rhyme in every line” · queued 10.0 s
 last request: gpt-5.6-sol · 812 in (512 cached) · 431 out (64 reasoning) · $0.0052 · 2 attempts, waited 7.4 s
-this session: 3 requests, 1 answered · 812 in (512 cached) · 431 out (64 reasoning) · tokens of 1 unknown · $1.50, cost of 2 unknown · waited 1 min 12 s (sum over requests)
+this session: 3 requests, 1 answered · 812 in (512 cached) · 431 out (64 reasoning) · tokens of 1 unknown · at least $1.50 · waited 1 min 12 s (sum over requests)
 all time: 60 answered · $12.00
 last hour: 1,243 tokens, at most 1,243 a minute, a limit reached once
 budget: $1.50 of $5.00 for this session used (30%)

@@ -20,7 +20,7 @@ from nbcodex import client, errors, host
 from nbcodex.events import BackingOff, Delta, Event
 from nbcodex.models import Request, Usage, UsageTotals
 from nbcodex.openai_api import pricing
-from nbcodex.rendering.figures import figures_line
+from nbcodex.rendering.figures import figures_line, totals_line
 from nbcodex.requests import runner
 from nbcodex.requests.budget import Budget, RequestEstimate
 from tests.openai_api.scripted import DONE, KEY, chunk, completed, delta, event
@@ -468,7 +468,8 @@ def test_calls_of_tools_without_a_price_make_the_cost_a_lower_bound(
     assert reply.unpriced_tools == (tool,)
     assert f"at least ${reply.cost:.3f}" in figures_line(reply)
     assert f"without {tool}" in figures_line(reply)
-    assert UsageTotals.of(reply).unpriced == 1
+    assert f" · at least ${reply.cost:.3f}" in totals_line(UsageTotals.of(reply))
+    assert "unknown" not in totals_line(UsageTotals.of(reply))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, MapStats
 from nbcodex.notebook.display.panel import unfinished_hint
-from nbcodex.rendering.figures import format_dollars, join_figures
+from nbcodex.rendering.figures import format_dollars, join_figures, total_cost
 from nbcodex.runtime.clock import format_duration, format_time
 
 SPEED_WINDOW_S = 10.0
@@ -121,8 +121,7 @@ def summary_line(state: MapState) -> str:
         shorten(stats.model or "", 80),
         _count(usage.input_tokens, "in"),
         _count(usage.output_tokens, "out"),
-        format_dollars(totals.cost) if totals.cost else "",
-        f"cost of {totals.unpriced:,} unknown" if totals.unpriced else "",
+        total_cost(totals),
         format_duration(state.elapsed),
         "simulated" if stats.simulated else "",
         f"`%codex resume {stats.map_id}` continues it" if unfinished else "",
@@ -165,13 +164,13 @@ def failure_lines(stats: MapStats) -> list[str]:
 
 def _short_texts(state: MapState) -> dict[str, str]:
     """Return the figures that the line of status and the widget share; "" if unknown."""
-    cost, expected = state.stats.totals.cost, state.expected_cost
+    totals, expected = state.stats.totals, state.expected_cost
     left, speed = state.seconds_left, state.tokens_per_second
     of_expected = "" if expected is None else f" of ~{format_dollars(expected)}"
     return {
         "rows": _rows_answered(state.stats),
         "speed": f"{speed:,.0f}" if speed >= 1 else "",
-        "cost": f"{format_dollars(cost)}{of_expected}" if cost else "",
+        "cost": f"{total_cost(totals)}{of_expected}" if totals.cost else "",
         "left": "" if left is None else f"about {_rounded_duration(left)}",
     }
 

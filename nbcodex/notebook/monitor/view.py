@@ -20,7 +20,13 @@ from nbcodex.notebook.monitor.state import (
     last_hour,
 )
 from nbcodex.ratelimit.limit_model import stated_bucket
-from nbcodex.rendering.figures import figures_line, format_dollars, token_figures, totals_line
+from nbcodex.rendering.figures import (
+    figures_line,
+    format_dollars,
+    token_figures,
+    total_cost,
+    totals_line,
+)
 from nbcodex.runtime.clock import format_duration, format_time
 
 # Open requests that are listed one by one; the others are only counted.
@@ -169,14 +175,9 @@ def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]
 def _totals_row(totals: UsageTotals | None) -> list[str]:
     if totals is None:
         return [""] * len(TABLE_COLUMNS)
-    # If some of the costs are unknown, their sum is a lower bound; if all are, so is the sum.
-    estimated = "~" if totals.usage.estimated else ""
-    if totals.unpriced and not totals.cost:
-        cost = "unknown"
-    else:
-        about = "≥ " if totals.unpriced else estimated
-        cost = about + format_dollars(totals.cost) if totals.cost else ""
-    about = "≥ " if totals.unknown else estimated
+    # Under the heading "cost", in a narrow column.
+    cost = "unknown" if totals.unpriced and not totals.cost else total_cost(totals, at_least="≥ ")
+    about = "≥ " if totals.unknown else "~" if totals.usage.estimated else ""
     return _row(totals.answers, totals.usage, about, cost, totals.waited)
 
 
