@@ -121,6 +121,7 @@ class Failed(Event):
 
     error: NbcodexError
     reply: Reply
+    entry_unchanged: bool = False  # whether a request was not resumed, so that its entry stays
 
 
 # Exactly one of these is the last event of every request.

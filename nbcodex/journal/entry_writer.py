@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from nbcodex.errors import EntryError
-from nbcodex.events import Ending
+from nbcodex.events import Ending, Failed
 from nbcodex.journal.codec import equality_key
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import SpendAmount
@@ -153,9 +153,9 @@ class EntryWriter:
         """Commit the ending as `Journal.finish` does; nothing of it may be shown before that."""
         if self._update_task is not None:
             self._update_task.cancel()
+        if isinstance(ending, Failed) and ending.entry_unchanged:
+            return
         error = getattr(ending, "error", None)
-        if isinstance(error, EntryError):
-            return  # the entry was not claimed, so it stays as it is
         await self.wait_inserted()
         await self._update_if_durable()
         await self._journal.finish(

@@ -136,7 +136,7 @@ def resume_map(
     if any_server:
         requests = {id_: entry.request.with_server(None) for id_, entry in entries.items()}
         entries = {id_: replace(entries[id_], request=requests[id_]) for id_ in entries}
-    elif not cancel_jobs:  # `BatchUploader` cancels jobs at their own server only
+    if not cancel_jobs:  # `BatchUploader` cancels jobs at their own server only
         # Checked for all rows together, so that a map is refused once. The last row stands for
         # those that are not in the journal.
         pending = [each for each in entries.values() if each.resumable]

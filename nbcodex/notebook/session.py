@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbcodex import host
 from nbcodex.client import current
-from nbcodex.errors import EntryError, Stopped, shorten
+from nbcodex.errors import Stopped, shorten
 from nbcodex.events import Ending, Failed
 from nbcodex.models import MapListener, Reply, Request
 from nbcodex.notebook import display, identity
@@ -174,9 +174,9 @@ class Session:
         except Stopped as error:
             stopped, reply = error, error.reply
         else:
-            # Another kernel may have resumed the entry: its variable here must keep its value.
-            is_taken = isinstance(ending, Failed) and isinstance(ending.error, EntryError)
-            reply = None if is_taken else ending.reply
+            # A request that was not resumed leaves the value of its variable as it is, too.
+            is_unchanged = isinstance(ending, Failed) and ending.entry_unchanged
+            reply = None if is_unchanged else ending.reply
 
         def finish() -> None:
             if notice := self._take_notice():

@@ -23,6 +23,7 @@ from nbcodex.errors import (
     LONG_CONVERSATION_ADVICE,
     AnswerError,
     AnswerLostError,
+    ConfigurationError,
     LimitError,
     NbcodexError,
     ParkedError,
@@ -130,6 +131,8 @@ class RequestRunner:
         self._entry = EntryWriter(journal, request, self.state.partial, self._clock)
         # The cooldown that parked a resumed request may be hours old, so one probe is allowed.
         self._waiter = Waiter(self._clock, self.state.patience, may_probe=resumption is not None)
+        # While a resumed request has not claimed its entry, its failure leaves the entry as it is.
+        self._is_unclaimed = resumption is not None
         self._end_action: EndAction | None = None
         self._is_cancellable = False
 
@@ -206,7 +209,12 @@ class RequestRunner:
                 state.partial.add_note(error.note)
             if isinstance(error, TooLargeError) and self._request.turns:
                 error.advice = f"{error.advice} {LONG_CONVERSATION_ADVICE}"
-            return self._event(events.Failed, error=error, reply=state.reply("failed"))
+            if self._is_unclaimed and isinstance(error, ConfigurationError):
+                error.message += " The request stays in the journal as it was."
+            reply = state.reply("failed")
+            return self._event(
+                events.Failed, error=error, reply=reply, entry_unchanged=self._is_unclaimed
+            )
 
     async def _insert_or_claim(self) -> Reply | None:
         """Insert the request into the journal, or claim its entry; return an answer to reuse."""
@@ -233,7 +241,9 @@ class RequestRunner:
             state.started_at = self._clock.now()  # that wait is none of its figures
         # A durable answer that continues at the server is preferred to an equal request's answer.
         reuse = resumption.position is None
-        if reused := await self._entry.claim(state.base_url, endpoint.server, reuse=reuse):
+        reused = await self._entry.claim(state.base_url, endpoint.server, reuse=reuse)
+        self._is_unclaimed = False
+        if reused:
             return reused
         for note in resumption.notes:
             state.partial.add_note(note)

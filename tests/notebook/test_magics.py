@@ -418,11 +418,11 @@ def test_resume_shows_a_common_failure_once_and_raises(
 GATEWAY = "https://gateway.example/v1"
 
 
-def parked_id(ip: Any) -> str:
+def parked_id(ip: Any, options: str = "") -> str:
     """Return the id of a prompt that waits for a budget, which has been removed since."""
     ip.run_line_magic("codex", "budget 100")
     with pytest.raises(BudgetError):
-        ip.run_cell_magic("codex", "--no-history --max-output 400", "hello")
+        ip.run_cell_magic("codex", f"--no-history --max-output 400 {options}", "hello")
     ip.run_line_magic("codex", "budget off")
     (entry,) = current().journal(Settings.read()).recent_entries(1)
     return entry.id
@@ -442,6 +442,35 @@ def test_kept_prompt_goes_to_no_other_server(
     assert current().journal(Settings.read()).find_entry(id_).status == "parked"
     ip.run_line_magic("codex", command.replace("ID", id_))
     assert simulator.prompts == ["hello"]
+
+
+@pytest.mark.parametrize("flags", ["", "--new-server"])
+@pytest.mark.parametrize(
+    ("variable", "value", "advice"),
+    [("OPENAI_API_KEY", "", "set OPENAI_API_KEY"), ("OPENAI_BASE_URL", "x", "https://")],
+)
+def test_request_that_lacks_a_setting_stays_parked(
+    ip: Any,
+    simulator: Simulated,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    value: str,
+    advice: str,
+    flags: str,
+) -> None:
+    """The error says what to set; then the request is resumed, and assigned to its variable."""
+    id_ = parked_id(ip, "-o kept")
+    with monkeypatch.context() as patch:
+        patch.setenv(variable, value)
+        with pytest.raises(ConfigurationError, match="stays in the journal as it was") as caught:
+            ip.run_line_magic("codex", f"resume {flags}")
+    assert advice in caught.value.advice
+    entry = current().journal(Settings.read()).find_entry(id_)
+    assert (entry.status, ip.user_ns["kept"].status) == ("parked", "parked")
+    assert simulator.prompts == []
+    ip.run_line_magic("codex", "resume")
+    assert simulator.prompts == ["hello"]
+    assert ip.user_ns["kept"].status == "done"
 
 
 @pytest.mark.parametrize("command", ["resume", "retry"])
