@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
 from nbcodex import host
 from nbcodex.client import current
-from nbcodex.errors import NbcodexError, Stopped
+from nbcodex.errors import NbcodexError, Stopped, advice_for_script
 from nbcodex.models import Api, Origin, Reply, RequestOptions
 from nbcodex.requests.handle import Handle, reply_or_raise
 from nbcodex.requests.options import build_request
@@ -71,12 +71,13 @@ def _check_names(function: str, options: Iterable[str], names: Collection[str]) 
             hint = f"Did you mean {near[0]}?"
         hint = _CELL_OPTIONS.get(name) or RESERVED_PARAMS.get(name) or hint
         error = f"{function}() got an unexpected keyword argument {name!r}."
-        raise TypeError(f"{error} {host.advice_for_script(hint)}")
+        raise TypeError(f"{error} {advice_for_script(hint)}")
 
 
 def _shown_error(error: NbcodexError | Stopped) -> NbcodexError | Stopped:
     # An error of the event loop's thread has a long traceback, all of it ours.
-    error.advice = host.current.adapt_advice(error.advice)
+    if host.current.is_script:
+        error.advice = advice_for_script(error.advice)
     return error.with_traceback(None)
 
 

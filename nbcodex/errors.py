@@ -6,6 +6,7 @@ The class says whether an error is worth another attempt; ``docs/python.md`` dra
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,31 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]}?" if near else "."
+
+
+class Advice(str):
+    """What the user can do, in a cell; `script` says the same of a call in Python code."""
+
+    script: str
+
+    def __new__(cls, cell: str, script: str = "") -> Advice:
+        """Create it from the two texts."""
+        advice = super().__new__(cls, cell)
+        advice.script = script
+        return advice
+
+
+def advice_for_script(advice: str) -> str:
+    """Return advice for Python code: a plain string names parameters in place of options."""
+    if isinstance(advice, Advice):
+        return advice.script
+    return re.sub(r"--([a-z-]+)", lambda option: option[1].replace("-", "_"), advice)
+
+
+def join_advice(*parts: str) -> Advice:
+    """Return the pieces of advice that are not empty as one."""
+    given = [part for part in parts if part]
+    return Advice(" ".join(given), script=" ".join(map(advice_for_script, given)))
 
 
 def render(title: str, message: str, advice: str) -> list[str]:
@@ -162,9 +188,10 @@ class TooLargeError(PermanentError, title="Too large"):
 
 
 # For a request that its earlier turns have made too large.
-LONG_CONVERSATION_ADVICE = (
+LONG_CONVERSATION_ADVICE = Advice(
     "The conversation so far is sent along: ask with --new or --no-history, or start afresh with "
-    "`%codex new`."
+    "`%codex new`.",
+    script="The conversation so far is sent along: leave out `thread`.",
 )
 
 

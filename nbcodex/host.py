@@ -24,29 +24,7 @@ from nbcodex.settings import Settings
 # A script logs a wait of at least so long; one for the same reason as another, only this often.
 MIN_LOGGED_WAIT_S, WAIT_LOG_INTERVAL_S = 3.0, 60.0
 
-# Advice is written for notebooks: patterns in it, and what replaces them in a script.
-_SCRIPT_ADVICE = (
-    (r"ask with --new or .*", "leave out `thread`."),
-    (r"`%codex resume m\w+`", "the same call of nbcodex.map"),  # requests' ids are hexadecimal
-    (r"`%codex resume \w+`( after .*)?, or run it with", r"Ask again\1, or"),
-    (r"`%codex resume \w+`( continues it)?", "ask again"),
-    (r"`%codex login[^`]*`(,? or( set)? OPENAI_API_KEY)?", "OPENAI_API_KEY"),
-    (r"`%codex demo` \((.*?)\)", r"\1"),
-    (r"`%codex (doctor|models)`", "`nbcodex doctor`"),
-    (r", or -m in the cell", ", NBCODEX_MODEL, or `model`"),
-    (r"\B-m ", "model="),
-    (r"`%(codex|config) [^`]*`(?! in a notebook)", r"\g<0> in a notebook"),
-)
-
 log = logging.getLogger("nbcodex")
-
-
-def advice_for_script(advice: str) -> str:
-    """Return advice with parameters of Python functions in place of commands and cell options."""
-    for pattern, replacement in _SCRIPT_ADVICE:
-        advice = re.sub(pattern, replacement, advice)
-    advice = re.sub(r"--([a-z-]+)", lambda option: option[1].replace("-", "_"), advice)
-    return advice[:1].upper() + advice[1:]
 
 
 class _WaitLog:
@@ -111,8 +89,7 @@ class Host:
     map_listener: Callable[[], MapListener] = lambda: lambda _: None
     # Asks the user a yes-or-no question; returns None where it cannot be asked
     confirm: Callable[[str], bool | None] = _confirm_in_terminal
-    # Returns an error's advice, which is written for notebooks, in words that fit the program
-    adapt_advice: Callable[[str], str] = advice_for_script
+    is_script: bool = True  # Whether errors have the advice for scripts, not that for cells
 
 
 current = Host()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import logging
+import pickle
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,15 @@ import pytest
 
 import nbcodex
 from nbcodex import host
-from nbcodex.errors import LONG_CONVERSATION_ADVICE, LimitError, ServerError
+from nbcodex.errors import (
+    LONG_CONVERSATION_ADVICE,
+    Advice,
+    LimitError,
+    NbcodexError,
+    ServerError,
+    advice_for_script,
+    join_advice,
+)
 from nbcodex.events import BackingOff, CoolingDown, Event, Sent
 from nbcodex.models import Limit
 from nbcodex.simulator import Fault
@@ -46,7 +54,7 @@ def test_error_shows_one_frame_of_ours_and_no_magics(call: str, tmp_path: Path) 
     assert "During handling" not in ran.stderr
     last = ran.stderr.splitlines()[-1]
     assert last == (
-        "nbcodex.errors.MissingKeyError: No API key is set for OpenAI. Use OPENAI_API_KEY. "
+        "nbcodex.errors.MissingKeyError: No API key is set for OpenAI. Set OPENAI_API_KEY. "
         "`nbcodex demo` needs no key."
     )
 
@@ -70,52 +78,47 @@ def test_error_from_the_event_loop_is_as_short(
     assert "%codex" not in ran.stderr
 
 
-def advice_texts() -> Iterator[str]:
-    """Yield every text of the core that names a command or an option of a cell."""
-    for folder in ("openai_api", "requests"):
-        for path in (PACKAGE / folder).glob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.JoinedStr):
-                    parts = [getattr(part, "value", "") for part in node.values]
-                    yield "".join(part if isinstance(part, str) else "3f2a" for part in parts)
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    yield node.value
+def text_of(node: ast.expr) -> str:
+    """Return the text of a string's source, with names in place of an f-string's values."""
+    return re.sub(r"^f?['\"]|['\"]$", "", ast.unparse(node))
 
 
-def test_advice_for_scripts_names_no_cell_options() -> None:
-    texts = [text for text in advice_texts() if "`%codex " in text or " --" in text]
-    assert len(texts) > 20
-    for text in texts:
-        adapted = host.advice_for_script(text)
-        assert "--" not in adapted, text
-        assert not re.search(r"`%codex (resume|login) ?\w*`", adapted), text
+def test_script_advice_names_no_command_that_needs_a_cell() -> None:
+    """Requests are resumed, and keys entered, by magics; a script has neither."""
+    calls = [
+        node
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Advice")
+    ]
+    assert len(calls) > 10
+    for call in calls:
+        _, *others = *call.args, *(keyword.value for keyword in call.keywords)
+        for script in map(text_of, others):
+            magics = re.findall(r"%co\w+ [^`]*`( in a notebook)?", script)
+            assert all(magics), script
+            assert "--" not in script
 
 
 @pytest.mark.parametrize(
     ("advice", "adapted"),
     [
         (
-            "`%codex resume 3f2a` after 14:03:12, or run it with a longer --patience.",
-            "Ask again after 14:03:12, or a longer patience.",
-        ),
-        (
-            "`%codex resume m12ab` continues it; nbcodex.map.last has the finished rows.",
-            "The same call of nbcodex.map continues it; nbcodex.map.last has the finished rows.",
-        ),
-        (
-            f"Lower --max-output. {LONG_CONVERSATION_ADVICE}",
+            join_advice("Lower --max-output.", LONG_CONVERSATION_ADVICE),
             "Lower max_output. The conversation so far is sent along: leave out `thread`.",
         ),
         ("Raise --max-output, or lower --effort.", "Raise max_output, or lower effort."),
-        (
-            "Raise it (`%codex budget …`), then `%codex resume 3f2a`.",
-            "Raise it (`%codex budget …` in a notebook), then ask again.",
-        ),
+        (Advice("Retype `-m x`.", script="Put --x into `y`."), "Put --x into `y`."),
     ],
 )
 def test_advice_for_scripts(advice: str, adapted: str) -> None:
-    assert host.advice_for_script(advice) == adapted
-    assert host.advice_for_script(adapted) == adapted
+    assert advice_for_script(advice) == adapted
+
+
+def test_error_from_another_process_keeps_the_advice_for_scripts() -> None:
+    error = pickle.loads(pickle.dumps(NbcodexError("x", advice=LONG_CONVERSATION_ADVICE)))
+    assert error.advice == LONG_CONVERSATION_ADVICE
+    assert advice_for_script(error.advice) == LONG_CONVERSATION_ADVICE.script
 
 
 @pytest.mark.parametrize(

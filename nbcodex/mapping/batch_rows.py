@@ -131,7 +131,10 @@ class PendingRows:
 
     def parked_ending(self, request: Request, why: str, *, attempts: int = 0) -> Parked:
         """Return the ending of a row that is kept for later; it cost nothing."""
-        advice = f"`%codex resume {request.origin.map_id or request.id}` continues it."
+        advice = errors.Advice(
+            f"`%codex resume {request.origin.map_id or request.id}` continues it.",
+            script="The same call of nbcodex.map continues it.",
+        )
         error = errors.ParkedError(why, advice=advice)
         reply = Reply(id=request.id, status="parked", attempts=attempts)
         return Parked(request_id=request.id, at=self.services.clock.now(), error=error, reply=reply)

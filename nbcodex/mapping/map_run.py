@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbcodex import errors
-from nbcodex.errors import NbcodexError
+from nbcodex.errors import Advice, NbcodexError, join_advice
 from nbcodex.events import Cancelled, EndAction, Ending, Parked
 from nbcodex.journal.codec import equality_key
 from nbcodex.mapping.backends import Backend
@@ -261,7 +261,9 @@ class MapRun:
 
     def _with_resume_advice(self, error: NbcodexError) -> NbcodexError:
         error = copy.copy(error)  # rows may share it
-        error.advice = f"{error.advice} The rest is parked: `%codex resume {self.id}`.".strip()
+        rest = "The rest is parked:"
+        advice = Advice(f"{rest} `%codex resume {self.id}`.", f"{rest} make the same call again.")
+        error.advice = join_advice(error.advice, advice)
         return error
 
     def _fail_unsent(self, row: RowState, error: NbcodexError) -> None:

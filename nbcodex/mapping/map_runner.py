@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from nbcodex.client import current
-from nbcodex.errors import CancelledError, ParkedError, Stopped
+from nbcodex.errors import Advice, CancelledError, ParkedError, Stopped
 from nbcodex.events import EndAction
 from nbcodex.mapping.map_run import REPORT_INTERVAL_S, MapRun
 from nbcodex.models import MapOutcome
@@ -176,12 +176,18 @@ def describe_outcome(run: MapRun) -> str:
 def _resume_advice(run: MapRun) -> str:
     """Return how to continue with a map that ended early."""
     if _is_at_provider(run):
-        return (
+        return Advice(
             f"`%codex resume {run.id}` fetches the answers, `%codex cancel {run.id}` cancels the "
-            "batch there."
+            "batch there.",
+            script="The same call of nbcodex.map fetches the answers, "
+            f"`%codex cancel {run.id}` in a notebook cancels the batch there.",
         )
     if run.keeps_replies:
-        return f"`%codex resume {run.id}` continues it; nbcodex.map.last has the finished rows."
+        finished = "nbcodex.map.last has the finished rows."
+        return Advice(
+            f"`%codex resume {run.id}` continues it; {finished}",
+            script=f"The same call of nbcodex.map continues it; {finished}",
+        )
     return "Run the loop again: what is answered costs nothing."
 
 

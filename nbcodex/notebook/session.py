@@ -47,7 +47,7 @@ class Session:
         host.current.origin = partial(identity.current_origin, shell)
         host.current.map_listener = self.map_listener
         host.current.confirm = _confirm
-        host.current.adapt_advice = str  # unchanged
+        host.current.is_script = False
         self.settings: Settings = config.settings()
         collector_of(current())  # the monitor collects events from the first request on
 

@@ -105,7 +105,7 @@ class ApiClient:
             return DEFAULT_MODEL
         if endpoint.kind == "azure":
             raise ConfigurationError(
-                "On Azure, a model is named by its deployment.", advice="Use -m DEPLOYMENT."
+                "On Azure, a model is named by its deployment.", advice="Use --model DEPLOYMENT."
             )
         # A local server usually has one model loaded; its name is requested once.
         if endpoint not in self._sole_models:
@@ -114,7 +114,7 @@ class ApiClient:
                 some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
                 raise ConfigurationError(
                     f"{endpoint.host} offers {some or 'no model'}.",
-                    advice='Choose a model: `%config Codex.model = "…"`, or -m in the cell.',
+                    advice='Choose one: `%config Codex.model = "…"`, NBCODEX_MODEL, or --model.',
                 )
             self._sole_models[endpoint] = names[0]
         return self._sole_models[endpoint]
@@ -433,5 +433,7 @@ def _improve_advice(failure: NbcodexError, prepared: PreparedRequest) -> None:
 
 def _valid_model(model: str) -> str:
     if not model.isprintable() or not model.strip() or len(model) > 256:
-        raise ConfigurationError("Invalid model name.", advice="See `%codex models`.")
+        raise ConfigurationError(
+            "Invalid model name.", advice="See `%codex models` or `nbcodex doctor`."
+        )
     return model

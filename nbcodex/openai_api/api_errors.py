@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nbcodex.errors import (
+    Advice,
     ConfigurationError,
     CredentialsError,
     LimitError,
@@ -43,8 +44,11 @@ _ADVICE: dict[type[NbcodexError], str] = {
     TransportError: "It is retried automatically; check the network, the VPN or the proxy.",
     QuotaError: "Waiting does not help: add credit, or raise the budget, at the provider.",
     TooLargeError: "Shorten the prompt, lower --max-output, or use a model with a larger limit.",
-    CredentialsError: "`%codex login` sets another key; this key may lack access to the model.",
-    ModelError: "`%codex models` lists what the key can use; check the base URL, too.",
+    CredentialsError: Advice(
+        "`%codex login` sets another key; this key may lack access to the model.",
+        "OPENAI_API_KEY sets another key; this key may lack access to the model.",
+    ),
+    ModelError: "See `%codex models` or `nbcodex doctor`; check the base URL, too.",
     RequestError: "Change the prompt or the options; as it is, it can never succeed.",
 }
 _LIMIT_ADVICE: dict[Resource | None, str] = {
@@ -372,7 +376,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     if is_refusal and limit.limit == 0:
         return QuotaError(
             info.sentence("The plan does not include this model: its limit is 0"),
-            advice="Choose another model (`%codex models`), or a plan that includes this one.",
+            advice="Choose another model (`%codex models`, `nbcodex doctor`), or another plan.",
         )
     if codes & dialects.MODEL_CODES or any(p in lower for p in dialects.MODEL_PHRASES):
         return _new_error(ModelError, info, "The server does not have this model")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
-from nbcodex.errors import ConfigurationError, EntryError, MissingKeyError
+from nbcodex.errors import Advice, ConfigurationError, EntryError, MissingKeyError, join_advice
 from nbcodex.models import Request
 from nbcodex.openai_api.answers import effective_secrets
 from nbcodex.openai_api.pricing import is_local_server, is_loopback, provider_of
@@ -25,8 +25,12 @@ ServerKind = Literal["openai", "azure", "compatible"]
 NO_KEY = Secret("none")  # sent to a host whose entry in Codex.keys is empty: it needs none
 
 _PROCESS_SALT = secrets.token_bytes(16)
-_KEY_ADVICE = (
-    "Use `%codex login`, or set OPENAI_API_KEY. `%codex demo` (`nbcodex demo`) needs no key."
+_KEY_ADVICE = Advice(
+    "Use `%codex login`, or set OPENAI_API_KEY. `%codex demo` (`nbcodex demo`) needs no key.",
+    script="Set OPENAI_API_KEY. `nbcodex demo` needs no key.",
+)
+_OTHER_HOST_SCRIPT_ADVICE = (
+    "Keys go only to their own host: set OPENAI_BASE_URL and OPENAI_API_KEY for this one."
 )
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 
@@ -104,9 +108,12 @@ def _resolve(settings: Settings, api_base: str | None) -> Endpoint:
     is_allowed = not always_secure and key_for_host(settings, target) is not None
     if not (_is_secure(target) or is_allowed):
         entry = f"`%config Codex.keys = {{'{_name_in_keys(target)}': 'KEY'}}`"
+        allow = f"Use https://, or allow it with {entry}"
         raise ConfigurationError(
             f"http://{endpoint.host} would carry the key and the prompt unencrypted.",
-            advice="Use https://." if always_secure else f"Use https://, or allow it with {entry}.",
+            advice="Use https://."
+            if always_secure
+            else Advice(f"{allow}.", f"{allow} in a notebook."),
         )
     if endpoint.key is None:
         raise _missing_key(endpoint, settings, is_configured=api_base is None)
@@ -224,20 +231,27 @@ def _missing_key(endpoint: Endpoint, settings: Settings, *, is_configured: bool)
     if endpoint.kind == "azure":
         advice = "Set AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN, or see `nbcodex demo`."
         if settings.azure_endpoint and (settings.azure_key or settings.azure_ad_token):
-            advice = (
+            advice = Advice(
                 "The Azure key goes to the host of AZURE_OPENAI_ENDPOINT only: enter one for this "
-                f"host with `%codex login {endpoint.host}`."
+                f"host with `%codex login {endpoint.host}`.",
+                script=_OTHER_HOST_SCRIPT_ADVICE,
             )
     elif is_loopback(urlsplit(endpoint.base_url).hostname or ""):
         entry = f'`%config Codex.keys = {{"{endpoint.host}": ""}}`'
         entry += ", or set OPENAI_API_KEY=none" * is_configured
-        advice = f"If it needs no key: {entry}. Otherwise type `%codex login {endpoint.host}`."
+        advice = Advice(
+            f"If it needs no key: {entry}. Otherwise type `%codex login {endpoint.host}`.",
+            script="Set OPENAI_API_KEY, or OPENAI_API_KEY=none if it needs no key."
+            if is_configured
+            else _OTHER_HOST_SCRIPT_ADVICE,
+        )
     elif is_configured:
-        advice = f"{_KEY_ADVICE} For a server without keys, set OPENAI_API_KEY=none."
+        advice = join_advice(_KEY_ADVICE, "For a server without keys, set OPENAI_API_KEY=none.")
     else:
-        advice = (
+        advice = Advice(
             f"Keys go only to their own host: enter one with `%codex login {endpoint.host}`, or "
-            f"with `%config Codex.keys = {{'{endpoint.host}': 'KEY'}}`."
+            f"with `%config Codex.keys = {{'{endpoint.host}': 'KEY'}}`.",
+            script=_OTHER_HOST_SCRIPT_ADVICE,
         )
     return MissingKeyError(f"No API key is set for {endpoint.host}.", advice=advice)
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from nbcodex.errors import ConfigurationError
+from nbcodex.errors import Advice, ConfigurationError
 from nbcodex.models import Image, Request, Schema, Turn
 from nbcodex.openai_api import dialects
 from nbcodex.openai_api.api_errors import AnswerFailedError
@@ -42,7 +42,7 @@ NO_IMAGES_ADVICE = (
 RESERVED_PARAMS = {
     name: advice
     for names, advice in {
-        "model": "Use -m MODEL.",
+        "model": "Use --model.",
         "input messages prompt": "It is the prompt itself.",
         "instructions": "Use --system.",
         "max_output_tokens max_completion_tokens max_tokens": "Use --max-output.",
@@ -54,7 +54,7 @@ RESERVED_PARAMS = {
         "extra_headers headers default_headers": "Codex.client accepts a client that sends them.",
         "extra_query base_url api_base url": "Use --api-base or OPENAI_BASE_URL.",
         "extra_body": "Write its contents directly.",
-        "api_key": "Use `%codex login` or OPENAI_API_KEY.",
+        "api_key": Advice("Use `%codex login` or OPENAI_API_KEY.", "Use OPENAI_API_KEY."),
         "organization": "Use OPENAI_ORG_ID.",
         "project": "Use OPENAI_PROJECT_ID.",
         "timeout": "Use Codex.idle_timeout and --patience.",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from nbcodex.errors import BudgetError, ConfigurationError
+from nbcodex.errors import Advice, BudgetError, ConfigurationError
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import SpendAmount, Spending
 from nbcodex.models import Reply, Request, Usage
@@ -257,7 +257,10 @@ class Budget:
             f"This request would exceed your budget of {cap}: {cap.format(used).split()[0]} are "
             f"used or reserved, and it needs {'up to' if expected.bounded else 'about'} "
             f"{cap.format(needed).split()[0]}.",
-            advice=f"Raise it (`%codex budget …`), then `%codex resume {request.id}`{reset}.",
+            advice=Advice(
+                f"Raise it (`%codex budget …`), then `%codex resume {request.id}`{reset}.",
+                script=f"Raise it (`%codex budget …` in a notebook), then ask again{reset}.",
+            ),
             resume_at=resets_at,
         )
 
@@ -368,8 +371,11 @@ class Budget:
 
 def _check_price(request: Request, expected: RequestEstimate, cap: SpendingCap) -> None:
     if cap.unit == "dollars" and expected.cost is None:
+        budgets = "Set one in tokens (`%codex budget 200k`) or none (`%codex budget off`)"
         raise BudgetError(
             f"No price is known for this model, so your budget of {cap} cannot be checked.",
-            advice=f"Set one in tokens (`%codex budget 200k`) or none (`%codex budget off`), "
-            f"then `%codex resume {request.id}`.",
+            advice=Advice(
+                f"{budgets}, then `%codex resume {request.id}`.",
+                script=f"{budgets} in a notebook, then ask again.",
+            ),
         )

@@ -23,7 +23,14 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from nbcodex import events
-from nbcodex.errors import CancelledError, ConfigurationError, NbcodexError, Stopped, shorten
+from nbcodex.errors import (
+    Advice,
+    CancelledError,
+    ConfigurationError,
+    NbcodexError,
+    Stopped,
+    shorten,
+)
 from nbcodex.events import Delta, EndAction, Ending, Event, Listener
 from nbcodex.models import Reply, Request, Resumption, Status
 from nbcodex.runtime import event_loop
@@ -153,7 +160,7 @@ class Handle:
             ).start()
         except Exception as error:
             failure = NbcodexError(
-                f"nbcodex cannot start: {shorten(repr(error))}.", advice="Try `%codex doctor`."
+                f"nbcodex cannot start: {shorten(repr(error))}.", advice="Try `nbcodex doctor`."
             )
             reply = Reply(id=self.request.id, status="failed", attempts=0)
             self._on_event(
@@ -379,8 +386,11 @@ def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
             raise cancelled
         case events.Interrupted(reply=reply):
             kept = "the text so far is kept" if reply.text else "nothing had arrived"
-            resume = f"`%codex resume {reply.id}` continues it."
-            advice = resume if request and request.durable else "Run it again to ask again."
+            command, advice = f"`%codex resume {reply.id}`", "Run it again to ask again."
+            if request and request.durable:
+                advice = Advice(
+                    f"{command} continues it.", f"{command} in a notebook continues it."
+                )
             raise Stopped(f"Stopped; {kept}.", reply=reply, advice=advice)
 
 

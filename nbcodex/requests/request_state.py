@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
-from nbcodex.errors import LimitError, ParkedError, TransientError
+from nbcodex.errors import Advice, LimitError, ParkedError, TransientError
 from nbcodex.events import BackingOff, CoolingDown, Delta, Event, Sent
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import (
@@ -268,8 +268,11 @@ class RequestState:
             patience = f"is left of {patience} after {format_duration(self.waited)}"
         return ParkedError(
             f"{cause.message} The request can be sent {when}, longer than {patience}.",
-            advice=f"`%codex resume {self.request.id}` after {time_of_day}, or run it with a "
-            "longer --patience.",
+            advice=Advice(
+                f"`%codex resume {self.request.id}` after {time_of_day}, or run it with a longer "
+                "--patience.",
+                script=f"Ask again after {time_of_day}, or with a longer patience.",
+            ),
             cause=cause,
             resume_at=resume_at_wall,
         )
@@ -285,7 +288,7 @@ class RequestState:
             # A limit that refuses the first attempt charges nothing for it.
             if not self.attempts or (is_refused and self.attempts == 1 and not self._has_text):
                 message += " The request has cost nothing so far."
-        advice = f"`%codex resume {self.request.id}` continues it."
+        advice = Advice(f"`%codex resume {self.request.id}` continues it.", script="Ask again.")
         error = ParkedError(message, advice=advice, cause=cause, resume_at=resume_at)
         error.title = "Parked by you"
         return error

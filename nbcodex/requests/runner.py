@@ -29,6 +29,7 @@ from nbcodex.errors import (
     ParkedError,
     TooLargeError,
     TransientError,
+    join_advice,
     shorten,
 )
 from nbcodex.events import EndAction, Listener
@@ -208,7 +209,7 @@ class RequestRunner:
             if isinstance(error, AnswerError):
                 state.partial.add_note(error.note)
             if isinstance(error, TooLargeError) and self._request.turns:
-                error.advice = f"{error.advice} {LONG_CONVERSATION_ADVICE}"
+                error.advice = join_advice(error.advice, LONG_CONVERSATION_ADVICE)
             if self._is_unclaimed and isinstance(error, ConfigurationError):
                 error.message += " The request stays in the journal as it was."
             reply = state.reply("failed")

@@ -120,7 +120,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         monkeypatch.setenv("NBCODEX_MODEL", "gpt-5")
         monkeypatch.setattr(client, "_current", None)
-        monkeypatch.setattr(host, "current", host.Host(adapt_advice=str))  # as in a notebook
+        monkeypatch.setattr(host, "current", host.Host(is_script=False))  # as in a notebook
         monkeypatch.setattr(runner, "_exponential_wait", lambda _: 0.01)  # the backoff in seconds
         client.current().listeners.append(running.events.append)
         yield running
