@@ -23,7 +23,7 @@ MIN_PERIOD_S = 0.4
 MIN_DIVERGENCE_REQUESTS = 3.0
 # Scores are decayed sums: a period adds at most 1, and counts 0.8 times as much one period later.
 # A lead of 1.5, which takes at least two periods, switches the policy; 0.5 rules *actual* out.
-SCORE_DECAY, SWITCH_LEAD, DISMISSED_LEAD = 0.8, 1.5, 0.5
+SCORE_DECAY, SWITCH_LEAD, RULED_OUT_LEAD = 0.8, 1.5, 0.5
 TYPICAL_REQUEST_LEARNING_RATE = 0.02
 
 # The prior of the output share: this many answers that used all of their `max_output`.
@@ -53,13 +53,13 @@ class Permit:
     name: str  # the hashed name of the limits that it was taken from
     need: Need
     issued_at: float
-    number: int  # in the order of sending
+    sequence_number: int  # in the order of sending
     is_probe: bool  # sent during a cooldown, to find out whether it is over
     token_marks: tuple[LevelMark, ...]  # levels after its charge, one for each policy's projection
     request_mark: LevelMark  # of the bucket of requests
     input_tokens: float  # as charged here: the estimate, corrected by what the server counts
-    is_answered: bool = False  # admitted, refused, or ended without either
-    is_closed: bool = False  # ended
+    has_response: bool = False  # admitted, refused, or ended without either
+    has_ended: bool = False  # ended
     sent_at: float = 0.0  # `Limiter` sets it to infinity until the attempt is sent
     model_id: int = 0  # of the `SharedModel` that it was taken from
     share_id: int = 0  # of the `HolderShare` that counts it as in flight
@@ -68,7 +68,7 @@ class Permit:
     def restore(self, other: Permit) -> None:
         """Undo what a transaction has changed: copy these fields from `other`, an earlier copy."""
         self.token_marks, self.share_id = other.token_marks, other.share_id
-        self.is_answered, self.is_closed = other.is_answered, other.is_closed
+        self.has_response, self.has_ended = other.has_response, other.has_ended
         self.is_orphaned = other.is_orphaned
 
     def shift_marks(self, amounts: tuple[float, ...]) -> None:
@@ -94,30 +94,30 @@ class ChargePolicyEstimator:
     scores: list[float] = field(default_factory=_zeros)  # decayed sums of errors: lower is better
     period_errors: list[float] = field(default_factory=_zeros)
     period_start_at: float | None = None
-    chosen_index: int = 0  # of the assumed policy; at first *kept*, which is safe with any server
+    assumed_index: int = 0  # of the assumed policy; at first *kept*, which is safe with any server
     typical_request: float = 0.0  # tokens with the whole `max_output`, a moving average
 
     def __post_init__(self) -> None:
         lengths = {len(self.buckets), len(self.scores), len(self.period_errors)}
-        if lengths != {len(CHARGE_POLICIES)} or not 0 <= self.chosen_index < len(CHARGE_POLICIES):
+        if lengths != {len(CHARGE_POLICIES)} or not 0 <= self.assumed_index < len(CHARGE_POLICIES):
             raise ValueError("one figure for each charge policy is needed")  # damaged in a store
 
     @property
     def policy(self) -> ChargePolicy:
         """The policy that is assumed."""
-        return CHARGE_POLICIES[self.chosen_index]
+        return CHARGE_POLICIES[self.assumed_index]
 
     @property
     def bucket(self) -> TokenBucket:
         """The projection for the policy that is assumed."""
-        return self.buckets[self.chosen_index]
+        return self.buckets[self.assumed_index]
 
     @property
-    def may_charge_later(self) -> bool:
+    def may_charge_at_end(self) -> bool:
         """Whether output may yet be charged when answers end: the scores do not rule it out."""
         # Snapshots correct what a wrong policy has projected, but do not show charges that are
         # still to come: without this, two of 300 requests were refused.
-        return self.scores[ACTUAL_INDEX] - self.scores[self.chosen_index] < DISMISSED_LEAD
+        return self.scores[ACTUAL_INDEX] - self.scores[self.assumed_index] < RULED_OUT_LEAD
 
     def charge(self, input_tokens: float, max_output: float, now: float) -> tuple[LevelMark, ...]:
         """Charge a request to all projections and return their marks."""
@@ -167,16 +167,16 @@ class ChargePolicyEstimator:
             score = min(1.0, (error - min(errors)) / divergence)
             self.scores[index] = SCORE_DECAY * self.scores[index] + score
         best = min(range(len(CHARGE_POLICIES)), key=self.scores.__getitem__)
-        if self.scores[self.chosen_index] - self.scores[best] >= SWITCH_LEAD:
-            self.chosen_index = best
+        if self.scores[self.assumed_index] - self.scores[best] >= SWITCH_LEAD:
+            self.assumed_index = best
         self.period_start_at, self.period_errors = at, _zeros()
 
-    def choose_optimistic(self, now: float) -> None:
+    def assume_most_permissive(self, now: float) -> None:
         """Assume the policy that allows most, of those within SWITCH_LEAD of the best score."""
         # Without headers only refusals are evidence, so a policy has to be tried to be learned.
         best = min(self.scores)
         likely = [i for i, score in enumerate(self.scores) if score - best < SWITCH_LEAD]
-        self.chosen_index = max(likely, key=lambda i: self.buckets[i].level_at(now))
+        self.assumed_index = max(likely, key=lambda i: self.buckets[i].level_at(now))
 
 
 @dataclass(slots=True)
@@ -193,21 +193,21 @@ class OutputEstimator:
     ended_answers: int = 0
     in_flight: int = 0
     requested_in_flight: float = 0.0
-    start_sum: float = 0.0  # of the instants at which those in flight started
+    start_times_sum: float = 0.0  # of the instants at which those in flight started
 
     def count_started(self, requested: float, now: float) -> None:
         """Count a request that is sent."""
         self.in_flight += 1
         self.requested_in_flight += requested
-        self.start_sum += now
+        self.start_times_sum += now
 
     def drop(self, requested: float, started_at: float) -> None:
         """Remove a request from those in flight."""
         self.in_flight -= 1
         self.requested_in_flight -= requested
-        self.start_sum -= started_at
+        self.start_times_sum -= started_at
         if not self.in_flight:
-            self.requested_in_flight = self.start_sum = 0.0  # rounding errors must not add up
+            self.requested_in_flight = self.start_times_sum = 0.0  # rounding errors must not add up
 
     def record(self, requested: float, used: float, seconds: float) -> None:
         """Learn from an answer that has ended."""
@@ -229,14 +229,17 @@ class OutputEstimator:
         """
         if not self.ended_answers or not self.in_flight:
             return 0.0
-        mean, age = self.answer_seconds / self.ended_answers, now - self.start_sum / self.in_flight
+        mean, age = (
+            self.answer_seconds / self.ended_answers,
+            now - self.start_times_sum / self.in_flight,
+        )
         return max(0.0, min(mean, 2 * (mean - age)))
 
     def used_share(self, now: float) -> float:
         """Return the share of its `max_output` that an answer uses, on average."""
         if not self.ended_answers or not self.requested_output:
             return 1.0
-        seconds_in_flight = max(0.0, self.in_flight * now - self.start_sum)
+        seconds_in_flight = max(0.0, self.in_flight * now - self.start_times_sum)
         factor = 1.0 + seconds_in_flight / self.answer_seconds if self.answer_seconds else 2.0
         used = self.used_output * factor
         weight = PRIOR_ANSWERS / (PRIOR_ANSWERS + self.ended_answers)

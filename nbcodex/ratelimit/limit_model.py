@@ -30,18 +30,18 @@ HEADERLESS_GROWTH, GUESSED_GROWTH, MAX_GROWTH = 0.004, 0.02, 0.1
 MAX_IDLE_REQUESTS = 4.0
 # After a refusal without figures, this share of the measured rate of sending is taken as the limit.
 # Fewer requests in flight than MIN_PACE_REQUESTS are too few to measure a rate.
-REFUSED_PACE_SHARE, MIN_PACE_REQUESTS = 0.85, 3
+REFUSED_RATE_SHARE, MIN_MEASURED_REQUESTS = 0.85, 3
 # After the server has asked for slower growth, this share of the measured rate is sent. It may then
-# grow by GROWTH_FACTOR in GROWTH_PERIOD_S (OpenAI's guide "Rate limits", on `slow_down`).
-SLOWED_SHARE, GROWTH_FACTOR, GROWTH_PERIOD_S = 0.5, 1.5, 15 * MINUTE
-GROWTH_TRIAL_S = 2 * MINUTE  # for so long the rate is not lowered again
+# grow by RAMP_FACTOR in RAMP_PERIOD_S (OpenAI's guide "Rate limits", on `slow_down`).
+SLOW_DOWN_SHARE, RAMP_FACTOR, RAMP_PERIOD_S = 0.5, 1.5, 15 * MINUTE
+MIN_SLOW_DOWN_INTERVAL_S = 2 * MINUTE  # for so long the rate is not lowered again
 # Input tokens as the server counts them, over our estimate: a moving average, within these bounds.
 INPUT_RATIO_LEARNING_RATE, MIN_INPUT_RATIO, MAX_INPUT_RATIO = 0.02, 0.25, 4.0
 # The minimal round trip may grow by this factor with each snapshot, as routes change.
 ROUND_TRIP_GROWTH = 1.01
 # Remaining and reset are rounded: they show a rate only if this share of the limit is used.
 MIN_USED_SHARE = 0.01
-MAX_DEBT_LIMITS = 1.0  # stated debts of more limits than this are nonsense
+MAX_DEBT_FACTOR = 1.0  # stated debts of more limits than this are nonsense
 # A refusal although this many times the requested amount is left comes from a hidden window.
 HIDDEN_WINDOW_FACTOR = 1.1
 
@@ -63,7 +63,7 @@ def stated_bucket(reading: LimitReading) -> TokenBucket:
     full_in, rate = reading.full_in, limit / MINUTE
     # Headers state no negative level: an empty bucket that takes longer than its window to fill
     # is in debt.
-    if remaining <= 0 and full_in and MINUTE < full_in < (1 + MAX_DEBT_LIMITS) * MINUTE:
+    if remaining <= 0 and full_in and MINUTE < full_in < (1 + MAX_DEBT_FACTOR) * MINUTE:
         remaining = limit - full_in * rate
     elif full_in and limit - remaining > MIN_USED_SHARE * limit:
         rate = min(limit, max(limit / DAY, (limit - remaining) / full_in))
@@ -90,7 +90,7 @@ def read_refusal(limit: Limit | None, snapshot: LimitSnapshot | None) -> Refusal
     if limit and limit.limit and limit.limit >= MIN_LIMIT and limit.used is not None:
         if limit.window not in (None, MINUTE):
             return None
-        remaining = max(limit.limit - limit.used, -MAX_DEBT_LIMITS * limit.limit)
+        remaining = max(limit.limit - limit.used, -MAX_DEBT_FACTOR * limit.limit)
         reading = LimitReading(limit=limit.limit, remaining=remaining)
     if reading is None:
         return None
@@ -119,61 +119,67 @@ class LimitModel:
     undeclared: UndeclaredLimits = field(default_factory=UndeclaredLimits)  # no header states them
     output: OutputEstimator = field(default_factory=OutputEstimator)
     input_ratio: float = 1.0  # input tokens as the server counts them, over our estimate
-    closed_until: float = -math.inf  # the end of the last cooldown
-    closing_limit: Limit | None = None  # the limit that caused it
+    cooldown_until: float = -math.inf  # the end of the last cooldown
+    cooldown_limit: Limit | None = None  # the limit that caused it
     margin: float = MIN_MARGIN  # share of the limit that is never used
-    max_unanswered: int | None = 1  # while limits are unknown; None once they are known
-    unanswered: int = 0  # requests that were sent and neither admitted nor refused so far
+    max_awaiting_response: int | None = 1  # while limits are unknown; None once they are known
+    awaiting_response: int = 0  # requests that were sent and neither admitted nor refused so far
     is_headerless: bool = False  # the headers of answers state no limits
-    is_guessed: bool = False  # refusals state none either, or the limit was stated long ago
+    limit_is_guessed: bool = False  # refusals state none either, or the limit was stated long ago
     last_sent_at: float = -math.inf
     # The rate of sending is measured over a period that began one to two minutes ago, or after a
     # minute without requests. The next period begins at the middle of this one.
-    pace_start_at: float = -math.inf
-    pace_start_tokens: float = 0.0  # `sent_tokens` at that instant
-    pace_middle_at: float = -math.inf
-    pace_middle_tokens: float = 0.0
-    sent: int = 0  # the number of the last permit
-    newest_observed: int = -1  # number of the last sent permit whose snapshot was used
+    rate_window_start_at: float = -math.inf
+    rate_window_start_tokens: float = 0.0  # `sent_tokens` at that instant
+    next_window_start_at: float = -math.inf
+    next_window_start_tokens: float = 0.0
+    permit_count: int = 0  # the number of the last permit
+    newest_snapshot_number: int = -1  # number of the last sent permit whose snapshot was used
     round_trip: float = math.inf  # the least seconds to the server and back
-    largest_admitted: float = 0.0  # tokens of input, and of output as far as a request bounds it
+    largest_admitted_tokens: float = (
+        0.0  # tokens of input, and of output as far as a request bounds it
+    )
     limit_before_reboot: float = math.inf  # tokens per minute; a reboot resets all other fields
     parallel: ParallelLimit = field(default_factory=ParallelLimit)
-    # Tokens per second that were allowed at `growth_learned_at`, and may grow since then: infinite
+    # Tokens per second that were allowed at `slowed_down_at`, and may grow since then: infinite
     # unless the server has asked for slower growth (OpenAI's `slow_down`).
-    growth_rate: float = math.inf
-    growth_learned_at: float = -math.inf
+    slow_down_rate: float = math.inf
+    slowed_down_at: float = -math.inf
     sent_tokens: float = 0.0  # input and `max_output` of all requests, without refused ones
 
     def issue_permit(self, name: str, need: Need, now: float, *, is_probe: bool = False) -> Permit:
         """Charge a request that is about to be sent."""
-        self._apply_passed_time(now)
+        self._apply_idle_time(now)
         input_tokens = need.input_tokens * self.input_ratio
-        self.sent += 1
-        self.unanswered += 1
-        if now > self.pace_middle_at + MINUTE:
+        self.permit_count += 1
+        self.awaiting_response += 1
+        if now > self.next_window_start_at + MINUTE:
             has_rested = now > self.last_sent_at + MINUTE
-            self.pace_start_at = now if has_rested else self.pace_middle_at
-            self.pace_start_tokens = self.sent_tokens if has_rested else self.pace_middle_tokens
-            self.pace_middle_at, self.pace_middle_tokens = now, self.sent_tokens
+            self.rate_window_start_at = now if has_rested else self.next_window_start_at
+            self.rate_window_start_tokens = (
+                self.sent_tokens if has_rested else self.next_window_start_tokens
+            )
+            self.next_window_start_at, self.next_window_start_tokens = now, self.sent_tokens
         self.last_sent_at = max(self.last_sent_at, now)
         self.sent_tokens += input_tokens + need.max_output
         self.output.count_started(need.max_output, now)
         self.undeclared.charge(self.admission_charge(need), now)
         marks = self.tokens.charge(input_tokens, need.max_output, now)
         mark = self.requests.take(1, now)
-        return Permit(name, need, now, self.sent, is_probe, marks, mark, input_tokens, sent_at=now)
+        return Permit(
+            name, need, now, self.permit_count, is_probe, marks, mark, input_tokens, sent_at=now
+        )
 
-    def _apply_passed_time(self, now: float) -> None:
+    def _apply_idle_time(self, now: float) -> None:
         """Narrow the margin, and raise an assumed rate, by the time since the last request."""
-        passed = max(0.0, now - self.last_sent_at) if self.sent else 0.0
+        passed = max(0.0, now - self.last_sent_at) if self.permit_count else 0.0
         self.margin = max(MIN_MARGIN, self.margin * MARGIN_DECAY**passed)
-        if self.is_guessed and passed > LIMIT_TRUST_S:
-            self.is_guessed, self.max_unanswered = False, 1
+        if self.limit_is_guessed and passed > LIMIT_TRUST_S:
+            self.limit_is_guessed, self.max_awaiting_response = False, 1
             self.tokens.buckets = [TokenBucket(updated_at=now) for _ in CHARGE_POLICIES]
         refilled = passed * self.tokens.bucket.rate
         if self.is_headerless and refilled <= MAX_IDLE_REQUESTS * self.tokens.typical_request:
-            growth = GUESSED_GROWTH if self.is_guessed else HEADERLESS_GROWTH
+            growth = GUESSED_GROWTH if self.limit_is_guessed else HEADERLESS_GROWTH
             for bucket in (*self.tokens.buckets, self.requests):
                 bucket.rate *= 1 + min(MAX_GROWTH, growth * passed)
 
@@ -181,10 +187,10 @@ class LimitModel:
         """Return whether one more request may be in flight, if `before` others are sent first."""
         return self.output.in_flight + before < self.parallel.allowed_at(now)
 
-    def growth_rate_at(self, now: float) -> float:
+    def slow_down_rate_at(self, now: float) -> float:
         """Return the tokens per second that may be sent after a `slow_down`, else infinity."""
-        periods = max(0.0, now - self.growth_learned_at) / GROWTH_PERIOD_S
-        return self.growth_rate * math.pow(GROWTH_FACTOR, min(30.0, periods))
+        periods = max(0.0, now - self.slowed_down_at) / RAMP_PERIOD_S
+        return self.slow_down_rate * math.pow(RAMP_FACTOR, min(30.0, periods))
 
     def admission_charge(self, need: Need) -> float:
         """Return the tokens that the server takes at admission."""
@@ -193,29 +199,29 @@ class LimitModel:
 
     def observe(self, permit: Permit, snapshot: LimitSnapshot | None, now: float) -> None:
         """Learn from the headers of a request that the server has admitted."""
-        if permit.is_closed:
+        if permit.has_ended:
             return
-        self._count_answered(permit)
+        self._count_response(permit)
         if permit.is_probe:
-            self.closed_until = min(self.closed_until, now)
+            self.cooldown_until = min(self.cooldown_until, now)
         if permit.is_orphaned:
             return
-        self.undeclared.learn_admitted(self.admission_charge(permit.need), now)
-        self._distrust_old_headers(permit, snapshot, now)
+        self.undeclared.correct_by_admission(self.admission_charge(permit.need), now)
+        self._discard_outdated_limits(permit, snapshot, now)
         admitted = permit.input_tokens + permit.need.max_output * permit.need.is_bounded
-        self.largest_admitted = max(self.largest_admitted, admitted)
+        self.largest_admitted_tokens = max(self.largest_admitted_tokens, admitted)
         if snapshot is None or not (snapshot.tokens or snapshot.requests):
             self.is_headerless = self.is_headerless or not self.tokens.bucket.is_known
-            if self.max_unanswered is not None:
+            if self.max_awaiting_response is not None:
                 # Slow start: each answer admits one more, which doubles them per round trip.
-                self.max_unanswered += 1
+                self.max_awaiting_response += 1
             return
         if snapshot.tokens or not self.tokens.bucket.is_known:
             self.is_headerless = False
-        self.max_unanswered = None
-        if permit.number <= self.newest_observed:
+        self.max_awaiting_response = None
+        if permit.sequence_number <= self.newest_snapshot_number:
             return  # the snapshot of a later request includes this one
-        self.newest_observed = permit.number
+        self.newest_snapshot_number = permit.sequence_number
         # The permit was issued before the journal's commit, and the request was admitted half a
         # round trip after it was sent. The round trip is the time to the headers less the server's
         # own processing, where it is stated.
@@ -234,10 +240,10 @@ class LimitModel:
 
     def settle(self, permit: Permit, usage: Usage, now: float) -> tuple[float, ...]:
         """Apply the end of an answer; return the refund of each policy's projection."""
-        self._count_answered(permit)
-        if permit.is_closed:
+        self._count_response(permit)
+        if permit.has_ended:
             return NO_REFUND
-        permit.is_closed = True
+        permit.has_ended = True
         need = permit.need
         self.output.drop(need.max_output, permit.issued_at)
         if usage.output_tokens is None:
@@ -252,17 +258,17 @@ class LimitModel:
             ratio = min(MAX_INPUT_RATIO, max(MIN_INPUT_RATIO, ratio))
             self.input_ratio += (ratio - self.input_ratio) * INPUT_RATIO_LEARNING_RATE
         refunds = self.tokens.settle(need.max_output, used, now)
-        self.undeclared.refund(0, refunds[self.tokens.chosen_index], now)
+        self.undeclared.refund(0, refunds[self.tokens.assumed_index], now)
         return refunds
 
     def release(self, permit: Permit, now: float, *, ended_early: bool = False) -> None:
         """Apply the end of a request of unknown usage, or of a stream that ended incomplete."""
         # Undeclared limits are assumed not to have counted it: no snapshot would show it later.
-        if not (permit.is_answered or permit.is_orphaned):
+        if not (permit.has_response or permit.is_orphaned):
             self.undeclared.refund(1, self.admission_charge(permit.need), now)
-        self._count_answered(permit)
-        if not permit.is_closed:
-            permit.is_closed = True
+        self._count_response(permit)
+        if not permit.has_ended:
+            permit.has_ended = True
             self.output.drop(permit.need.max_output, permit.issued_at)
             # A gateway that restarts ends all streams at once; one-slot servers state no limits.
             if ended_early and not (self.tokens.bucket.is_known or self.requests.is_known):
@@ -271,39 +277,39 @@ class LimitModel:
     def refuse(self, permit: Permit, refusal: Refusal, now: float) -> None:
         """Begin a cooldown because a limit has refused a request, and learn from the refusal."""
         until, limit = refusal.until, refusal.limit
-        is_first, was_admitted = now >= self.closed_until, permit.is_answered
+        is_first, was_admitted = now >= self.cooldown_until, permit.has_response
         self.release(permit, now)
-        if not permit.is_probe and until > self.closed_until:
-            self.closed_until, self.closing_limit = until, limit
+        if not permit.is_probe and until > self.cooldown_until:
+            self.cooldown_until, self.cooldown_limit = until, limit
         self.sent_tokens -= permit.input_tokens + permit.need.max_output
         # The refusal of an admitted request, in mid-stream, shows nothing about the limits.
         if was_admitted or permit.is_orphaned:
             return
         # The snapshot of a later request would already show that this one was not charged.
-        if permit.number > self.newest_observed:
+        if permit.sequence_number > self.newest_snapshot_number:
             self.tokens.undo_charge(permit.input_tokens, permit.need.max_output, now)
         if limit and limit.resource == "parallel requests":
             self.parallel.learn(self.output.in_flight, now, stated=limit.limit)
             return
         if limit and limit.resource == "traffic growth":
             # Until the slower rate has shown its effect, another refusal is of the old one.
-            is_new = now - self.growth_learned_at > GROWTH_TRIAL_S
-            if is_first and is_new and self.output.in_flight >= MIN_PACE_REQUESTS:
-                measured = min(self._measured_rate(now), self.growth_rate_at(now))
-                self.growth_rate, self.growth_learned_at = SLOWED_SHARE * measured, now
+            is_new = now - self.slowed_down_at > MIN_SLOW_DOWN_INTERVAL_S
+            if is_first and is_new and self.output.in_flight >= MIN_MEASURED_REQUESTS:
+                measured = min(self._measured_rate(now), self.slow_down_rate_at(now))
+                self.slow_down_rate, self.slowed_down_at = SLOW_DOWN_SHARE * measured, now
             return
         if permit.is_probe or self._learn_undeclared(limit, permit, until, now):
             return
         if figures := read_refusal(limit, refusal.snapshot):
-            self._learn(permit, figures, until, now, is_first=is_first)
+            self._adopt_figures(permit, figures, until, now, is_first=is_first)
         elif is_first and (limit is None or limit.window in (None, MINUTE)):
             # The refusals of one burst count once.
-            self._guess_pace(now)
+            self._reduce_rate(now)
 
-    def _count_answered(self, permit: Permit) -> None:
-        if not permit.is_answered:
-            permit.is_answered = True
-            self.unanswered -= 1
+    def _count_response(self, permit: Permit) -> None:
+        if not permit.has_response:
+            permit.has_response = True
+            self.awaiting_response -= 1
 
     def _observe_reading(
         self, permit: Permit, resource: Resource, reading: LimitReading, elapsed: float, now: float
@@ -325,7 +331,7 @@ class LimitModel:
             self.tokens.score_period(taken_at)
 
     def _set_token_limit(self, limit: float, rate: float, *, now: float, since: float) -> None:
-        self.is_guessed = False
+        self.limit_is_guessed = False
         for bucket in self.tokens.buckets:
             bucket.set_limit(limit, rate, now=now, since=since)
 
@@ -346,22 +352,22 @@ class LimitModel:
             is_declared = declared.has_limit(limit.limit) and 0.5 < ratio < 2
             is_undeclared = not (is_declared or self.is_headerless)
         if is_undeclared:
-            self.undeclared.learn(limit, permit.number, until=until, now=now)
-            if of_requests and permit.number > self.newest_observed:
+            self.undeclared.learn(limit, permit.sequence_number, until=until, now=now)
+            if of_requests and permit.sequence_number > self.newest_snapshot_number:
                 self.requests.undo(1, now)  # the server does not count a refused request
         return is_undeclared
 
-    def _learn(
+    def _adopt_figures(
         self, permit: Permit, figures: RefusalFigures, until: float, now: float, *, is_first: bool
     ) -> None:
         """Adopt the figures of a refusal; widen the margin if its limit was known already."""
-        self.max_unanswered = None
+        self.max_awaiting_response = None
         of_requests = figures.resource == "requests"
         bucket = self.requests if of_requests else self.tokens.bucket
         is_expected_limit = bucket.has_limit(figures.reading.limit)
         elapsed = (now + permit.sent_at) / 2 - permit.issued_at  # refused half a round trip ago
-        if permit.number > self.newest_observed:
-            self.newest_observed = permit.number
+        if permit.sequence_number > self.newest_snapshot_number:
+            self.newest_snapshot_number = permit.sequence_number
             if of_requests:
                 self.requests.undo(1, now)  # the server does not count a refused request
             self._observe_reading(permit, figures.resource, figures.reading, elapsed, now)
@@ -374,36 +380,36 @@ class LimitModel:
         elif is_expected_limit and is_first and not self.is_headerless:
             self.margin = min(MAX_MARGIN, self.margin * MARGIN_GROWTH)
 
-    def _distrust_old_headers(
+    def _discard_outdated_limits(
         self, permit: Permit, snapshot: LimitSnapshot | None, now: float
     ) -> None:
         """Stop relying on a limit that headers stated long ago and do not state any more."""
         tokens, requests = self.tokens.bucket, self.requests
         if not (snapshot and snapshot.tokens) and tokens.is_known and not self.is_headerless:
-            self.is_headerless = self.is_guessed = now - tokens.observed_at > LIMIT_TRUST_S
+            self.is_headerless = self.limit_is_guessed = now - tokens.observed_at > LIMIT_TRUST_S
         was_full = permit.request_mark.level >= requests.limit - 1  # so it delays nothing
         is_old = now - requests.observed_at > LIMIT_TRUST_S
         if not (snapshot and snapshot.requests) and was_full and is_old:
             self.requests = TokenBucket(updated_at=now)
 
-    def _guess_pace(self, now: float) -> None:
+    def _reduce_rate(self, now: float) -> None:
         """Send more slowly after a refusal without figures: widen the margin, or guess a limit."""
         bucket = self.tokens.bucket
-        if bucket.is_known and not self.is_guessed:
+        if bucket.is_known and not self.limit_is_guessed:
             self.margin = min(MAX_MARGIN, self.margin * MARGIN_GROWTH)
             return
-        if self.output.in_flight < MIN_PACE_REQUESTS:
-            self.max_unanswered = self.max_unanswered if bucket.is_known else 1
+        if self.output.in_flight < MIN_MEASURED_REQUESTS:
+            self.max_awaiting_response = self.max_awaiting_response if bucket.is_known else 1
             return
         pace = bucket.rate if bucket.is_known else self._measured_rate(now)
-        rate = REFUSED_PACE_SHARE * pace
-        self.max_unanswered = None
+        rate = REFUSED_RATE_SHARE * pace
+        self.max_awaiting_response = None
         self._set_token_limit(rate * MINUTE, rate, now=now, since=now)
-        self.is_guessed = self.is_headerless = True
+        self.limit_is_guessed = self.is_headerless = True
         for each in self.tokens.buckets:
             each.level, each.updated_at = 0.0, now
 
     def _measured_rate(self, now: float) -> float:
         """Return the tokens per second that were sent in the last one or two minutes."""
-        seconds = max(1.0, now - self.pace_start_at)
-        return max(1.0, (self.sent_tokens - self.pace_start_tokens) / seconds)
+        seconds = max(1.0, now - self.rate_window_start_at)
+        return max(1.0, (self.sent_tokens - self.rate_window_start_tokens) / seconds)

@@ -73,8 +73,8 @@ class WaitQueue:
 
     heap: list[tuple[float, int, QueueEntry]] = field(default_factory=list)
     waiting_tokens: float = 0.0
-    peak_tokens: float = 0.0  # the most that `waiting_tokens` has been
-    newcomer_priority: float = 0.0  # `QueueEntry.priority` of new entries
+    peak_waiting_tokens: float = 0.0  # the most that `waiting_tokens` has been
+    new_entry_priority: float = 0.0  # `QueueEntry.priority` of new entries
     cooldown: Cooldown | None = None
     limit: Limit | None = None  # what the first request waits for
     own_cooldown_until: float = -math.inf  # end of the cooldowns that this process caused itself
@@ -100,7 +100,7 @@ class WaitQueue:
         if not entry.is_waiting:
             entry.is_waiting = True
             self.waiting_tokens += entry.need.total_tokens
-            self.peak_tokens = max(self.peak_tokens, self.waiting_tokens)
+            self.peak_waiting_tokens = max(self.peak_waiting_tokens, self.waiting_tokens)
             heapq.heappush(self.heap, (entry.priority, entry.arrival, entry))
 
     def remove(self, entry: QueueEntry) -> None:
@@ -109,16 +109,16 @@ class WaitQueue:
             entry.is_waiting = False
             self.waiting_tokens -= entry.need.total_tokens
 
-    def reorder_end(self, limit: float) -> None:
+    def order_remaining_by_size(self, limit: float) -> None:
         """Send the last requests of a long job by size, the smallest first."""
         # Where the server refunds unused output, fewer answers are then in flight at the very end,
         # when no request is left to use their refunds: 6,000 prompts take 0.6 to 2.9 % less time
         # (eight seeds). Requests of QUEUE_END_LIMITS at most overtake another one, which has waited
         # for more than that, so its wait at most doubles. New requests come last.
         is_end = self.waiting_tokens < QUEUE_END_LIMITS * limit
-        if self.peak_tokens <= LONG_QUEUE_LIMITS * limit or not is_end:
+        if self.peak_waiting_tokens <= LONG_QUEUE_LIMITS * limit or not is_end:
             return
-        self.peak_tokens, self.newcomer_priority = 0.0, math.inf
+        self.peak_waiting_tokens, self.new_entry_priority = 0.0, math.inf
         for *_, entry in self.heap:
             entry.priority = entry.need.input_tokens
         self.heap = sorted((e.priority, e.arrival, e) for e in self.entries())
@@ -155,8 +155,8 @@ class RateLimiter:
         """Add a request to the queue `name`; `wake` is called when it should try to acquire."""
         queue = self._queues[name]
         if queue.head() is None:
-            queue.newcomer_priority = queue.peak_tokens = 0.0
-        entry = QueueEntry(name, need, wake, next(self._arrivals), queue.newcomer_priority)
+            queue.new_entry_priority = queue.peak_waiting_tokens = 0.0
+        entry = QueueEntry(name, need, wake, next(self._arrivals), queue.new_entry_priority)
         queue.push(entry)
         return entry
 
@@ -204,7 +204,7 @@ class RateLimiter:
         model, need = shared.model, entry.need
         check_size(model, need, now)
         if model.tokens.policy == "refunded":
-            queue.reorder_end(model.tokens.bucket.limit)
+            queue.order_remaining_by_size(model.tokens.bucket.limit)
             if queue.head() is not entry:
                 return Wait(now + FALLBACK_RECHECK_S)
         waiting_tokens = queue.waiting_tokens
@@ -215,10 +215,10 @@ class RateLimiter:
             queue.cooldown = None
         if start_at <= now:
             return shared.issue_permit(entry.name, self._holder, need, now)
-        if model.closed_until > now:
+        if model.cooldown_until > now:
             # When requests are due after the cooldown, its first request may show more exactly.
-            inherited = model.closed_until > queue.own_cooldown_until
-            queue.cooldown = Cooldown(model.closed_until, model.closing_limit, inherited)
+            inherited = model.cooldown_until > queue.own_cooldown_until
+            queue.cooldown = Cooldown(model.cooldown_until, model.cooldown_limit, inherited)
             return queue.cooldown
         limits = limits_by_time(model, need, now)
         for until, limit in reversed(limits):
@@ -257,7 +257,7 @@ class RateLimiter:
 
         def operation(shared: SharedModel) -> Cooldown:
             shared.model.refuse(permit, refusal, now)
-            return Cooldown(shared.model.closed_until, shared.model.closing_limit)
+            return Cooldown(shared.model.cooldown_until, shared.model.cooldown_limit)
 
         cooldown = self._update(permit, operation, now)
         queue = self._queues[permit.name]
@@ -284,7 +284,7 @@ class RateLimiter:
         # after that, so their marks have to include the refund.
         since = now - (round_trip if round_trip < math.inf else 0.0)
         for other in self._queues[permit.name].recent_permits:
-            if other.sent_at > since and not other.is_answered:
+            if other.sent_at > since and not other.has_response:
                 other.shift_marks(refunds)
 
     def release(self, permit: Permit, now: float, *, ended_early: bool = False) -> None:
@@ -340,7 +340,9 @@ class RateLimiter:
 
         queue = self._queues[permit.name]
         result = self.store.transaction(permit.name, run)
-        queue.probes_in_flight -= permit.is_probe and permit.is_answered and not before.is_answered
-        queue.in_flight -= permit.is_closed and not before.is_closed
+        queue.probes_in_flight -= (
+            permit.is_probe and permit.has_response and not before.has_response
+        )
+        queue.in_flight -= permit.has_ended and not before.has_ended
         queue.wake_first()
         return result

@@ -50,20 +50,23 @@ def earliest_start(
     start_at, tokens, requests = after_gap(model, now), model.tokens.bucket, model.requests
     # The rate was measured in all that was requested, whatever the charge policy.
     requested = need.input_tokens * model.input_ratio + need.max_output
-    growth_gap = requested / model.growth_rate_at(now)
+    growth_gap = requested / model.slow_down_rate_at(now)
     start_at = max(start_at, model.last_sent_at + growth_gap)
     if not model.has_slot(now, before=len(before)):
         start_at = max(start_at, model.parallel.next_trial_at(now))
     if model.is_headerless and tokens.is_known:
-        model.tokens.choose_optimistic(now)
+        model.tokens.assume_most_permissive(now)
         tokens = model.tokens.bucket
         gap = model.admission_charge(need) / (HEADERLESS_RATE_FACTOR * tokens.rate)
         start_at = max(start_at, model.last_sent_at + gap)
-    if model.max_unanswered is not None and model.unanswered >= model.max_unanswered:
+    if (
+        model.max_awaiting_response is not None
+        and model.awaiting_response >= model.max_awaiting_response
+    ):
         start_at = max(start_at, model.last_sent_at + UNANSWERED_TIMEOUT_S)
     # For a request that is larger than the whole limit, a full bucket would not help: it is sent at
     # once, but never two at a time, and the server decides.
-    if tokens.is_known and (model.unanswered or not exceeds_limit(model, need)):
+    if tokens.is_known and (model.awaiting_response or not exceeds_limit(model, need)):
         margin = min(model.margin * tokens.limit, MAX_MARGIN * tokens.burst_capacity)
         spare = margin + spare_requests * model.tokens.typical_request
         spare = min(spare, MARGIN_SHARE_OF_WAITING * waiting_tokens)
@@ -84,7 +87,7 @@ def after_gap(model: LimitModel, now: float) -> float:
     rates = [model.requests.rate, tokens.rate / typical if typical else 0.0]
     gaps = [1 / (BURST_RATE_FACTOR * rate) for rate in rates if rate > 0]
     gap = min(MIN_SEND_GAP_S, max(gaps, default=MIN_SEND_GAP_S))
-    return max(now, model.closed_until, model.last_sent_at + gap)
+    return max(now, model.cooldown_until, model.last_sent_at + gap)
 
 
 def limits_by_time(model: LimitModel, need: Need, now: float) -> list[tuple[float, Limit]]:
@@ -104,7 +107,7 @@ def limits_by_time(model: LimitModel, need: Need, now: float) -> list[tuple[floa
 def exceeds_limit(model: LimitModel, need: Need) -> bool:
     """Return whether a request is larger than the limit of a server that charges `max_output`."""
     least_input = need.input_tokens * min(1.0, model.input_ratio) / INPUT_ESTIMATE_ERROR
-    limit = max(model.tokens.bucket.limit, model.largest_admitted)
+    limit = max(model.tokens.bucket.limit, model.largest_admitted_tokens)
     return need.is_bounded and least_input + need.max_output > limit
 
 
@@ -118,9 +121,9 @@ def check_size(model: LimitModel, need: Need, now: float) -> None:
     # A fixed charge on each prompt makes short ones count fourfold and long ones hardly more: a
     # ratio above 1 that was learned from short prompts means nothing for a long one.
     at_least = need.input_tokens * min(1.0, model.input_ratio)
-    is_larger = at_least > max(INPUT_ESTIMATE_ERROR * bucket.limit, model.largest_admitted)
+    is_larger = at_least > max(INPUT_ESTIMATE_ERROR * bucket.limit, model.largest_admitted_tokens)
     is_old = now - bucket.observed_at > LIMIT_TRUST_S
-    if model.is_guessed or is_old:
+    if model.limit_is_guessed or is_old:
         return
     if is_larger:
         raise TooLargeError(
@@ -128,9 +131,9 @@ def check_size(model: LimitModel, need: Need, now: float) -> None:
             f"than the {bucket.limit:,.0f} tokens per minute that the model allows.",
             advice="Shorten the prompt, or choose a model with a larger limit.",
         )
-    charges_output = model.tokens.policy != "actual" and not model.tokens.may_charge_later
+    charges_output = model.tokens.policy != "actual" and not model.tokens.may_charge_at_end
     # OpenAI compares the larger of the two with the limit (its guide "Rate limits").
-    is_longer = need.max_output > max(bucket.limit, model.largest_admitted)
+    is_longer = need.max_output > max(bucket.limit, model.largest_admitted_tokens)
     if charges_output and is_longer and exceeds_limit(model, need):
         raise TooLargeError(
             f"The prompt has about {at_least:,.0f} tokens, and the answer may have up to "
@@ -149,7 +152,7 @@ def _tokens_available_at(
     # put the bucket into a debt of seven limits. Without headers, the evidence that could rule such
     # a charge out would never come, so there the assumed policy decides alone.
     is_actual = model.tokens.policy == "actual"
-    if is_actual or (model.tokens.may_charge_later and not model.is_headerless):
+    if is_actual or (model.tokens.may_charge_at_end and not model.is_headerless):
         requested = output.requested_in_flight
         if is_actual:
             requested += sum(need.max_output for need in needs)

@@ -51,9 +51,9 @@ class HolderShare:
     max_output: float = 0.0
     waiting_tokens: float = 0.0  # what all its waiting requests ask for
     in_flight: int = 0
-    unanswered: int = 0
+    awaiting_response: int = 0
     requested_in_flight: float = 0.0
-    start_sum: float = 0.0
+    start_times_sum: float = 0.0
     # Differs from that of the share which the holder had under an expired lease.
     share_id: int = field(default_factory=_new_id)
 
@@ -61,7 +61,7 @@ class HolderShare:
         """Add a permit to those in flight; with `sign=-1`, remove it."""
         self.in_flight += sign
         self.requested_in_flight += sign * permit.need.max_output
-        self.start_sum += sign * permit.issued_at
+        self.start_times_sum += sign * permit.issued_at
 
 
 @dataclass(slots=True)
@@ -94,10 +94,10 @@ class SharedModel:
         latest = max(latest, *(share.renewed_at for share in shares), model.parallel.learned_at)
         return (
             latest <= now + MAX_AHEAD_S
-            and model.closed_until <= now + MAX_COOLDOWN_S
+            and model.cooldown_until <= now + MAX_COOLDOWN_S
             and all(each.is_plausible for each in buckets)
             and model.output.in_flight <= sum(share.in_flight for share in shares)
-            and model.parallel.trial_interval > 0 < model.growth_rate
+            and model.parallel.trial_interval > 0 < model.slow_down_rate
         )
 
     def heartbeat(self, holder: str, now: float, *, is_waiting: bool) -> float:
@@ -105,7 +105,7 @@ class SharedModel:
         share = self.renew_lease(holder, now)
         if not is_waiting:  # a request that was cancelled must not delay other holders
             share.due_at, share.waiting_tokens = NEVER_DUE, 0.0
-        return self.model.closed_until
+        return self.model.cooldown_until
 
     def schedule_next(self, holder: str, need: Need, now: float, *, waiting_tokens: float) -> float:
         """Return when the holder's next request may be sent, and reserve that turn for it."""
@@ -141,36 +141,36 @@ class SharedModel:
         permit = self.model.issue_permit(name, need, now, is_probe=is_probe)
         permit.model_id, permit.share_id = self.model_id, share.share_id
         share.count_in_flight(permit)
-        share.unanswered += 1
+        share.awaiting_response += 1
         return permit
 
     def reattach(self, holder: str, permit: Permit, now: float) -> None:
         """Count a permit in the holder's present share if the one that counted it has expired."""
         share = self.renew_lease(holder, now)
-        if permit.share_id == share.share_id or permit.is_closed:
+        if permit.share_id == share.share_id or permit.has_ended:
             return
         permit.share_id, permit.is_orphaned = share.share_id, permit.model_id != self.model_id
         self.model.output.count_started(permit.need.max_output, permit.issued_at)
         share.count_in_flight(permit)
-        if not permit.is_answered:
-            share.unanswered += 1
-            self.model.unanswered += 1
+        if not permit.has_response:
+            share.awaiting_response += 1
+            self.model.awaiting_response += 1
 
     def update_counts(self, holder: str, permit: Permit, *, before: Permit) -> None:
         """Apply to the holder's share how a permit has changed since it was like `before`."""
         if (share := self.holders.get(holder)) is not None:
-            share.unanswered -= permit.is_answered and not before.is_answered
-            if permit.is_closed and not before.is_closed:
+            share.awaiting_response -= permit.has_response and not before.has_response
+            if permit.has_ended and not before.has_ended:
                 share.count_in_flight(permit, sign=-1)
 
     def remove_holder(self, holder: str) -> None:
         """Remove a holder that has ended, with its requests in flight."""
         if (share := self.holders.pop(holder, None)) is not None:
             output = self.model.output
-            self.model.unanswered -= share.unanswered
+            self.model.awaiting_response -= share.awaiting_response
             output.in_flight -= share.in_flight
             output.requested_in_flight -= share.requested_in_flight
-            output.start_sum -= share.start_sum
+            output.start_times_sum -= share.start_times_sum
 
     def move_clock(self, seconds: float) -> None:
         """Add seconds to all instants, to convert them to another host's clock."""
@@ -184,22 +184,22 @@ class SharedModel:
             each.refused_at += seconds
         if model.tokens.period_start_at is not None:
             model.tokens.period_start_at += seconds
-        model.closed_until += seconds
+        model.cooldown_until += seconds
         model.last_sent_at += seconds
-        model.pace_start_at += seconds
-        model.pace_middle_at += seconds
-        model.output.start_sum += seconds * model.output.in_flight
+        model.rate_window_start_at += seconds
+        model.next_window_start_at += seconds
+        model.output.start_times_sum += seconds * model.output.in_flight
         model.parallel.learned_at += seconds
-        model.growth_learned_at += seconds
+        model.slowed_down_at += seconds
         for share in self.holders.values():
             share.renewed_at += seconds
             share.due_at += seconds
-            share.start_sum += seconds * share.in_flight
+            share.start_times_sum += seconds * share.in_flight
 
 
 def model_after_reboot(model: LimitModel) -> LimitModel:
     """Return the model to begin with after a reboot, when older instants mean nothing."""
-    limit, is_stated = model.tokens.bucket.limit, not model.is_guessed
+    limit, is_stated = model.tokens.bucket.limit, not model.limit_is_guessed
     known = limit if limit < math.inf and is_stated else model.limit_before_reboot
     return LimitModel(limit_before_reboot=known)
 
@@ -218,11 +218,11 @@ class LimitState:
     foreign_rate: float  # tokens per second that others on the same key take
     margin: float  # share of the limit that is never used
     max_parallel: float  # requests in flight; infinite while no limit on them is known
-    growth_rate: float  # tokens per second after `slow_down`; infinite while there was none
+    slow_down_rate: float  # tokens per second after `slow_down`; infinite while there was none
     other_processes: int  # with a lease
     was_used: bool  # a request was sent
-    closed_until: float | None
-    closing_limit: Limit | None  # the cause of the last cooldown
+    cooldown_until: float | None
+    cooldown_limit: Limit | None  # the cause of the last cooldown
     limit_before_reboot: float | None = None  # tokens per minute, until a new limit is stated
     waiting: int = 0  # requests of this process, and the tokens that they ask for
     waiting_tokens: float = 0.0
@@ -245,11 +245,11 @@ def limit_state(shared: SharedModel, holder: str, now: float) -> LimitState:
         foreign_rate=tokens.foreign_rate,
         margin=model.margin,
         max_parallel=model.parallel.allowed_at(now),
-        growth_rate=model.growth_rate_at(now),
+        slow_down_rate=model.slow_down_rate_at(now),
         other_processes=len(alive - {holder}),
-        was_used=model.sent > 0,
-        closed_until=model.closed_until if model.closed_until > now else None,
-        closing_limit=model.closing_limit,
+        was_used=model.permit_count > 0,
+        cooldown_until=model.cooldown_until if model.cooldown_until > now else None,
+        cooldown_limit=model.cooldown_limit,
         limit_before_reboot=None if tokens.is_known or before == math.inf else before,
     )
 

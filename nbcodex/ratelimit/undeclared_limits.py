@@ -29,7 +29,7 @@ class UndeclaredLimit:
     seconds: float  # its window
     bucket: TokenBucket = field(default_factory=TokenBucket)
     refused_at: float = -math.inf
-    newest_refused: int = -1  # number of the last sent permit that it refused
+    newest_refused_number: int = -1  # number of the last sent permit that it refused
 
     def amount_of(self, requests: int, tokens: float) -> float:
         """Return how much of this limit requests with so many tokens use."""
@@ -65,8 +65,10 @@ class UndeclaredLimits:
         size, requested = limit.limit or 0.0, limit.requested or 1.0
         found.bucket.set_limit(size, size / found.seconds, now=now, since=now)
         found.refused_at = max(found.refused_at, now)
-        if number > found.newest_refused:  # of several refusals, that of the last sent counts
-            found.newest_refused = number
+        if (
+            number > found.newest_refused_number
+        ):  # of several refusals, that of the last sent counts
+            found.newest_refused_number = number
             # Figures are rounded, but the requested amount is certainly not there before `until`.
             at_most = requested - max(0.0, until - now) * found.bucket.rate
             remaining = min(size - (limit.used or 0.0), at_most)
@@ -78,7 +80,7 @@ class UndeclaredLimits:
             if each.resource == resource and each.bucket.has_limit(limit):
                 del self.by_name[name]
 
-    def learn_admitted(self, tokens: float, now: float) -> None:
+    def correct_by_admission(self, tokens: float, now: float) -> None:
         """Correct every limit that would have refused a request that the server has admitted."""
         for name, each in list(self.by_name.items()):
             if each.amount_of(1, tokens) > each.bucket.limit:

@@ -40,11 +40,11 @@ def _nothing(*_: Any, **__: Any) -> None:
 HEURISTICS: dict[str, tuple[tuple[Any, str, Any], ...]] = {
     "three charge policies": (
         (ChargePolicyEstimator, "score_period", _nothing),
-        (ChargePolicyEstimator, "choose_optimistic", _nothing),
+        (ChargePolicyEstimator, "assume_most_permissive", _nothing),
     ),
     "hidden window": ((TokenBucket, "set_hidden_floor", _nothing),),
     "use by others": ((TokenBucket, "correct", _correct_ignoring_others),),
-    "end of a job by size": ((WaitQueue, "reorder_end", _nothing),),
+    "end of a job by size": ((WaitQueue, "order_remaining_by_size", _nothing),),
     "room for idle kernels": ((sharing, "IDLE_RESERVE_REQUESTS", 0),),
 }
 

@@ -21,11 +21,11 @@ KNOWN = LimitState(
     foreign_rate=0.0,
     margin=0.005,
     max_parallel=math.inf,
-    growth_rate=math.inf,
+    slow_down_rate=math.inf,
     other_processes=0,
     was_used=True,
-    closed_until=None,
-    closing_limit=None,
+    cooldown_until=None,
+    cooldown_limit=None,
     output_share=None,
 )
 NOTHING = replace(KNOWN, tokens=None, is_declared=False, was_used=False)
@@ -42,7 +42,7 @@ RPD = Limit(resource="requests", window=86_400.0, limit=200, used=30)
         (replace(KNOWN, policy="refunded", output_share=0.25), "refunded at its end (learned"),
         (replace(KNOWN, policy="refunded", output_share=0.25), "answers use 25% of it"),
         (
-            replace(KNOWN, closed_until=110.0, closing_limit=TPM),
+            replace(KNOWN, cooldown_until=110.0, cooldown_limit=TPM),
             "closed for another 10.0 s (tokens per minute",
         ),
         (replace(KNOWN, is_declared=False), "inferred: the server sends no rate-limit headers"),
@@ -53,7 +53,7 @@ RPD = Limit(resource="requests", window=86_400.0, limit=200, used=30)
         ),
         (replace(NOTHING, was_used=True, max_parallel=1.0), "at most 1 request at once"),
         (replace(KNOWN, max_parallel=5.0), "at most 5 requests at once: more were not accepted"),
-        (replace(KNOWN, growth_rate=500.0), "about 30,000 tokens a minute are sent: the server"),
+        (replace(KNOWN, slow_down_rate=500.0), "about 30,000 tokens a minute are sent: the server"),
         (replace(KNOWN, foreign_rate=100.0), "other users take about 6,000 tokens a minute"),
         (replace(KNOWN, other_processes=1), "shared with 1 other active kernel"),
         (replace(KNOWN, other_processes=2), "shared with 2 other active kernels"),

@@ -220,7 +220,7 @@ def busy() -> MonitorState:
         "all_time": UsageTotals(requests=70, answers=60, usage=Usage(), cost=12.0),
         "other_kernels": OtherKernels(kernels=1, requests=3, waiting=2, resume_at=WALL + 20),
         "budgets": ("$1.50 of $5.00 for this session used (30%)",),
-        **limits(closed_until=15.0, closing_limit=LIMIT, waiting=3, waiting_tokens=45_000.0),
+        **limits(cooldown_until=15.0, cooldown_limit=LIMIT, waiting=3, waiting_tokens=45_000.0),
     }
     return state_after(
         *(queued(0, "9999"), finished(1, "9999"), queued(), sent(1), refused(2, 15)),
@@ -270,12 +270,12 @@ UNCERTAIN = {"policy": "refunded"}
         (in_queue(), 142.0),
         (in_queue(**UNCERTAIN), None),
         (in_queue(is_declared=False), None),
-        (in_queue(closed_until=150.0), 150.0),
+        (in_queue(cooldown_until=150.0), 150.0),
         (in_queue(queued(90), cooldown(91, 160), **UNCERTAIN), 160.0),
         (in_queue(queued(90), cooldown(91, 160, limit=None, queued=True), **UNCERTAIN), 160.0),
         (in_queue(queued(90), cooldown(91, None, limit=None, queued=True), **UNCERTAIN), None),
         (in_queue(queued(90), cooldown(91, 130)), 142.0),
-        (in_queue(closed_until=float("inf")), 142.0),
+        (in_queue(cooldown_until=float("inf")), 142.0),
     ],
     ids=[
         "limit",
@@ -400,7 +400,7 @@ def test_long_list_of_requests_is_cut() -> None:
 @pytest.mark.parametrize("at", [float("inf"), float("nan"), 1e300, -1e300, -9223372036.0])
 def test_view_accepts_any_resume_time(at: float) -> None:
     """Whatever time a server sends, the view is JSON, and the text has words for it."""
-    state = state_after(queued(), sent(1), refused(2, at), limits(closed_until=at))
+    state = state_after(queued(), sent(1), refused(2, at), limits(cooldown_until=at))
     json.dumps(monitor_view(state, 2.0, WALL), allow_nan=False)
     assert "waiting" in monitor_text(state, 2.0, WALL)
 

@@ -76,8 +76,8 @@ def store(
 
 
 def count(shared: Any) -> int:
-    shared.model.sent += 1
-    sent: int = shared.model.sent
+    shared.model.permit_count += 1
+    sent: int = shared.model.permit_count
     return sent
 
 
@@ -160,7 +160,12 @@ def test_permit_of_one_store_counts_nothing_in_the_other(
     limiter.observe(permit, None, 2.0)
     limiter.release(permit, 3.0)
     counts = own.transaction(
-        "b", lambda s: (s.model.unanswered, s.model.output.in_flight, s.model.max_unanswered)
+        "b",
+        lambda s: (
+            s.model.awaiting_response,
+            s.model.output.in_flight,
+            s.model.max_awaiting_response,
+        ),
     )
     assert counts == (0, 0, 1)
 

@@ -36,7 +36,7 @@ def taken(limiter: RateLimiter, now: float) -> Permit:
 
 def counts(store: MemoryStore) -> tuple[int, int, float]:
     bucket = store.transaction("b", lambda shared: shared.model)
-    return bucket.unanswered, bucket.output.in_flight, bucket.output.start_sum
+    return bucket.awaiting_response, bucket.output.in_flight, bucket.output.start_times_sum
 
 
 def test_refusal_of_a_permit_from_a_lost_model_is_ignored() -> None:

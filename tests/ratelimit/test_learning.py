@@ -157,4 +157,4 @@ def test_token_limit_that_headers_cease_to_state_is_learned_anew() -> None:
         sent, LimitSnapshot(at=5_000.0, requests=LimitReading(limit=500, remaining=400)), 5_000.0
     )
     assert model.is_headerless
-    assert model.is_guessed
+    assert model.limit_is_guessed

@@ -193,7 +193,7 @@ def test_permit_of_a_failed_store_is_settled_in_memory(tmp_path: Path) -> None:
             usage = Usage(input_tokens=10, output_tokens=20)
             await limiter.run_operation(lambda core: core.settle(permit, usage, clock.now()))
             (shared,) = limiter._core.store._models.values()  # type: ignore[attr-defined]
-            return shared.model.output.in_flight, shared.model.unanswered
+            return shared.model.output.in_flight, shared.model.awaiting_response
 
     assert run(main()) == (0, 0)
 
@@ -210,7 +210,7 @@ def test_failed_commit_leads_to_memory(tmp_path: Path) -> None:
     async def main() -> None:
         kernel = Kernel(Full)
         try:
-            assert (await kernel.ask()).is_closed
+            assert (await kernel.ask()).has_ended
             assert [text.split(" Req")[0] for text in kernel.problems] == ["The disk is full."]
         finally:
             kernel.limiter.close()
@@ -381,7 +381,7 @@ def test_fork_during_operations_leaves_both_processes_usable(tmp_path: Path) -> 
 def _child(folder: Path) -> int:
     """Use the file in a forked child."""
     store = open_store(folder)
-    return int(store.transaction("b", lambda shared: shared.model.sent) < 1)
+    return int(store.transaction("b", lambda shared: shared.model.permit_count) < 1)
 
 
 def test_store_error_names_the_file_and_the_problem(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_refusal_by_a_daily_limit_leaves_the_minute_unknown() -> None:
     assert isinstance(sent, Permit)
     limit = Limit(resource="requests", window=86_400.0, limit=200, used=200, requested=1)
     limiter.refuse(sent, Refusal(500.0, limit), 100.1)
-    assert store.model().closed_until == 500.0
+    assert store.model().cooldown_until == 500.0
     assert not store.model().tokens.bucket.is_known
     assert not store.model().requests.is_known
 
@@ -519,7 +519,7 @@ def test_settling_a_permit_twice_counts_once() -> None:
     limiter.release(sent, 104.0)
     limiter.settle(sent, Usage(input_tokens=10, output_tokens=5), 105.0)
     output = store.model().output
-    assert (output.ended_answers, output.in_flight, store.model().unanswered) == (1, 0, 0)
+    assert (output.ended_answers, output.in_flight, store.model().awaiting_response) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -669,4 +669,4 @@ def test_kernel_without_heartbeats_is_counted_out_after_its_lease() -> None:
     alive.heartbeat(104.0)
     assert store.model().output.in_flight == 1
     alive.heartbeat(106.0)
-    assert (store.model().output.in_flight, store.model().unanswered) == (0, 0)
+    assert (store.model().output.in_flight, store.model().awaiting_response) == (0, 0)

@@ -9,7 +9,7 @@ import pytest
 
 from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Need, Permit
-from nbcodex.ratelimit.limit_model import GROWTH_PERIOD_S, Refusal
+from nbcodex.ratelimit.limit_model import RAMP_PERIOD_S, Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
 from nbcodex.ratelimit.stores import MemoryStore
 from nbcodex.ratelimit.undeclared_limits import (
@@ -158,15 +158,15 @@ def test_slow_down_halves_the_rate_and_lets_it_grow_slowly(*, has_headers: bool)
     for permit in sent(limiter, 110.0, count=5):
         limiter.refuse(permit, Refusal(111.0, SLOW_DOWN), 110.0)
     model = limiter.store.transaction("b", lambda shared: shared.model)
-    assert model.growth_rate == pytest.approx(500, rel=0.15)
-    later = model.growth_rate_at(110.0 + GROWTH_PERIOD_S)
-    assert later == pytest.approx(1.5 * model.growth_rate)
+    assert model.slow_down_rate == pytest.approx(500, rel=0.15)
+    later = model.slow_down_rate_at(110.0 + RAMP_PERIOD_S)
+    assert later == pytest.approx(1.5 * model.slow_down_rate)
     for permit in permits:
         limiter.release(permit, 111.0)
     assert isinstance(ask(limiter, 112.0), Permit)
     answer = ask(limiter, 112.1)
     assert isinstance(answer, Wait)
-    assert answer.due_at == pytest.approx(112.0 + 100 / model.growth_rate, abs=0.01)
+    assert answer.due_at == pytest.approx(112.0 + 100 / model.slow_down_rate, abs=0.01)
 
 
 def test_slow_down_of_a_single_request_sets_no_rate() -> None:
@@ -175,4 +175,4 @@ def test_slow_down_of_a_single_request_sets_no_rate() -> None:
     limiter.refuse(permit, Refusal(101.0, SLOW_DOWN), 100.1)
     assert isinstance(ask(limiter, 101.0), Permit)
     model = limiter.store.transaction("b", lambda shared: shared.model)
-    assert model.growth_rate == math.inf
+    assert model.slow_down_rate == math.inf

@@ -93,10 +93,13 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
     moved = {
         *(f"model.{bucket}.{f}" for bucket in BUCKETS for f in MOVED),
         "model.undeclared.by_name.refused_at",
-        *(f"model.{f}" for f in ("tokens.period_start_at", "closed_until", "last_sent_at")),
-        *(f"model.{f}" for f in ("pace_start_at", "pace_middle_at", "output.start_sum")),
-        *(f"model.{f}" for f in ("parallel.learned_at", "growth_learned_at")),
-        *(f"holders.{f}" for f in ("renewed_at", "due_at", "start_sum")),
+        *(f"model.{f}" for f in ("tokens.period_start_at", "cooldown_until", "last_sent_at")),
+        *(
+            f"model.{f}"
+            for f in ("rate_window_start_at", "next_window_start_at", "output.start_times_sum")
+        ),
+        *(f"model.{f}" for f in ("parallel.learned_at", "slowed_down_at")),
+        *(f"holders.{f}" for f in ("renewed_at", "due_at", "start_times_sum")),
     }
     still = {
         *(f"model.{bucket}.{f}" for bucket in BUCKETS for f in RELATIVE),
@@ -104,10 +107,16 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
         *(f"model.tokens.{f}" for f in ("scores", "period_errors", "typical_request")),
         *(f"model.output.{f}_output" for f in ("requested", "used")),
         *(f"model.output.{f}" for f in ("answer_seconds", "requested_in_flight")),
-        *(f"model.closing_limit.{f}" for f in ("window", "limit", "used", "requested")),
-        *(f"model.{f}" for f in ("input_ratio", "margin", "round_trip", "largest_admitted")),
-        *(f"model.{f}" for f in ("pace_start_tokens", "pace_middle_tokens", "sent_tokens")),
-        *(f"model.{f}" for f in ("limit_before_reboot", "parallel.trial_interval", "growth_rate")),
+        *(f"model.cooldown_limit.{f}" for f in ("window", "limit", "used", "requested")),
+        *(f"model.{f}" for f in ("input_ratio", "margin", "round_trip", "largest_admitted_tokens")),
+        *(
+            f"model.{f}"
+            for f in ("rate_window_start_tokens", "next_window_start_tokens", "sent_tokens")
+        ),
+        *(
+            f"model.{f}"
+            for f in ("limit_before_reboot", "parallel.trial_interval", "slow_down_rate")
+        ),
         *(f"holders.{f}_tokens" for f in ("served", "input", "waiting")),
         *(f"holders.{f}" for f in ("max_output", "requested_in_flight")),
         "virtual_time",
@@ -115,8 +124,8 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
     assert set(instants(SharedModel)) == moved | still
     shared = SharedModel()
     shared.issue_permit("b", "me", Need(1, 2), 100.0)
-    shared.model.tokens.period_start_at = shared.model.closed_until = 100.0
-    shared.model.parallel.learned_at = shared.model.growth_learned_at = 100.0
+    shared.model.tokens.period_start_at = shared.model.cooldown_until = 100.0
+    shared.model.parallel.learned_at = shared.model.slowed_down_at = 100.0
     shared.holders["me"].due_at = 100.0
     undeclared = UndeclaredLimit("requests", 86_400.0, refused_at=100.0)
     shared.model.undeclared.by_name["w"] = undeclared
@@ -179,7 +188,7 @@ def test_hosts_with_different_clocks_agree_on_a_cooldown(redis: RedisServer, wro
         assert isinstance(answer, Wait | Cooldown)
         assert answer.until - other.now() > 5
         max_error += error_of(other.store._offset)
-        seen_until = other.store.transaction("b", lambda shared: shared.model.closed_until)
+        seen_until = other.store.transaction("b", lambda shared: shared.model.cooldown_until)
         assert seen_until - wrong == pytest.approx(until, abs=max_error)
 
 
@@ -191,12 +200,12 @@ def test_redis_clock_set_back_an_hour_does_not_prolong_a_cooldown(redis: RedisSe
         state = json.loads(redis.ask("--raw", "HGET", key_of("b"), "state"))
         shared_at = state[0]
         moved = SharedModel()
-        moved.model.closed_until = shared_at + HOUR + 20
+        moved.model.cooldown_until = shared_at + HOUR + 20
         state = encode([shared_at + HOUR, moved])
         redis.ask("HSET", key_of("b"), "state", state, "version", "x")
-        until = host.store.transaction("b", lambda shared: shared.model.closed_until)
+        until = host.store.transaction("b", lambda shared: shared.model.cooldown_until)
         host.store.close()
-        until = host.store.transaction("b", lambda shared: shared.model.closed_until)
+        until = host.store.transaction("b", lambda shared: shared.model.cooldown_until)
         assert until - host.now() < 21
 
 
@@ -254,11 +263,11 @@ def test_damaged_or_foreign_state_is_replaced(redis: RedisServer, state: str) ->
             other.hset(key_of("b"), mapping={"version": "v", "state": state})
         permit = host.ask()
         assert isinstance(permit, Permit)
-        assert permit.number == 1
+        assert permit.sequence_number == 1
         # Redis itself deletes a state that is too long.
         assert bool(damaged) == (0 < len(state) <= MAX_STATE_BYTES)
         host.store.close()
-        assert host.store.transaction("b", lambda shared: shared.model.sent) == 1
+        assert host.store.transaction("b", lambda shared: shared.model.permit_count) == 1
 
 
 @pytest.mark.server
@@ -285,7 +294,7 @@ def test_model_that_redis_lost_starts_anew(redis: RedisServer) -> None:
         redis.ask("FLUSHALL")
         host.limiter.release(permit, host.now())
         state = host.store.transaction(
-            "b", lambda s: (s.model.unanswered, s.model.output.in_flight)
+            "b", lambda s: (s.model.awaiting_response, s.model.output.in_flight)
         )
         assert state == (0, 0)
 
@@ -324,7 +333,7 @@ def test_operation_whose_answer_was_lost_is_not_done_twice(
         host.limiter.settle(sent, Usage(input_tokens=10, output_tokens=40), now)
     bucket = host.store.transaction("b", lambda shared: shared.model)
     assert not lost
-    assert (bucket.sent, bucket.unanswered) == (2, 0)
+    assert (bucket.permit_count, bucket.awaiting_response) == (2, 0)
     assert (bucket.output.ended_answers, bucket.output.in_flight) == (2, 0)
     host.close()
 

@@ -109,7 +109,7 @@ def test_daily_token_limit_gets_unused_output_back() -> None:
     reading = LimitReading(limit=60_000, remaining=59_000, full_in=1.0)
     answered_request(limiter, 100.0, LimitSnapshot(at=100.0, tokens=reading))
     bucket = limiter.store.transaction("b", lambda shared: shared.model)
-    bucket.tokens.chosen_index = 1
+    bucket.tokens.assumed_index = 1
     answer = ask(limiter, 110.0)
     assert isinstance(answer, Permit)
     limit = Limit(resource="tokens", window=DAY, limit=1_000_000, used=999_900, requested=200)

@@ -45,7 +45,7 @@ def test_no_more_answers_start_than_bucket_and_refill_will_pay() -> None:
     first = model.issue_permit("b", Need(100, 2_000), now)
     reading = LimitReading(limit=200_000, remaining=199_900, full_in=0.1)
     model.observe(first, LimitSnapshot(at=now, tokens=reading), now)
-    model.tokens.chosen_index = ACTUAL_INDEX
+    model.tokens.assumed_index = ACTUAL_INDEX
     output = model.output
     output.drop(2_000, now)
     output.requested_output = output.used_output = 2e6
@@ -64,6 +64,6 @@ def test_request_with_a_bound_larger_than_the_bucket_goes_when_it_is_full() -> N
     reading = LimitReading(limit=30_000, remaining=29_900, full_in=0.2)
     model.observe(first, LimitSnapshot(at=now, tokens=reading), now)
     model.settle(first, Usage(input_tokens=100, output_tokens=1_000), now)
-    model.tokens.chosen_index = ACTUAL_INDEX
+    model.tokens.assumed_index = ACTUAL_INDEX
     large = Need(100, 50_000)
     assert earliest_start(model, large, now + 100) == now + 100

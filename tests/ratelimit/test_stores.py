@@ -46,8 +46,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 
 
 def take(shared: SharedModel) -> int:
-    shared.issue_permit("b", "me", Need(10, 90), 100.0 + shared.model.sent)
-    return shared.model.sent
+    shared.issue_permit("b", "me", Need(10, 90), 100.0 + shared.model.permit_count)
+    return shared.model.permit_count
 
 
 def test_transaction_persists(store: Store) -> None:
@@ -82,7 +82,7 @@ def test_models_of_different_names_are_independent(store: Store) -> None:
 def test_decoded_model_equals_the_encoded_one() -> None:
     shared = SharedModel()
     take(shared)
-    shared.model.closing_limit = Limit(
+    shared.model.cooldown_limit = Limit(
         resource="tokens", window=60.0, limit=600, used=1, requested=2
     )
     assert decode(SharedModel, json.loads(encode(shared))) == shared
@@ -123,16 +123,19 @@ def test_model_stored_by_an_earlier_release_is_read(tmp_path: Path, table: str) 
     other.close()
     state = store.transaction("b", lambda shared: limit_state(shared, "new", 221.0))
     assert state.tokens is not None
-    assert (state.tokens.limit, state.closed_until) == (60_000, 250.0)
+    assert (state.tokens.limit, state.cooldown_until) == (60_000, 250.0)
     assert [(each.name, each.limit) for each in state.undeclared] == [
         ("requests per day (RPD)", 200)
     ]
-    assert state.closing_limit is not None
-    assert state.closing_limit.window == 86_400.0
+    assert state.cooldown_limit is not None
+    assert state.cooldown_limit.window == 86_400.0
     assert (state.policy, state.output_share) == ("kept", pytest.approx(0.38, abs=0.01))
     assert store.transaction("b", lambda shared: shared.model.input_ratio) == 1.07
     store.close()
-    assert SqliteStore(tmp_path / "l", boot="one").transaction("b", lambda s: s.model.sent) == 61
+    assert (
+        SqliteStore(tmp_path / "l", boot="one").transaction("b", lambda s: s.model.permit_count)
+        == 61
+    )
 
 
 @pytest.mark.parametrize("store", COMMITTING, indirect=True)
@@ -175,7 +178,7 @@ def test_damaged_row_is_replaced(tmp_path: Path, state: str) -> None:
 def spoilt_states() -> Iterator[str]:
     """Yield states in which one number is nonsense."""
     shared = SharedModel()
-    shared.model.closed_until = 1234.5
+    shared.model.cooldown_until = 1234.5
     shared.issue_permit("other", "b", Need(1, 2), 100.0)
     text = encode(shared)
     for value in ("Infinity", "NaN", '"text"', "null", "[]", "1e300"):
@@ -201,11 +204,11 @@ def test_nonsense_in_the_shared_file_is_dropped_and_reported_once(
 @pytest.mark.parametrize("days", [3, 115, 1e12])
 def test_cooldown_longer_than_a_server_s_is_dropped(store: Store, days: float) -> None:
     def close(shared: SharedModel) -> None:
-        shared.model.closed_until = 100.0 + days * DAY
+        shared.model.cooldown_until = 100.0 + days * DAY
 
     store.transaction("b", close)
     state = store.transaction("b", lambda shared: limit_state(shared, "me", 100.0))
-    assert state.closed_until is None
+    assert state.cooldown_until is None
     limiter = RateLimiter(store, holder="me")
     answer = limiter.try_acquire(limiter.enqueue("b", Need(1, 2), lambda: None), 100.0)
     assert isinstance(answer, Permit)
@@ -219,7 +222,7 @@ def test_cooldown_longer_than_a_server_s_is_dropped(store: Store, days: float) -
         lambda shared: setattr(shared.model.requests, "updated_at", 1e12),
         lambda shared: setattr(shared.model.output, "in_flight", 1_000),
         lambda shared: setattr(shared.model.parallel, "trial_interval", 0.0),
-        lambda shared: setattr(shared.model, "growth_rate", 0.0),
+        lambda shared: setattr(shared.model, "slow_down_rate", 0.0),
         lambda shared: setattr(shared.holders["me"], "renewed_at", 1e12),
     ],
 )

@@ -287,7 +287,7 @@ def test_every_ending_closes_its_reservation_once(attempt: Any, order: Any, ende
         await scripted.run(Request(prompt="x", model="m"), *([(1.0, order)] if order else []))
         (shared,) = (await scripted.limiter.run_operation(lambda core: core.store))._models.values()
         output = shared.model.output
-        return output.in_flight, shared.model.unanswered, output.ended_answers
+        return output.in_flight, shared.model.awaiting_response, output.ended_answers
 
     assert run_virtual(main()) == (0, 0, ended)
 
@@ -305,7 +305,7 @@ def test_permit_granted_to_a_stopped_request_is_released() -> None:
         await scripted.run(Request(prompt="x", model="m"), (0.5, "stop"))
         (shared,) = scripted.limiter._core.store._models.values()  # type: ignore[attr-defined]
         assert scripted.api_client.seen == []
-        return shared.model.output.in_flight, shared.model.sent
+        return shared.model.output.in_flight, shared.model.permit_count
 
     assert run_virtual(main()) == (0, 1)
 

@@ -94,12 +94,12 @@ def limit_lines(label: str, state: LimitState, now: float) -> list[str]:
     if math.isfinite(at_once := state.max_parallel):
         plural = "s" * (at_once > 1)
         lines.append(f"at most {at_once:,.0f} request{plural} at once: more were not accepted")
-    if math.isfinite(state.growth_rate):
-        rate = f"{state.growth_rate * MINUTE:,.0f} tokens a minute"
+    if math.isfinite(state.slow_down_rate):
+        rate = f"{state.slow_down_rate * MINUTE:,.0f} tokens a minute"
         lines.append(f"about {rate} are sent: the server asked for slower growth")
-    if state.closed_until is not None:
-        name = f" ({state.closing_limit.name})" if state.closing_limit else ""
-        lines.append(f"closed for another {format_duration(state.closed_until - now)}{name}")
+    if state.cooldown_until is not None:
+        name = f" ({state.cooldown_limit.name})" if state.cooldown_limit else ""
+        lines.append(f"closed for another {format_duration(state.cooldown_until - now)}{name}")
     if state.limit_before_reboot:
         old_limit = f"{state.limit_before_reboot:,.0f} tokens a minute"
         lines.append(f"{old_limit} before the restart; the next answer shows the limit")

@@ -173,7 +173,7 @@ def earliest_last_send(state: MonitorState, label: str) -> float | None:
     limits = state.limits[label]
     if not limits.waiting:
         return None
-    instants = [limits.closed_until]
+    instants = [limits.cooldown_until]
     for request in state.open.values():
         # A cooldown without a limit ends when the user wants (`%codex resume --at-reset`).
         in_cooldown = request.phase == "cooldown" and request.limit is not None

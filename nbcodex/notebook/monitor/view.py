@@ -63,9 +63,9 @@ def _limits_line(state: MonitorState, label: str, now: float) -> str:
             bucket = stated_bucket(reading)
             left = max(0.0, bucket.level_at(max(0.0, now - state.limits_at)))
             parts.append(f"~{left:,.0f} of {bucket.limit:,.0f} {kind} left")
-    if limits.closed_until is not None and limits.closed_until > now:
-        why = f": {limits.closing_limit.name}" if limits.closing_limit else ""
-        parts.append(f"closed for another {_wait(limits.closed_until - now)}{why}")
+    if limits.cooldown_until is not None and limits.cooldown_until > now:
+        why = f": {limits.cooldown_limit.name}" if limits.cooldown_limit else ""
+        parts.append(f"closed for another {_wait(limits.cooldown_until - now)}{why}")
     if limits.waiting:
         last = earliest_last_send(state, label)
         wait = "" if last is None or last <= now else f", the last for at least {_wait(last - now)}"
@@ -217,8 +217,10 @@ def _limits_view(state: MonitorState, label: str) -> dict[str, Any]:
         "model": model,
         "server": server,
         "readings": readings,
-        "closed_until": _ms(limits.closed_until),
-        "why": limits.closing_limit.name if limits.closed_until and limits.closing_limit else "",
+        "closed_until": _ms(limits.cooldown_until),
+        "why": limits.cooldown_limit.name
+        if limits.cooldown_until and limits.cooldown_limit
+        else "",
         "queue": queue,
     }
 

@@ -190,9 +190,9 @@ class RedisStore(Store):
         give_up_at = time.monotonic() + BUSY_TIMEOUT_S
         for tries in itertools.count(1):
             result, version = self._perform(state, operation), secrets.token_bytes(8)
-            limit = state.shared.model.closing_limit
+            limit = state.shared.model.cooldown_limit
             if limit and limit.model:
-                state.shared.model.closing_limit = replace(limit, model=None)  # Redis has no names
+                state.shared.model.cooldown_limit = replace(limit, model=None)  # Redis has no names
             text = encode([self._now() + self._offset.value, state.shared])
             self._unconfirmed[key] = operation, version, result
             claims = tries > TRIES_BEFORE_CLAIM
