@@ -307,7 +307,7 @@ class BatchUploader:
         waiting = self._waiting[tag]
         waiting[:] = [row for row in waiting if row.request.id not in requests]
         try:
-            _check_server(job, self._services, self._settings)
+            await _check_server(job, self._services, self._settings)
             was_created = await self._batch_api.find(job)
         except NbcodexError as error:
             await self._give_up(job, error)
@@ -386,7 +386,7 @@ async def erase_leftovers(
             continue
         job = PendingJob(stored.tag, {}, sample, stored.base_url)
         with contextlib.suppress(NbcodexError):
-            _check_server(job, services, settings)
+            await _check_server(job, services, settings)
             job.batch = replace(job.batch, input_file=stored.file_id)
             if id_ := stored.remote_id:
                 job.batch = await batch_api.client.retrieve_batch(id_, sample)
@@ -395,9 +395,9 @@ async def erase_leftovers(
                 await batch_jobs.close_job(stored.tag, erased=True)
 
 
-def _check_server(job: PendingJob, services: Services, settings: Settings) -> None:
+async def _check_server(job: PendingJob, services: Services, settings: Settings) -> None:
     """Raise a ConfigurationError if the settings lead to another server than the job's."""
-    base_url = services.api_client.endpoint(job.sample, settings).base_url
+    base_url = (await services.api_client.await_endpoint(job.sample, settings)).base_url
     if base_url != job.base_url:
         raise errors.ConfigurationError(
             f"These rows are at {job.base_url}, but the server is now {base_url}.",

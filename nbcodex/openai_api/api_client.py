@@ -88,9 +88,16 @@ class ApiClient:
         check_params(request.params)
         if settings.client is None or request.api_base is not None:
             return endpoints.resolve(settings, request)
-        # A client that an async factory makes is known only after `resolve_model` was awaited.
+        # A client that an async factory makes is known only after `await_endpoint`.
         endpoint, client_secrets = self._connections.custom_endpoint(settings.client)
         endpoints.check_for_secrets(request, [*settings.secrets(), *client_secrets])
+        return endpoint
+
+    async def await_endpoint(self, request: Request, settings: Settings) -> Endpoint:
+        """Return what `endpoint` does, after an async factory has made the client, if one does."""
+        if settings.client is None:
+            return self.endpoint(request, settings)
+        endpoint, *_ = await self._connect(request, settings)
         return endpoint
 
     async def resolve_model(self, request: Request, settings: Settings) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 
 import nbcodex
@@ -13,6 +16,8 @@ from nbcodex.errors import EntryError, Stopped
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.map_api import resume_map
 from tests.mapping import test_batch_backend, test_map
+from tests.simulated import KEY
+from tests.simulator_transport import SimulatorTransport
 
 from .conftest import SimulatedClient, texts
 
@@ -44,6 +49,19 @@ def map_of_another_server(
         simulated.restart_process()
     monkeypatch.setenv("OPENAI_BASE_URL", "https://gateway.example/v1")
     return map_id
+
+
+def use_async_factory(simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `Codex.client` be an async function that makes a client of a gateway."""
+
+    async def factory() -> openai.AsyncOpenAI:
+        http = httpx2.AsyncClient(transport=SimulatorTransport(simulated.simulator))
+        return openai.AsyncOpenAI(
+            api_key=KEY, base_url="https://gateway.example/v1", http_client=http
+        )
+
+    settings = replace(host.current.settings(), client=factory)
+    monkeypatch.setattr(host.Host, "settings", lambda _: settings)
 
 
 def hosts(simulated: SimulatedClient) -> Counter[str]:
@@ -94,6 +112,22 @@ def test_map_moves_to_another_server_if_the_user_says_so(
     assert servers.total() == len(ROWS)
     assert set(servers) <= {"api.openai.com", "gateway.example"}
     assert servers["gateway.example"] > 0
+    assert hosts(simulated)["gateway.example"] > 0
+
+
+@pytest.mark.parametrize("engine", ["live", "batch"])
+def test_map_is_refused_at_the_server_of_an_async_factory(
+    simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    map_id = stopped_map(simulated, monkeypatch, engine)
+    simulated.restart_process()
+    use_async_factory(simulated, monkeypatch)
+    with pytest.raises(EntryError, match="requests go to gateway.example now"):
+        resume_map(map_id)
+    assert set(hosts(simulated)) == {"api.openai.com"}
+    run = resume_map(map_id, any_server=True)
+    assert run is not None
+    assert texts(map_runner.run_map(run)) == ROWS
     assert hosts(simulated)["gateway.example"] > 0
 
 
