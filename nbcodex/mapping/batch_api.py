@@ -6,8 +6,9 @@ Also decides how often a batch job is polled. It stores nothing and emits no eve
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from nbcodex.errors import NbcodexError, RequestError, TransientError, shorten
@@ -15,6 +16,8 @@ from nbcodex.models import Request
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.batches import Batch, BatchClient
 from nbcodex.ratelimit import backoff
+from nbcodex.ratelimit.limiter import Patience
+from nbcodex.requests.request_state import RequestState
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,10 +46,14 @@ class PendingJob:
     # Our name for the job. It is sent as metadata, by which a job whose id was lost is found again.
     tag: str
     requests: dict[str, Request]  # its rows without an ending, by id
-    sample: Request  # any of its rows: server and key are derived from a request
+    sample: Request  # any of its rows: server, key and patience are those of all
     base_url: str
     model: str | None = None  # of all its rows; None if the job was read from the journal
     batch: Batch = _NOT_CREATED  # the latest state that the provider stated
+    patience: Patience = field(init=False)  # for faults until the provider has accepted the job
+
+    def __post_init__(self) -> None:
+        self.patience = Patience(self.sample.patience)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -64,7 +71,7 @@ class BatchApi:
 
     async def upload(self, job: PendingJob, data: bytes) -> None:
         """Upload the input file of a job; raise a NbcodexError if the server refuses it."""
-        file = await self._retrying(lambda: self.client.upload_file(data, job.sample))
+        file = await self._retrying(lambda: self.client.upload_file(data, job.sample), job=job)
         job.batch = replace(job.batch, input_file=file)
 
     async def create(self, job: PendingJob) -> None:
@@ -80,7 +87,7 @@ class BatchApi:
             was_attempted = True
             return await self.client.create_batch(file, job.sample, metadata=job.metadata)
 
-        job.batch = await self._retrying(create_once)
+        job.batch = await self._retrying(create_once, job=job)
 
     async def find(self, job: PendingJob) -> bool:
         """Fetch the state of a job by its id, else by its tag; return whether it was created."""
@@ -139,22 +146,40 @@ class BatchApi:
         return True
 
     async def _retrying(
-        self, call: Callable[[], Awaitable[ResultT]], *, attempts: float = float("inf")
+        self,
+        call: Callable[[], Awaitable[ResultT]],
+        *,
+        attempts: float = math.inf,
+        job: PendingJob | None = None,
     ) -> ResultT:
+        """Call until it succeeds; with a job that is uploaded, as long as its patience lasts."""
         delay = backoff.BACKOFF_INITIAL_S
         while True:
+            started_at = self._clock.now()
             try:
                 return await call()
             except TransientError as error:
                 attempts -= 1
                 if attempts <= 0:
                     raise
-                delay = await self._back_off(error, delay)
+                if job is not None:
+                    job.patience.waited += self._clock.now() - started_at
+                delay = await self._back_off(error, delay, job)
 
-    async def _back_off(self, error: TransientError, delay: float) -> float:
+    async def _back_off(
+        self, error: TransientError, delay: float, job: PendingJob | None = None
+    ) -> float:
         """Wait after a temporary fault; return the delay after the next one."""
         stated = 0.0 if error.wait is None else backoff.with_jitter(error.wait, self._random)
         seconds = max(stated, delay + self._random.uniform(0.0, delay))
+        if job is not None:
+            if not job.patience.covers(seconds):
+                # The rows share the error, so it names their map.
+                request = replace(job.sample, id=job.sample.origin.map_id or job.sample.id)
+                state = RequestState(request=request, clock=self._clock)
+                state.patience = job.patience
+                raise state.patience_error(error, self._clock.now() + seconds)
+            job.patience.waited += seconds
         self.fault = shorten(error.message, 100)
         await self._clock.wait(self._clock.now() + seconds)
         self.fault = ""

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 # Endings that are committed in one transaction.
 COMMIT_CHUNK_ROWS = 250
 
-# Server, API and model: what the rows of one batch job have in common.
-Destination = tuple[str, str, str]
+# Server, API, model and patience: what the rows of one batch job have in common.
+Destination = tuple[str, str, str, float]
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +43,7 @@ class PendingRow:
     request: Request
     # The row's entry in the journal until this process has claimed it; None if it had none before.
     entry: Entry | None = None
-    destination: Destination = ("", "", "")
+    destination: Destination = ("", "", "", 0.0)
     key: bytes = b""  # its `equality_key`
 
 
@@ -70,7 +70,7 @@ class PendingRows:
             await self._shield(work())
 
     async def fail(self, requests: Iterable[Request], error: NbcodexError) -> None:
-        """Finish rows with an error; a refusal by the budget parks them."""
+        """Finish rows with an error; a ParkedError keeps them for later."""
         await self.finish([self.failed_ending(request, error) for request in requests])
 
     async def park(self, requests: Iterable[Request], why: str) -> None:
@@ -120,24 +120,23 @@ class PendingRows:
         """Wait for the commits that cancelled tasks have begun."""
         await asyncio.gather(*self._shielded, return_exceptions=True)
 
-    def failed_ending(self, request: Request, error: NbcodexError) -> Ending:
-        """Return the ending of a row that cost nothing; a refusal by the budget parks it."""
+    def failed_ending(self, request: Request, error: NbcodexError, *, attempts: int = 0) -> Ending:
+        """Return the ending of a row that cost nothing; a ParkedError keeps it for later."""
         now = self.services.clock.now()
-        if isinstance(error, errors.BudgetError):
-            reply = Reply(id=request.id, status="parked", attempts=0)
+        if isinstance(error, errors.ParkedError):
+            reply = Reply(id=request.id, status="parked", attempts=attempts)
             return Parked(request_id=request.id, at=now, error=error, reply=reply)
         reply = Reply(id=request.id, status="failed", attempts=1, usage=NO_USAGE, cost=0.0)
         return Failed(request_id=request.id, at=now, error=error, reply=reply)
 
-    def parked_ending(self, request: Request, why: str, *, attempts: int = 0) -> Parked:
+    def parked_ending(self, request: Request, why: str, *, attempts: int = 0) -> Ending:
         """Return the ending of a row that is kept for later; it cost nothing."""
         advice = errors.Advice(
             f"`%codex resume {request.origin.map_id or request.id}` continues it.",
             script="The same call of nbcodex.map continues it.",
         )
         error = errors.ParkedError(why, advice=advice)
-        reply = Reply(id=request.id, status="parked", attempts=attempts)
-        return Parked(request_id=request.id, at=self.services.clock.now(), error=error, reply=reply)
+        return self.failed_ending(request, error, attempts=attempts)
 
     async def read_results(self, job: PendingJob) -> None:
         """Finish all rows of a job that has ended at the provider, and erase its files."""

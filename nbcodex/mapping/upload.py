@@ -131,13 +131,17 @@ class BatchUploader:
         for number, row in enumerate(rows):
             # A batch job's answer is kept in its file; `durable` would keep it a second time.
             request = row.request = replace(row.request, durable=False)
+            if row.entry:  # as `Client.resume` does for a live row
+                patience = max(request.patience, settings.patience)
+                request = row.request = replace(request, patience=patience)
             try:
                 model = await api_client.resolve_model(request, settings)
                 endpoint = api_client.endpoint(request, settings)
                 base_url = endpoint.base_url
                 if not self._cancels_jobs:  # what is only cancelled stays with its own server
                     row.request = request.with_server(endpoint.server)
-                row.destination = base_url, self._batch_api.client.api_for(request), model
+                api = self._batch_api.client.api_for(request)
+                row.destination = base_url, api, model, request.patience
                 row.key = equality_key(request, base_url=base_url)
             except NbcodexError as error:
                 await self._pending.fail([row.request], error)
@@ -204,7 +208,7 @@ class BatchUploader:
     async def _write_job(self, rows: deque[PendingRow]) -> tuple[PendingJob, bytes]:
         """Take the first rows, as many as fit; return them as a job, and its input file."""
         first = rows[0]
-        base_url, _, model = first.destination
+        base_url, _, model, _ = first.destination
         tag = f"{first.request.origin.map_id}.{secrets.token_hex(4)}"
         job = PendingJob(tag, {}, first.request, base_url, model)
         data = bytearray()
@@ -248,6 +252,11 @@ class BatchUploader:
             await self._batch_jobs.set_remote_ids(job.tag, file_id=job.batch.input_file)
             await self._batch_api.create(job)
         except NbcodexError as error:
+            # The patience is used up. If the job may have been created nevertheless, its rows stay
+            # in it: a resume looks for it.
+            if isinstance(error, errors.ParkedError) and job.batch.input_file:
+                await self._give_up(job, error)
+                return True
             if job.batch.input_file:
                 await self._batch_api.erase(job)
             del self._uploaded_jobs[job.tag]

@@ -122,7 +122,7 @@ def test_map_is_refused_at_the_server_of_an_async_factory(
     map_id = stopped_map(simulated, monkeypatch, engine)
     simulated.restart_process()
     use_async_factory(simulated, monkeypatch)
-    with pytest.raises(EntryError, match="requests go to gateway.example now"):
+    with pytest.raises(EntryError, match=r"requests go to gateway\.example now"):
         resume_map(map_id)
     assert set(hosts(simulated)) == {"api.openai.com"}
     run = resume_map(map_id, any_server=True)

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from nbcodex import events
-from nbcodex.errors import BatchUnsupportedError, BudgetError, ModelError
+from nbcodex.errors import BatchUnsupportedError, BudgetError, ModelError, ParkedError
 from nbcodex.journal.journal import Journal
 from nbcodex.mapping import upload
 from nbcodex.mapping.batch_rows import PendingRow
@@ -263,6 +263,53 @@ async def test_lost_response_does_not_create_a_second_job() -> None:
     assert world.transport.count("POST /v1/batches") == 1
     assert world.transport.count("POST /v1/files") == 1
     assert len(world.sent_prompts) == 2
+
+
+@in_virtual_time
+async def test_rows_are_parked_when_an_upload_outlasts_their_patience() -> None:
+    """Rows without a patience of their own go on waiting, in a file of their own."""
+    world = World()
+    impatient, patient = requests(2, patience=60.0), requests(3, patience=HOUR)[2:]
+    world.transport.before = lambda call: httpx2.Response(503) if call == "POST /v1/files" else None
+    uploader = world.uploader()
+    uploader.add([PendingRow(request) for request in [*impatient, *patient]])
+    uploader.flush()
+    await world.until(lambda: len(world.endings) == 2, within=120.0)
+    error = world.endings["m1-0"].error  # type: ignore[union-attr]
+    assert isinstance(error, ParkedError)
+    assert "of your patience of 1 min" in error.message
+    assert error.advice.startswith("`%codex resume m1` after ")
+    parked = [entry for entry in world.entries().values() if entry.status == "parked"]
+    assert [(entry.id, entry.batch_job) for entry in parked] == [("m1-0", None), ("m1-1", None)]
+    world.transport.before = lambda _: None
+    await world.until(lambda: len(world.endings) == 3)
+    assert world.endings["m1-2"].reply.text == "2"
+    world.events.clear()
+    await world.run(world.uploader(), impatient, **world.entries())
+    assert [world.endings[f"m1-{n}"].reply.text for n in range(2)] == list("01")
+    assert len(world.sent_prompts) == 3
+
+
+@in_virtual_time
+async def test_job_that_may_have_been_created_is_looked_for_after_the_patience() -> None:
+    world = World()
+
+    def fail(call: str) -> None:
+        if "/v1/batches" in call:
+            raise httpx2.ReadError("lost")
+
+    world.transport.after = fail
+    rows = requests(2, patience=60.0)
+    await world.run(world.uploader(), rows)
+    assert {type(ending) for ending in world.endings.values()} == {events.Parked}
+    assert None not in {entry.batch_job for entry in world.entries().values()}
+    world.transport.after = lambda _: None
+    world.events.clear()
+    await world.run(world.uploader(), rows, **world.entries())
+    assert {ending.reply.text for ending in world.endings.values()} == set("01")
+    assert world.transport.count("POST /v1/batches") == 1
+    assert len(world.sent_prompts) == 2
+    assert world.files == 0
 
 
 @in_virtual_time
