@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import anywidget
 import ipywidgets  # type: ignore[import-untyped]
@@ -18,6 +18,8 @@ from IPython.core.getipython import get_ipython
 from nbcodex.notebook.identity import kernel_id
 
 STATIC = Path(__file__).parent / "static"
+# The panel of one request, the progress of a map, and the monitor. Each has files of its own.
+Kind = Literal["panel", "map", "monitor"]
 
 
 def _read_static(*names: str) -> str:
@@ -34,20 +36,21 @@ class WidgetSource(ipywidgets.Widget):  # type: ignore[misc]
     js = traitlets.Unicode().tag(sync=True)
     css = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, kind: Kind) -> None:
         super().__init__(
-            js=_read_static("common.js", f"{name}.js"),
-            css=_read_static("common.css", f"{name}.css"),
+            js=_read_static("common.js", f"{kind}.js"),
+            css=_read_static("common.css", f"{kind}.css"),
         )
         self.is_loaded = False  # whether a page has certainly loaded it
+        # A widget that is given no layout creates one: a second model and another message for each.
+        self.layout = ipywidgets.Layout()
 
 
 class CodexWidget(anywidget.AnyWidget):
     """A widget that shows `view`, and passes each message of a page to `on_message`."""
 
     _esm = _read_static("load_source.js")
-    _name = ""  # of the kind of widget, and of its files
-    _source: WidgetSource | None = None  # the latest, shared by all widgets of the kind
+    _sources: ClassVar[dict[Kind, WidgetSource]] = {}  # the latest of each kind
 
     # What is shown. Its "text" goes into files and front ends without widgets, and stays as it was.
     view = traitlets.Dict().tag(sync=True)
@@ -57,13 +60,20 @@ class CodexWidget(anywidget.AnyWidget):
     source = traitlets.Unicode().tag(sync=True)
 
     def __init__(
-        self, view: dict[str, Any], on_message: Callable[[object], None] = lambda _: None
+        self, kind: Kind, view: dict[str, Any], on_message: Callable[[object], None]
     ) -> None:
+        self._kind: Kind = kind
+        source = self._sources.get(kind)
+        # The Jupyter server drops messages beyond a rate. A page that did not get the source cannot
+        # show any of these widgets, and sends nothing: so a new one is made until a page answers.
+        # Earlier ones stay open, because a page may be loading one of them.
+        if source is None or source.comm is None or not source.is_loaded:
+            source = self._sources[kind] = WidgetSource(kind)
         super().__init__(
             view=view,
             kernel_id=kernel_id(get_ipython()),
-            source=self._shared_source().model_id,
-            layout=_shared_layout(),
+            source=source.model_id,
+            layout=source.layout,
         )
         self.receive_while_blocked()
         self.on_message = on_message  # called in the subshell's thread, or else in the main thread
@@ -81,19 +91,8 @@ class CodexWidget(anywidget.AnyWidget):
         """Confirm to the page that a click arrived; 0 stands for a request to synchronize."""
         self.send({"type": "received", "id": number})
 
-    @classmethod
-    def _shared_source(cls) -> WidgetSource:
-        source = cls._source
-        # The Jupyter server drops messages beyond a rate. A page that did not get the source cannot
-        # show any of these widgets, and sends nothing: so a new one is made until a page answers.
-        # Earlier ones stay open, because a page may be loading one of them.
-        if source is None or source.comm is None or not source.is_loaded:
-            source = cls._source = WidgetSource(cls._name)
-        return source
-
     def _receive(self, _widget: object, content: object, _buffers: object) -> None:
-        if self._source is not None:
-            self._source.is_loaded = True
+        self._sources[self._kind].is_loaded = True
         self.on_message(content)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -101,32 +100,3 @@ class CodexWidget(anywidget.AnyWidget):
         if bundle is not None:
             bundle[0]["text/plain"] = self.view.get("text", "")
         return bundle
-
-
-_layout: ipywidgets.Layout | None = None
-
-
-def _shared_layout() -> ipywidgets.Layout:
-    # A widget that is given no layout creates one, which is a second model and another message.
-    global _layout
-    if _layout is None or _layout.comm is None:
-        _layout = ipywidgets.Layout()
-    return _layout
-
-
-class PanelWidget(CodexWidget):
-    """The panel of one request."""
-
-    _name = "panel"
-
-
-class MapWidget(CodexWidget):
-    """The progress of a map."""
-
-    _name = "map"
-
-
-class MonitorWidget(CodexWidget):
-    """The monitor; its view includes the kernel's clocks, which the page counts on from."""
-
-    _name = "monitor"

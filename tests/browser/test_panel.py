@@ -21,7 +21,7 @@ WAIT = PLAY.format("refused(20), sent(2, 20)")
 UNREACHABLE = PLAY.format("refused(20), sent(2, 20)").replace(
     "print",
     "import nbcodex.notebook.display.widget_views as w\n"
-    "w.PanelWidget.receive_while_blocked = lambda panel: None\nprint",
+    "w.CodexWidget.receive_while_blocked = lambda widget: None\nprint",
 )
 
 
@@ -185,7 +185,7 @@ def test_hostile_text_is_shown_as_text(notebook: Open, page: Page) -> None:
 LOSSY = """
 from tests.browser.play import *
 import nbcodex.notebook.display.widget_views as w
-send, send_state, lost = w.PanelWidget.send, w.PanelWidget.send_state, []
+send, send_state, lost = w.CodexWidget.send, w.CodexWidget.send_state, []
 def lose_text(panel, content, buffers=None):
     if content.get("text") == "TEXT " and not lost:
         lost.append("text")
@@ -196,7 +196,7 @@ def lose_view(panel, key=None):
         lost.append("view")
     else:
         send_state(panel, key)
-w.PanelWidget.send, w.PanelWidget.send_state = lose_text, lose_view
+w.CodexWidget.send, w.CodexWidget.send_state = lose_text, lose_view
 play([queued(), sent(), *(delta(f"{n} ", 0.3) for n in range(4)), delta("end", 20)])
 """
 
@@ -213,13 +213,13 @@ def test_lost_text_is_requested_again(notebook: Open, text: int, view: bool) -> 
 FLOOD = """
 from tests.browser.play import *
 import nbcodex.notebook.display.widget_views as w
-send = w.PanelWidget.send
+send = w.CodexWidget.send
 def flood(panel, content, buffers=None):
     noise = 1500 if content.get("text") in ("3 ", "4 ") else 0
     for n in range(noise):
         send(panel, {"type": "noise", "n": n})
     send(panel, content, buffers)
-w.PanelWidget.send = flood
+w.CodexWidget.send = flood
 play([queued(), sent(), *(delta(f"{n} ", 0.3) for n in range(30)), delta("end", 20)])
 """
 

@@ -426,7 +426,7 @@ def live_monitor(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
     """A monitor whose thread sends nothing, and what its widget sends."""
     monkeypatch.setenv("NBCODEX_HOME", str(tmp_path))
     sent: list[Any] = []
-    monkeypatch.setattr(widget_base.MonitorWidget, "send", lambda _, content: sent.append(content))
+    monkeypatch.setattr(widget_base.CodexWidget, "send", lambda _, content: sent.append(content))
     monkeypatch.setattr(monitor_package.Monitor, "_refresh", lambda *_: None)
     client = Client()
     monitor = monitor_package.Monitor(client)

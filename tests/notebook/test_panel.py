@@ -21,7 +21,7 @@ from nbcodex.models import Limit, Rates, Reply, Usage
 from nbcodex.notebook.display import text_views, widget_views
 from nbcodex.notebook.display.panel import PanelState, apply_event, disabled_reason, status_line
 from nbcodex.notebook.display.text_views import EMPTY, MAX_LIVE_CHARS
-from nbcodex.notebook.widget_base import PanelWidget
+from nbcodex.notebook.widget_base import CodexWidget
 from nbcodex.rendering.figures import figures_line
 
 WALL = time.mktime((2026, 11, 24, 14, 0, 0, 0, 0, -1))
@@ -413,7 +413,7 @@ class PanelHarness:
         self.clock, self.pressed, self.sent, self.views = StillClock(), [], [], []
         self.shown: list[tuple[str, Any]] = []
         monkeypatch.setattr(
-            widget_views.PanelWidget, "send", lambda _, content: self.sent.append(content)
+            widget_views.CodexWidget, "send", lambda _, content: self.sent.append(content)
         )
         monkeypatch.setattr(text_views, "display", self._show("display", fails=fails))
         monkeypatch.setattr(text_views, "update_display", self._show("update"))
@@ -421,17 +421,17 @@ class PanelHarness:
 
     def _show(self, verb: str, *, fails: bool = False) -> Any:
         def show(thing: Any, **options: Any) -> None:
-            if fails and isinstance(thing, widget_views.PanelWidget):
+            if fails and isinstance(thing, widget_views.CodexWidget):
                 raise RuntimeError("no display")
             self.shown.append((verb, thing))
 
         return show
 
-    def open(self, state: PanelState) -> widget_views.PanelWidget:
+    def open(self, state: PanelState) -> widget_views.CodexWidget:
         """Open the view; return its widget."""
         self.view.open(state)
         panel = self.shown[0][1]
-        assert isinstance(panel, widget_views.PanelWidget)
+        assert isinstance(panel, widget_views.CodexWidget)
         panel.observe(lambda change: self.views.append(change["new"]), "view")
         return panel
 
@@ -649,11 +649,11 @@ def test_panel_has_plain_text(harness: PanelHarness) -> None:
 
 def test_source_is_sent_again_until_a_page_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server may drop it in a flood; afterwards all panels refer to the same one."""
-    monkeypatch.setattr(PanelWidget, "_source", None)
-    first, second = PanelWidget({}), PanelWidget({})
+    monkeypatch.setattr(CodexWidget, "_sources", {})
+    first, second = (CodexWidget("panel", {}, print) for _ in range(2))
     assert first.source != second.source
     second._receive(second, {"type": "sync"}, [])
-    assert PanelWidget({}).source == second.source
+    assert CodexWidget("panel", {}, print).source == second.source
 
 
 # A click in a blocked kernel.

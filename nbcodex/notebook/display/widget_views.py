@@ -27,7 +27,7 @@ from nbcodex.notebook.display.panel import (
     unfinished_hint,
 )
 from nbcodex.notebook.display.text_views import MAX_LIVE_CHARS, MapView, OutputSlot, RequestView
-from nbcodex.notebook.widget_base import CodexWidget, MapWidget, PanelWidget
+from nbcodex.notebook.widget_base import CodexWidget
 from nbcodex.rendering.figures import join_figures
 from nbcodex.rendering.formats import MimeBundle
 from nbcodex.runtime.clock import Clock, format_duration, format_time
@@ -67,7 +67,7 @@ def _end_widget(widget: CodexWidget | None, line: str) -> None:
 
 
 class WidgetView(RequestView):
-    """Shows a request as a `PanelWidget`, which the answer replaces at the end."""
+    """Shows a request as a widget, which the answer replaces at the end."""
 
     renders_markdown = True
     render_interval_s: float | None = 0.5
@@ -76,7 +76,7 @@ class WidgetView(RequestView):
         self._on_action = on_action  # called in another thread than the one that renders
         self._clock = clock
         self._slot = OutputSlot()
-        self._widget: PanelWidget | None = None
+        self._widget: CodexWidget | None = None
         self._state = PanelState()
         self._text = GrowingText()  # what the page has, or will have once `_unsent` is sent
         self._unsent = ""
@@ -90,7 +90,7 @@ class WidgetView(RequestView):
     def prepare(self, state: PanelState) -> None:
         """Create the widget while the network is awaited: it takes some milliseconds."""
         self._state = state
-        self._widget = PanelWidget(self._current_view(), self._receive)
+        self._widget = CodexWidget("panel", self._current_view(), self._receive)
 
     def open(self, state: PanelState) -> None:
         """Show the panel below the cell."""
@@ -181,21 +181,19 @@ class WidgetView(RequestView):
         return panel_view(self._state) | times | {"seq": self._seq}
 
     def _receive(self, content: object) -> None:
+        # This thread is another than the one that ends the request, and sets the widget to None.
+        if (widget := self._widget) is None:
+            return
         match content:
             case {"type": "action", "name": str(name), "id": int(number)} if name in ACTIONS:
                 self._on_action(name)
-                self._acknowledge(number)
+                widget.acknowledge(number)
             case {"type": "sync"}:
-                self._acknowledge(0)
+                widget.acknowledge(0)
                 with self._send_lock:
                     self._send_text(self._text, whole=True)
                     if self._widget is not None:
-                        self._widget.view = self._current_view()
-
-    def _acknowledge(self, number: int) -> None:
-        # A click may arrive in its own thread just when the request ends and the widget is closed.
-        if (widget := self._widget) is not None:
-            widget.acknowledge(number)
+                        widget.view = self._current_view()
 
 
 def panel_view(state: PanelState) -> dict[str, Any]:
@@ -257,18 +255,18 @@ def time_view(state: PanelState, now: float, wall: float) -> dict[str, Any]:
 
 
 class WidgetMapView(MapView):
-    """Shows a map as a `MapWidget`, which the final MIME bundle replaces."""
+    """Shows a map as a widget, which the final MIME bundle replaces."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._widget: MapWidget | None = None
+        self._widget: CodexWidget | None = None
 
     def render(self, state: MapState, wall: float) -> None:
         """Send the figures."""
         if self._widget is not None:
             self._widget.view = map_view(state, wall)
             return
-        self._widget = MapWidget(map_view(state, wall), self._receive)
+        self._widget = CodexWidget("map", map_view(state, wall), self._receive)
         self._slot.show(self._widget, raw=False)
 
     def close(self, bundle: MimeBundle) -> None:

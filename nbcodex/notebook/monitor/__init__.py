@@ -25,7 +25,7 @@ from nbcodex.runtime import event_loop
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
-    from nbcodex.notebook.widget_base import MonitorWidget
+    from nbcodex.notebook.widget_base import CodexWidget
     from nbcodex.settings import Settings
 
 # Between two reads of other kernels' requests and of the totals of all time: each takes
@@ -126,7 +126,7 @@ class Monitor:
 
     def __init__(self, client: Client) -> None:
         self.client, self._collector = client, collector_of(client)
-        self._widget: MonitorWidget | None = None
+        self._widget: CodexWidget | None = None
         self._view: dict[str, Any] = {}
         self._creation_lock = threading.Lock()
 
@@ -144,13 +144,13 @@ class Monitor:
         data, metadata = self._live_widget()._repr_mimebundle_(**kwargs) or ({}, {})
         return data | text, metadata
 
-    def _live_widget(self) -> MonitorWidget:
+    def _live_widget(self) -> CodexWidget:
         """Return the one widget of this process, so that all views of the monitor agree."""
         with self._creation_lock:
             if self._widget is None or self._widget.comm is None:
-                from nbcodex.notebook.widget_base import MonitorWidget
+                from nbcodex.notebook.widget_base import CodexWidget
 
-                self._widget = MonitorWidget(self._new_view(), self._receive)
+                self._widget = CodexWidget("monitor", self._new_view(), self._receive)
                 threading.Thread(
                     target=self._refresh, args=(self._widget,), name="codex-monitor", daemon=True
                 ).start()
@@ -162,7 +162,7 @@ class Monitor:
         self._view = monitor_view(state, now, wall)
         return self._view | {"now": round(now * 1000), "wall": round(wall * 1000)}
 
-    def _refresh(self, widget: MonitorWidget) -> None:
+    def _refresh(self, widget: CodexWidget) -> None:
         while widget.comm is not None and current() is self.client:
             # Without events, other kernels are still looked up in the journal.
             self._collector.changed.wait(JOURNAL_INTERVAL_S)
@@ -173,7 +173,7 @@ class Monitor:
                 log.exception("the monitor could not be updated")
             time.sleep(MIN_VIEW_INTERVAL_S)
 
-    def _send_changes(self, widget: MonitorWidget) -> None:
+    def _send_changes(self, widget: CodexWidget) -> None:
         before, view = self._view, self._new_view()
         # The clocks in `view` always differ, and are no reason to send it.
         if self._view != before:
