@@ -179,9 +179,7 @@ class Session:
             reply = None if is_unchanged else ending.reply
 
         def finish() -> None:
-            if notice := self._take_notice():
-                output.add_note(notice)
-            output.close()
+            output.close(self._take_notice())
             if reply is not None:
                 on_end(reply)
 

@@ -11,9 +11,9 @@ from nbcodex.errors import shorten
 from nbcodex.models import CONTENT_FILTER, Reply, Usage, UsageTotals
 from nbcodex.runtime.clock import format_duration
 
-MIN_SHOWN_S = 0.05  # shorter times are left out of the line
+MIN_LISTED_S = 0.05  # shorter times are left out of the line
 # Shorter waits in the queue are left out: they are not shown while a request runs, either.
-MIN_SHOWN_QUEUE_S = 1.0
+MIN_LISTED_QUEUE_S = 1.0
 
 
 def join_figures(*figures: str) -> str:
@@ -46,12 +46,12 @@ def figures_line(reply: Reply) -> str:
         cut = f"cut {'at' if cut.startswith('max') else 'by'} {shorten(cut, 40)}"
     attempts = f"{reply.attempts} attempts" if reply.attempts > 1 else ""
     waited = f"waited {format_duration(reply.waited)}" if reply.waited > 0 else ""
-    queued = f"queued {format_duration(reply.queued)}" if reply.queued >= MIN_SHOWN_QUEUE_S else ""
+    queued = f"queued {format_duration(reply.queued)}" if reply.queued >= MIN_LISTED_QUEUE_S else ""
     return join_figures(
         shorten(reply.model or "", 80),
         *token_figures(usage),
         price,
-        format_duration(reply.seconds) if reply.seconds >= MIN_SHOWN_S else "",
+        format_duration(reply.seconds) if reply.seconds >= MIN_LISTED_S else "",
         ", ".join(filter(None, (attempts, waited))),
         queued,
         cut,

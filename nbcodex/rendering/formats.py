@@ -143,7 +143,7 @@ def code_blocks(reply: Reply) -> list[CodeBlock]:
             problem = "a fence within it may have ended it early"
         if code.strip():
             found.append(CodeBlock(code, problem))
-    if not found and _is_python(text):
+    if not found and _parse_python(text)[0]:
         return [CodeBlock(text.strip("\n"), was_cut if reply.cut else "")]
     return found
 
@@ -158,7 +158,7 @@ def _language(info: str) -> str:
 def _is_complete(info: str, code: str) -> bool:
     """Whether the code before a block's first closing fence seems to be all of its code."""
     is_python = _language(info) in {"python", ""}
-    if is_python and _is_python(_without_magics(code)):
+    if is_python and _parse_python(_without_magics(code))[0]:
         return True
     # Fences in complete code come in pairs: one with an info string opens, one without closes.
     depth = 0
@@ -182,21 +182,16 @@ def _is_open_ended(code: str) -> bool:
     return "unterminated triple-quoted" in error or "was never closed" in error
 
 
-def _is_python(text: str) -> bool:
-    tree, _ = _parse_python(text)
-    return tree is not None and bool(tree.body)
-
-
-def _parse_python(code: str) -> tuple[ast.Module | None, str]:
-    """Return the syntax tree of code, or the error if it is not Python. The code is never run."""
+def _parse_python(code: str) -> tuple[bool, str]:
+    """Return whether code has Python statements, or a syntax error. The code is never run."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return ast.parse(code), ""
+            return bool(ast.parse(code).body), ""
     except SyntaxError as error:
-        return None, str(error)
+        return False, str(error)
     except (ValueError, RecursionError, MemoryError):
-        return None, ""
+        return False, ""
 
 
 def _markdown(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
@@ -259,13 +254,18 @@ def _fix(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
 
 
 def _json(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
+    from pydantic import TypeAdapter  # slow to import
+
+    def validated_as_json(instance: object) -> Any:  # it may be an element of a list
+        return json.loads(TypeAdapter(Any).dump_json(instance))
+
     value = answer.reply.parsed
     try:
         if value is None:  # the JSON value null, or an answer of the journal, which is not parsed
             value = json.loads(_unfenced(answer.reply.text))
         # NaN is refused, because a notebook file is strict JSON.
         text = json.dumps(
-            value, ensure_ascii=False, indent=2, allow_nan=False, default=_instance_as_json
+            value, ensure_ascii=False, indent=2, allow_nan=False, default=validated_as_json
         )
         text = text.encode("utf-8", "replace").decode()
         value = json.loads(text)
@@ -277,20 +277,10 @@ def _json(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     return ({"application/json": value, "text/plain": printable(text)}, answer.figures_output())
 
 
-def _instance_as_json(instance: object) -> Any:
-    """Return a validated instance, which may be an element of a list, as JSON values."""
-    from pydantic import TypeAdapter
-
-    return json.loads(TypeAdapter(Any).dump_json(instance))
-
-
 def _html(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
-    dropped: list[str] = []
-    text = sanitize_html(
-        _unfenced(answer.reply.text), remote_images=answer.remote_images, on_removed=dropped.append
-    )
+    text, count = sanitize_html(_unfenced(answer.reply.text), remote_images=answer.remote_images)
     # A reader would otherwise not know that the page is incomplete.
-    notes = [f"{len(dropped)} image{'s' * (len(dropped) > 1)} not fetched"] if dropped else []
+    notes = [f"{count} image{'s' * (count > 1)} not fetched"] if count else []
     return (answer.html_output(text, *notes),)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable
 from unicodedata import category
 
 # Characters without a glyph that `str.isprintable` takes for printable: Hangul and Khmer fillers,
@@ -47,9 +46,11 @@ _COPY_BUTTON = (
 )
 
 
-def sanitize_html(text: str, *, remote_images: bool, on_removed: Callable[[str], None]) -> str:
-    """Return HTML without anything that runs or loads; `on_removed` receives image sources."""
+def sanitize_html(text: str, *, remote_images: bool) -> tuple[str, int]:
+    """Return HTML without anything that runs or loads, and the number of images removed from it."""
     import nh3  # a native module, needed for this format only
+
+    removed: list[str] = []
 
     def filter_attribute(tag: str, name: str, value: str) -> str | None:
         if (tag, name) == ("a", "href"):
@@ -58,7 +59,7 @@ def sanitize_html(text: str, *, remote_images: bool, on_removed: Callable[[str],
             return value
         if _DATA_IMAGE.fullmatch(value) or (remote_images and _REMOTE_IMAGE.fullmatch(value)):
             return value
-        on_removed(value)
+        removed.append(value)
         return None
 
     def alternative_text(image: re.Match[str]) -> str:
@@ -77,7 +78,7 @@ def sanitize_html(text: str, *, remote_images: bool, on_removed: Callable[[str],
         clean_content_tags={"script", "style", "title", "template", "noscript"},
     )
     # An image whose source was removed is replaced by its text, in brackets.
-    return _IMAGE.sub(alternative_text, cleaned)
+    return _IMAGE.sub(alternative_text, cleaned), len(removed)
 
 
 def code_listing(blocks: list[str]) -> str:

@@ -290,10 +290,7 @@ def _indent(line: str) -> int:
 
 
 def _dedent(line: str, columns: int) -> str:
-    if not columns:
-        return line
-    bare = line.lstrip(" \t")
-    return " " * max(0, _indent(line) - columns) + bare
+    return " " * max(0, _indent(line) - columns) + line.lstrip(" \t") if columns else line
 
 
 def _split_blocks(lines: list[str]) -> Iterator[str | _CodeBlock]:

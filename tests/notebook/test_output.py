@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nbcodex.events import CoolingDown, Finished, Queued, Sent
+from nbcodex.events import CoolingDown, Delta, Finished, Queued, Sent
 from nbcodex.models import Reply
 from nbcodex.notebook.display import MAX_RENDERED_CHARS, PLAIN_TEXT_CHARS, CellOutput, OutputOptions
 from nbcodex.notebook.display.panel import GrowingText, PanelState
@@ -144,6 +144,19 @@ def test_terminal_prints_huge_answer_once(capsys: pytest.CaptureFixture[str]) ->
     assert printed.startswith(long)
     assert len(printed) < len(long) + 200
     assert printed.endswith("3.9 s\n")
+
+
+def test_terminal_prints_only_the_answer_in_the_background(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    view = TerminalView(BootClock(), "3f2a")
+    output = CellOutput(view, OutputOptions(background=True))
+    output.show()
+    output.on_events((Sent(request_id="1", at=6.0, attempt=1, model="m", input_tokens=1),))
+    output.on_events((Delta(request_id="1", at=7.0, text="Hel"),))
+    assert capsys.readouterr().out == ""
+    view.close({"text/plain": "Hello"})
+    assert capsys.readouterr().out == "\nHello\n"
 
 
 @pytest.mark.parametrize("is_open", [False, True])

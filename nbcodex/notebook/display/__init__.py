@@ -49,10 +49,6 @@ MAX_RENDERED_CHARS = 200_000
 # page and what the file holds.
 PLAIN_TEXT_CHARS = 1_000
 
-# In these formats the beginning of an answer cannot be rendered.
-_FORMATS_SHOWN_WHOLE = ("json", "html", "code", "math")
-_FORMATS_OF_TWO_OUTPUTS = ("json", "image", "fix")
-
 # A request of `nbcodex.ask` is shown if it is queued for so long.
 MIN_SHOWN_QUEUE_S = 3.0
 
@@ -105,8 +101,6 @@ def choose_request_view(
 ) -> RequestView:
     """Return the view of a request that suits the front end; `choice` as in `can_show_widgets`."""
     if not hasattr(shell, "kernel"):
-        if options.background:
-            return text_views.BackgroundTerminalView()
         return text_views.TerminalView(clock, shorten(options.heading, MAX_HEADING_CHARS))
     if can_show_widgets(shell, choice):
         from nbcodex.notebook.display.widget_views import WidgetView
@@ -137,12 +131,11 @@ class CellOutput:
     ) -> None:
         self._view, self._options = view, options or OutputOptions()
         view.in_background = self._options.background
-        # Once other cells run, new outputs land below those. So a second output is added at once,
-        # empty, and replaced at the end.
-        has_two = self._options.format in _FORMATS_OF_TWO_OUTPUTS
-        needs_second = self._options.background and has_two
-        self._second_slot = OutputSlot() if needs_second and not view.is_plain_text else None
-        self._notes, self._failure = list(self._options.notes), ""
+        # Once other cells run, new outputs land below those. So the second output of these formats
+        # is added at once, empty, and replaced at the end.
+        has_two = self._options.format in {"json", "image", "fix"} and not view.is_plain_text
+        self._second_slot = OutputSlot() if has_two and self._options.background else None
+        self._notes = list(self._options.notes)
         self._state = state or PanelState()
         self._is_open = self._is_prepared = False
         self._created_at = time.monotonic()
@@ -165,10 +158,6 @@ class CellOutput:
         if self._second_slot:
             self._second_slot.show({"text/plain": ""})
 
-    def add_note(self, note: str) -> None:
-        """Add `note` to the line of figures."""
-        self._notes.append(note)
-
     def on_events(self, events: tuple[Event, ...]) -> None:
         """Show what `events` change; without any, prepare or open the view if it is time to."""
         for event in events:
@@ -177,7 +166,7 @@ class CellOutput:
             error = getattr(events[-1], "error", None) if events else None
             if self._options.background and error:
                 # No cell raises this error, so the output is the only place that shows it.
-                self._failure = f"{error.title}: {error}"
+                self._notes.insert(0, f"{error.title}: {error}")
             return
         if self._is_open:
             self._call_view(self._view.render)
@@ -198,16 +187,17 @@ class CellOutput:
             self._is_prepared = True
             self._call_view(self._view.prepare)
 
-    def close(self) -> None:
-        """End the view, and leave the answer, or the part of it that has arrived."""
-        reply = self._state.reply
-        if reply is None or not (
-            self._is_open or ((reply or reply.text) and not self._options.only_if_waiting)
-        ):
-            self._view.discard()
-            return
-        if not self._is_open:
+    def close(self, note: str = "") -> None:
+        """End the view, and leave the answer, or the part of it that has arrived.
+
+        `note` is added to the line of figures.
+        """
+        reply, is_wanted = self._state.reply, not self._options.only_if_waiting
+        if reply is None or not self._is_open:
             self._view.discard()  # what was prepared, but never shown
+        if reply is None or not (self._is_open or (is_wanted and (reply or reply.text))):
+            return
+        self._notes.append(note)
         bundle, *others = self.final_bundles(reply)
         try:
             self._view.close(bundle)
@@ -228,12 +218,13 @@ class CellOutput:
         is_explained = reply.cut or not {NOTE_MISMATCH, NOTE_REFUSED}.isdisjoint(reply.notes)
         if not reply and reply.text and not is_explained:
             line = f"{reply.status}, this is not the whole answer · {line}"
-        line = join_figures(line, *map(shorten, [self._failure, *self._notes]))
+        line = join_figures(line, *map(shorten, self._notes))
         format_, excess = self._options.format, len(reply.text) - MAX_RENDERED_CHARS
         if excess > 0:
             line = f"{excess:,} more characters: the Reply's text holds them all · {line}"
             reply = replace(reply, text=reply.text[:MAX_RENDERED_CHARS])
-            format_ = "text" if format_ in _FORMATS_SHOWN_WHOLE else format_
+            # In these formats the beginning of an answer cannot be rendered.
+            format_ = "text" if format_ in {"json", "html", "code", "math"} else format_
         if self._options.only_if_waiting:
             return ({"text/plain": line},)
         if self._view.is_plain_text:

@@ -1,7 +1,6 @@
 """What a user sees of a map: a state derived from its figures, and that state as text or data.
 
-The speed, the time left and the expected cost are computed here, by pure functions that take the
-time as an argument. Neither IPython nor ipywidgets is imported.
+The speed, the time left and the expected cost are computed here. All functions are pure.
 """
 
 from __future__ import annotations

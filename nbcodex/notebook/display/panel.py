@@ -1,7 +1,6 @@
 """What a user sees of one request: a state derived from its events, and its summary in one line.
 
-It also says which buttons are useful in a state. All functions are pure: they take the time as an
-argument, and neither IPython nor ipywidgets is imported.
+All functions are pure: they take the time as an argument. They know no front end.
 """
 
 from __future__ import annotations
@@ -163,12 +162,41 @@ def apply_event(state: PanelState, event: events.Event) -> PanelState:
                 simulated=state.simulated or error.simulated,
             )
         case events.Sent():
-            return _start_attempt(state, event)
+            return replace(
+                state,
+                phase="sending",
+                phase_started_at=event.at,
+                model=event.model or state.model,
+                simulated=event.simulated,
+                limit=None,
+                reason="",
+                resume_at=None,
+                attempt=event.attempt,
+                waited=state.total_waited(event.at),
+                wait_started_at=None,
+                usage=Usage(input_tokens=event.input_tokens, estimated=True),
+                rates=event.rates,
+                unpriced=event.unpriced,
+                reasoning=GrowingText(),
+                first_delta_at=None,
+                last_delta_at=None,
+            )
         case events.Delta():
             return _append_delta(state, event)
         case events.Restarted():
             return replace(state, text=GrowingText(), stale=False)
-    return _end(state, event) if isinstance(event, events.Ending) else state
+    if not isinstance(event, events.Ending):
+        return state
+    # The other fields stay as they are: the reply holds the final figures.
+    return replace(
+        state,
+        phase=event.reply.status,
+        phase_started_at=event.at,
+        model=event.reply.model or state.model,
+        simulated=event.reply.simulated,
+        resume_at=None,
+        reply=event.reply,
+    )
 
 
 def _start_wait(
@@ -184,28 +212,6 @@ def _start_wait(
         resume_at=event.resume_at,
         waited=event.waited,
         wait_started_at=event.at,
-    )
-
-
-def _start_attempt(state: PanelState, event: events.Sent) -> PanelState:
-    return replace(
-        state,
-        phase="sending",
-        phase_started_at=event.at,
-        model=event.model or state.model,
-        simulated=event.simulated,
-        limit=None,
-        reason="",
-        resume_at=None,
-        attempt=event.attempt,
-        waited=state.total_waited(event.at),
-        wait_started_at=None,
-        usage=Usage(input_tokens=event.input_tokens, estimated=True),
-        rates=event.rates,
-        unpriced=event.unpriced,
-        reasoning=GrowingText(),
-        first_delta_at=None,
-        last_delta_at=None,
     )
 
 
@@ -228,19 +234,6 @@ def _append_delta(state: PanelState, event: events.Delta) -> PanelState:
         last_delta_at=event.at,
         usage=usage,
         cost=state.cost if state.rates is None else state.earlier_cost + state.rates.cost(usage),
-    )
-
-
-def _end(state: PanelState, event: events.Ending) -> PanelState:
-    # The other fields stay as they are: the reply holds the final figures.
-    return replace(
-        state,
-        phase=event.reply.status,
-        phase_started_at=event.at,
-        model=event.reply.model or state.model,
-        simulated=event.reply.simulated,
-        resume_at=None,
-        reply=event.reply,
     )
 
 

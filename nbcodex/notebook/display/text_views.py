@@ -157,7 +157,10 @@ def _rewrite_line(line: str) -> None:
 
 
 class TerminalView(RequestView):
-    """Rewrites one line of status until the answer arrives, and prints the answer."""
+    """Rewrites one line of status until the answer arrives, and prints the answer.
+
+    In the background it prints only the whole answer.
+    """
 
     is_plain_text = True
 
@@ -173,6 +176,8 @@ class TerminalView(RequestView):
 
     def render(self, state: PanelState) -> None:
         """Print the text that is new, or else refresh the line of status."""
+        if self.in_background:
+            return  # the user is typing something else meanwhile
         if self._printed.chunk_count and not state.text.extends(self._printed):
             self._clear_status()
             self._print_line("the answer starts again")
@@ -196,6 +201,8 @@ class TerminalView(RequestView):
         """Print the rest of the answer, and the figures."""
         self._clear_status()
         text, printed = bundle["text/plain"], ""
+        if self.in_background:
+            _write("\n")
         if self._printed.chunk_count:
             printed = self._heading + printable(str(self._printed))
         if len(printed) > len(text):
@@ -219,16 +226,6 @@ class TerminalView(RequestView):
         if self._is_tty and self._status:
             _write(_CLEAR_LINE)
             self._status, self._is_at_line_start = "", True
-
-
-class BackgroundTerminalView(RequestView):
-    """Prints only the answer, because the user is typing something else meanwhile."""
-
-    is_plain_text = True
-
-    def close(self, bundle: MimeBundle) -> None:
-        """Print the answer."""
-        _write(f"\n{bundle['text/plain']}\n")
 
 
 class TerminalMapView(MapView):
