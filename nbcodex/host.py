@@ -23,6 +23,8 @@ from nbcodex.settings import Settings
 
 # A script logs a wait of at least so long; one for the same reason as another, only this often.
 MIN_LOGGED_WAIT_S, WAIT_LOG_INTERVAL_S = 3.0, 60.0
+# How late a log line may be, however often a queue announces another end of the wait.
+WAIT_CHECK_INTERVAL_S = 1.0
 
 log = logging.getLogger("nbcodex")
 
@@ -34,7 +36,7 @@ class _WaitLog:
 
     def __init__(self) -> None:
         self._wait: CoolingDown | BackingOff | None = None
-        self._started_at = math.inf
+        self._started_at, self._due_at = math.inf, -math.inf
 
     def on_events(self, batch: tuple[Event, ...]) -> None:
         """Log the present wait if it is long; `batch` may be empty."""
@@ -42,17 +44,17 @@ class _WaitLog:
         for event in batch:
             self._wait = event if isinstance(event, CoolingDown | BackingOff) else None
             self._started_at = min(self._started_at, now) if self._wait else math.inf
-        if (wait := self._wait) is None:
+            resume_at = getattr(event, "resume_at", None)
+            self._due_at = -math.inf if resume_at is None else now + resume_at - event.at
+        left = max(0.0, self._due_at - now)
+        if self._wait is None or max(left, now - self._started_at) < MIN_LOGGED_WAIT_S:
             return
-        left = (wait.resume_at or 0.0) - wait.at
-        if max(left, now - self._started_at) < MIN_LOGGED_WAIT_S:
-            return
-        self._wait, text = None, _describe(wait)
+        text = _describe(self._wait)
         reason = re.sub(r"[\d.,]+", "", text)  # without its figures
         if now - self._logged_at.get(reason, -math.inf) >= WAIT_LOG_INTERVAL_S:
-            self._logged_at[reason] = now
+            self._wait, self._logged_at[reason] = None, now
             due = f" Due at {format_time(wall + left, now=wall)} (in {format_duration(left)})."
-            log.warning("nbcodex: %s%s", text, due if left > 0 else "")
+            log.warning("nbcodex: %s%s", text, due if left else "")
 
 
 def _describe(wait: CoolingDown | BackingOff) -> str:
@@ -65,7 +67,7 @@ def _describe(wait: CoolingDown | BackingOff) -> str:
 
 
 def _follow_with_log(handle: Handle) -> Ending:
-    return handle.follow(_WaitLog().on_events, max_idle_s=lambda: MIN_LOGGED_WAIT_S)
+    return handle.follow(_WaitLog().on_events, max_idle_s=lambda: WAIT_CHECK_INTERVAL_S)
 
 
 def _confirm_in_terminal(question: str) -> bool | None:

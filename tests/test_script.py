@@ -203,6 +203,44 @@ def test_wait_of_unknown_length_is_logged_when_it_has_become_long(
     assert len(logged.messages) == 1
 
 
+def test_wait_whose_end_keeps_moving_is_logged_before_it_ends(
+    logged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    class ThreeAnnouncements:
+        """A handle whose request is sent 4.5 s after it was queued."""
+
+        def follow(self, render: Any, *, max_idle_s: Any) -> str:
+            nonlocal now
+            end = now + 4.5
+            for announced_at in (now, now + 2.5, now + 2.9):
+                now = announced_at
+                render((queued(1.5),))
+            while (now := now + max_idle_s()) < end:
+                render(())
+            return "ending"
+
+    host.Host().follow(ThreeAnnouncements())  # type: ignore[arg-type]
+    assert len(logged.messages) == 1
+
+
+def test_wait_that_outlasts_the_interval_of_its_reason_is_logged(
+    logged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    host._WaitLog().on_events((refused(10.0),))
+    wait_log = host._WaitLog()
+    wait_log.on_events((refused(100.0),))
+    assert len(logged.messages) == 1
+    now += host.WAIT_LOG_INTERVAL_S
+    wait_log.on_events(())
+    assert len(logged.messages) == 2
+    assert "(in 40.0 s)" in logged.messages[1]
+
+
 def test_many_requests_with_one_reason_are_logged_once_a_minute(
     logged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,9 +205,12 @@ def _schema_of_type(given: Any) -> Schema:
             model = given if hasattr(given, "validate_json") else TypeAdapter(given)
             definition = model.json_schema()
     except Exception as error:
+        advice = "Use fields that JSON can hold."
+        if getattr(error, "code", None) == "typed-dict-version":  # before Python 3.12
+            advice = "Import TypedDict from typing_extensions."
         raise ConfigurationError(
             f"{name or type(given).__name__} has no JSON schema ({shorten(str(error), 120)}).",
-            advice="Use fields that JSON can hold.",
+            advice=advice,
         ) from None
     return _build_schema(json.loads(_json_text(definition)), name, model)
 
@@ -220,6 +223,8 @@ def _schema_of_definition(text: str) -> Schema:
             "An empty schema accepts everything.",
             advice='Let it begin with {"type": "object", "properties": …}, or use -f json.',
         )
+    # A second of CPU where the extras of jsonschema are installed, which jupyter_events brings. It
+    # comes before the request is sent, because a mistake in a schema must cost nothing.
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import Draft202012Validator, validator_for
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
+import typing
 from typing import Any, Literal
 
 import pytest
@@ -113,6 +115,14 @@ def test_value_that_is_not_a_schema_is_refused(wrong: object) -> None:
     with pytest.raises(ConfigurationError) as caught:
         structured_output.to_schema(wrong)
     assert caught.value.advice
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="pydantic accepts it there")
+def test_typed_dict_that_pydantic_rejects_names_the_one_that_it_accepts() -> None:
+    movie = typing.TypedDict("movie", {"title": str})  # noqa: UP013
+    with pytest.raises(ConfigurationError) as caught:
+        structured_output.to_schema(movie)
+    assert caught.value.advice == "Import TypedDict from typing_extensions."
 
 
 @pytest.mark.parametrize("fence", ["", "```json\n", "~~~\n", "```\n"])
