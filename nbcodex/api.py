@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from nbcodex import host
 from nbcodex.client import current
@@ -38,18 +38,6 @@ def _public(function: Callable[P, ResultT]) -> Callable[P, ResultT]:
     """Return a function for users: its errors have short tracebacks, and advice that fits."""
     names = inspect.signature(function).parameters
 
-    if inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def call_async(*args: Any, **options: Any) -> Any:
-            _check_names(function.__name__, options, names)
-            try:
-                return await function(*args, **options)
-            except (NbcodexError, Stopped) as error:
-                raise _shown_error(error) from None
-
-        return cast(Callable[P, ResultT], call_async)
-
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         _check_names(function.__name__, options, names)
@@ -59,6 +47,29 @@ def _public(function: Callable[P, ResultT]) -> Callable[P, ResultT]:
             raise _shown_error(error) from None
 
     return call
+
+
+def _public_async(
+    sync: Callable[P, Any],
+) -> Callable[
+    [Callable[..., Coroutine[Any, Any, ResultT]]], Callable[P, Coroutine[Any, Any, ResultT]]
+]:
+    """Return what `_public` is for the coroutine function that has the parameters of `sync`."""
+    signature = inspect.signature(sync)
+
+    def decorate(function: Callable[..., Coroutine[Any, Any, ResultT]]) -> Any:
+        @functools.wraps(function)
+        async def call(*args: Any, **options: Any) -> ResultT:
+            _check_names(function.__name__, options, signature.parameters)
+            try:
+                return await function(*args, **options)
+            except (NbcodexError, Stopped) as error:
+                raise _shown_error(error) from None
+
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        return call
+
+    return decorate
 
 
 def _check_names(function: str, options: Iterable[str], names: Collection[str]) -> None:
@@ -155,31 +166,15 @@ def ask(
     return reply_or_raise(host.current.follow(handle), handle.request)
 
 
-@_public
-async def aask(
-    prompt: str,
-    *,
-    model: str | None = None,
-    system: str | None = None,
-    max_output: int | None = None,
-    effort: str | None = None,
-    params: Mapping[str, Any] | None = None,
-    patience: str | float | None = None,
-    api: Api | None = None,
-    api_base: str | None = None,
-    reuse: bool | None = None,
-    durable: bool = False,
-    schema: object = None,
-    images: Iterable[Any] = (),
-    thread: str | None = None,
-) -> Reply:
+@_public_async(ask)
+async def aask(prompt: str, **options: Any) -> Reply:
     """Ask without blocking the caller's event loop; the parameters are those of `ask`.
 
     Examples
     --------
     >>> replies = await asyncio.gather(*(nbcodex.aask(f"Define {word}.") for word in words))
     """
-    handle = _handle(prompt, RequestOptions.from_arguments(locals()))
+    handle = _handle(prompt, RequestOptions(**options))
     return reply_or_raise(await handle.follow_async(), handle.request)
 
 
@@ -292,30 +287,8 @@ def map(  # noqa: A001 - it is nbcodex.map
     return map_runner.run_map(run) if run.keeps_replies else map_runner.stream_map(run)
 
 
-@_public
-async def amap(
-    template: str | Callable[[Any], object],
-    data: Any,
-    *,
-    limit: int | None = None,
-    dry_run: bool = False,
-    row_key: str | Callable[[Any], object] | None = None,
-    on_error: Literal["keep", "raise"] = "keep",
-    engine: Literal["live", "batch"] = "live",
-    confirm: bool | None = None,
-    model: str | None = None,
-    system: str | None = None,
-    max_output: int | None = None,
-    effort: str | None = None,
-    params: Mapping[str, Any] | None = None,
-    patience: str | float | None = None,
-    api: Api | None = None,
-    api_base: str | None = None,
-    reuse: bool | None = None,
-    durable: bool | None = None,
-    schema: object = None,
-    images: Iterable[Any] | None = None,
-) -> Any:
+@_public_async(map)
+async def amap(*args: Any, **options: Any) -> Any:
     """Do what `map` does, without blocking the caller's event loop.
 
     For an iterator it returns an async iterator.
@@ -326,8 +299,10 @@ async def amap(
     >>> async for reply in await nbcodex.amap("Translate {} to French", iter(words)):
     ...     print(reply)
     """
-    run = _prepare_map(locals())
-    if dry_run:
+    arguments = inspect.signature(map).bind(*args, **options)
+    arguments.apply_defaults()
+    run = _prepare_map(arguments.arguments)
+    if arguments.arguments["dry_run"]:
         return run
     from nbcodex.mapping import map_runner
 

@@ -70,13 +70,6 @@ def render(title: str, message: str, advice: str) -> list[str]:
     return lines[: MAX_ERROR_LINES - len(steps)] + steps
 
 
-def _unpickle(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
-    """Return an error from another process, without calling its class."""
-    error = kind.__new__(kind, *args)
-    error.__dict__.update(state)
-    return error
-
-
 class _ErrorBase(BaseException):
     """An error that IPython shows in a few lines, and that other processes can receive."""
 
@@ -94,7 +87,7 @@ class _ErrorBase(BaseException):
     # The default would call the class with `args` alone, which most of our classes do not accept.
     # Errors cross processes in `multiprocessing`, joblib and Dask.
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (type(self), self.args, self.__dict__)
+        return type(self).__new__, (type(self), *self.args), self.__dict__
 
     # IPython calls this by name, for every exception that has it.
     def _render_traceback_(self) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
 from nbcodex.errors import Advice, LimitError, ParkedError, TransientError
-from nbcodex.events import BackingOff, CoolingDown, Delta, Event, Sent
+from nbcodex.events import BackingOff, CoolingDown, Event, Sent
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import (
     NO_USAGE,
@@ -123,7 +123,6 @@ class RequestState:
     is_sent: bool = False  # whether an attempt is running that the server may have received
     started_at: float = field(init=False)
     last_activity_at: float = field(init=False)  # when the current attempt last received something
-    _has_text: bool = False
     _is_broken: bool = False
 
     def __post_init__(self) -> None:
@@ -157,8 +156,6 @@ class RequestState:
                 self.wait = event
             case Sent() | CoolingDown():
                 self.wait = None
-            case Delta():
-                self._has_text = True
 
     def start_over(self) -> None:
         """Expect a new answer instead of the last attempt's."""
@@ -280,13 +277,12 @@ class RequestState:
     def parked_by_user_error(self) -> ParkedError:
         """Return the error of a request that the user parked; it names the wait, if any."""
         message, cause, resume_at = "It is in the journal.", None, None
-        wait, is_refused = self.wait, isinstance(self.wait, BackingOff) and self.wait.limit
+        wait = self.wait
         if wait and wait.resume_at and wait.resume_at > self.clock.now():
             cause = wait.error if isinstance(wait, BackingOff) else cooldown_error(wait.limit)
             resume_at, _, when = self._describe_instant(wait.resume_at)
             message = f"{cause.message} The request can be sent {when}."
-            # A limit that refuses the first attempt charges nothing for it.
-            if not self.attempts or (is_refused and self.attempts == 1 and not self._has_text):
+            if self.attempts == self.unbilled_attempts:
                 message += " The request has cost nothing so far."
         advice = Advice(f"`%codex resume {self.request.id}` continues it.", script="Ask again.")
         error = ParkedError(message, advice=advice, cause=cause, resume_at=resume_at)

@@ -14,6 +14,7 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import tenacity
@@ -394,18 +395,13 @@ class RequestRunner:
 
     async def _report_wait(self, wait: Wait | Cooldown) -> None:
         waited = self.state.waited
+        announce = partial(self._emit, events.CoolingDown, limit=wait.limit, waited=waited)
         if isinstance(wait, Wait):
-            self._emit(
-                events.CoolingDown,
-                limit=wait.limit,
-                resume_at=wait.due_at,
-                waited=waited,
-                queued=True,
-            )
-            return
-        await self._entry.wait_inserted()
-        self._emit(events.CoolingDown, limit=wait.limit, resume_at=wait.until, waited=waited)
-        await self._entry.record_wait(wait.until)
+            announce(resume_at=wait.due_at, queued=True)
+        else:
+            await self._entry.wait_inserted()
+            announce(resume_at=wait.until)
+            await self._entry.record_wait(wait.until)
 
     async def _announce_attempt(self, **price: Any) -> None:
         """Commit that an attempt begins, then emit `Sent`."""
@@ -518,10 +514,7 @@ class RequestRunner:
 
     def _send_event(self, event: events.Event) -> None:
         self.state.apply(event)
-        try:
-            self._listener(event)
-        except Exception:
-            log.exception("a listener failed on %s", type(event).__name__)
+        self._listener(event)
 
     def _report_defect(self, task: asyncio.Task[None]) -> None:
         # A defect of ours must not let a thread wait forever for an ending.

@@ -25,6 +25,7 @@ from nbcodex.events import BackingOff, CoolingDown, Delta, Event, Finished, Park
 from nbcodex.models import Limit, Request, Resumption, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
 from nbcodex.openai_api.endpoints import Endpoint
+from nbcodex.requests.handle import Handle
 from nbcodex.requests.runner import RequestRunner
 from nbcodex.settings import Secret
 from tests.scripted import SETTINGS, STARTED, ScriptedServices, answer, ending
@@ -357,11 +358,12 @@ def test_raising_listener_does_not_end_the_request() -> None:
         scripted = ScriptedServices(answer("hi"))
         received: list[Event] = []
 
-        def listen(event: Event) -> None:
-            received.append(event)
-            raise RuntimeError("a defect of the listener")
+        def fail(event: Event) -> None:
+            raise RuntimeError(f"a defect of the listener of {event}")
 
-        run = RequestRunner(scripted.services, Request(prompt="x"), SETTINGS, listen).start()
+        request, listeners = Request(prompt="x"), (fail, received.append)
+        handle = Handle(request, SETTINGS, services=lambda: scripted.services, listeners=listeners)
+        run = RequestRunner(scripted.services, request, SETTINGS, handle._on_event).start()
         await asyncio.wait([run.task])
         return received
 
