@@ -1,5 +1,6 @@
 """One JupyterLab and one Chromium for these tests; a page of its own for each.
 
+All pages share the browser's cache, so that JupyterLab's scripts are compiled once.
 Playwright keeps an event loop running in this thread. It ends with this package, so that other
 tests can have their own.
 """
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import BrowserContext, Page
 
     from tests.browser.lab import Lab, Notebook
 
@@ -26,7 +27,7 @@ if collect_ignore_glob and os.environ.get("CI") == "true":
 
 
 @pytest.fixture(scope="package")
-def chromium() -> Iterator[Browser]:
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
     """Chromium; where there is none a test is skipped, but fails in CI."""
     from playwright.sync_api import expect, sync_playwright
 
@@ -38,13 +39,19 @@ def chromium() -> Iterator[Browser]:
     # The default of five seconds is too short on a machine that runs other tests, too.
     expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("chromium"),
+            executable_path=CHROMIUM,
+            args=FLAGS,
+            viewport={"width": 1100, "height": 900},
+        )
+        context.set_default_timeout(30_000)
+        yield context
+        context.close()
 
 
 @pytest.fixture(scope="package")
-def lab(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+def lab(chromium: BrowserContext, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A JupyterLab without access to the files of its user."""
     from tests.browser.lab import serve
 
@@ -53,12 +60,12 @@ def lab(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture
-def page(chromium: Browser, lab: Lab) -> Iterator[Page]:
-    """A new page in a new browser context."""
-    context = chromium.new_context(viewport={"width": 1100, "height": 900})
-    context.set_default_timeout(30_000)
-    yield context.new_page()
-    context.close()
+def page(chromium: BrowserContext, lab: Lab) -> Iterator[Page]:
+    """A new page without permissions. `Notebook.open` resets the state of JupyterLab."""
+    page = chromium.new_page()
+    yield page
+    page.close()
+    chromium.clear_permissions()
     lab.reset()
 
 

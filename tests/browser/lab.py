@@ -219,14 +219,17 @@ class Notebook:
         `face` is where the front end lives: ``lab/tree`` or ``notebooks``.
         """
         self.page.goto(f"{self.lab.url}{face}/{self.name}?reset&token={self.lab.token}")
-        self.page.wait_for_function(_READY, arg=self.name, timeout=40_000)
+        self.wait_until_ready()
         return self
 
+    def wait_until_ready(self) -> None:
+        """Wait until the notebook is open and its kernel is idle and connected."""
+        self.page.wait_for_function(_READY, arg=self.name, timeout=40_000)
+
     def reload(self) -> None:
-        """Load the page again, and wait until the kernel is idle."""
+        """Load the page again; it is not ready yet."""
         self.page.once("dialog", lambda dialog: dialog.accept())
         self.page.reload()
-        self.page.wait_for_function(_READY, arg=self.name, timeout=40_000)
 
     def run(self, index: int) -> None:
         """Start the cell."""

@@ -256,7 +256,7 @@ def test_code_is_inserted_and_can_be_copied(
 def requests(page: Page) -> list[str]:
     """The addresses that the page requests."""
     urls: list[str] = []
-    page.context.on("request", lambda request: urls.append(request.url))
+    page.on("request", lambda request: urls.append(request.url))
     return urls
 
 
@@ -273,6 +273,7 @@ def test_reload_keeps_the_answer(ask: Ask, simulator: Simulated) -> None:
     in_stream(nb)
     nb.save()
     nb.reload()
+    nb.wait_until_ready()
     nb.run(2)
     nb.wait()
     body = simulator.core.log[-1].body

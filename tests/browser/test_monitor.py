@@ -337,6 +337,7 @@ def test_reloaded_page_shows_the_same_monitor(
     nb.save()
     page.wait_for_timeout(3000)
     nb.reload()
+    nb.wait_until_ready()
     expect(rows(nb)).to_have_attribute("data-phase", "waiting")
     expect(rows(nb).locator(".nbcodex-row-time")).to_have_text(re.compile(r"^in [345]\d s$"))
     rows(nb).get_by_role("button", name="Cancel").click()

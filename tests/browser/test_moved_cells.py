@@ -13,11 +13,9 @@ from tests.browser.lab import Notebook
 from tests.simulated import Simulated, simulated
 
 pytestmark = pytest.mark.browser
-Waiting = Callable[..., Notebook]
+Ask = Callable[..., Notebook]
 
-ANSWER = "[[echo: this is **the answer**]]"
-# Long enough for what a user does meanwhile, on a busy machine too.
-WAIT_S = 8.0
+PROMPT = "[[echo: this is **the answer**]]"
 
 
 @pytest.fixture
@@ -28,16 +26,15 @@ def simulator() -> Iterator[Simulated]:
 
 
 @pytest.fixture
-def waiting(notebook: Callable[..., Notebook], simulator: Simulated) -> Waiting:
-    """Return a function that opens a notebook whose second cell waits for a limit."""
+def ask(notebook: Callable[..., Notebook], simulator: Simulated) -> Ask:
+    """Return a function that opens a notebook whose second cell waits for its answer."""
 
     def start(cell: str, *more: str) -> Notebook:
         nb = notebook(simulator.setup, cell, *more)
         nb.run(0)
         nb.wait()
-        simulator.core.script([Fault("tokens_per_minute", seconds=WAIT_S)])
         nb.run(1)
-        expect(nb.panel).to_have_attribute("data-phase", "waiting")
+        expect(nb.panel).to_have_attribute("data-phase", "sending")
         return nb
 
     return start
@@ -60,43 +57,49 @@ def run_command(nb: Notebook, *names: str) -> None:
     [["move-cell-down"], ["clear-cell-output"], ["delete-cell", "undo-cell-action"]],
     ids=["moved", "cleared", "deleted and undone"],
 )
-def test_answer_is_shown(waiting: Waiting, page: Page, commands: list[str]) -> None:
-    nb = waiting(f"%%codex\n{ANSWER}", "'another cell'")
-    run_command(nb, *commands)
+def test_answer_is_shown(ask: Ask, simulator: Simulated, page: Page, commands: list[str]) -> None:
+    with simulator.held(PROMPT):
+        nb = ask(f"%%codex\n{PROMPT}", "'another cell'")
+        run_command(nb, *commands)
     shown = page.locator(".jp-OutputArea-output strong", has_text="the answer")
     expect(shown).to_have_count(1, timeout=40_000)
     expect(shown).to_be_visible()
 
 
-def test_pasted_cell_says_where_the_answer_is(waiting: Waiting, page: Page) -> None:
+def test_pasted_cell_says_where_the_answer_is(ask: Ask, simulator: Simulated) -> None:
     """JupyterLab sends no output to a cell that was cut and pasted while it ran."""
-    nb = waiting(f"%%codex -o answer\n{ANSWER}", "'another cell'")
-    run_command(nb, "cut-cell", "paste-cell-below")
+    with simulator.held(PROMPT):
+        nb = ask(f"%%codex -o answer\n{PROMPT}", "'another cell'")
+        run_command(nb, "cut-cell", "paste-cell-below")
     expect(nb.panel).to_have_attribute("data-phase", "ended", timeout=40_000)
     expect(nb.panel).to_contain_text(re.compile(r"`%codex journal \w{12}` prints it"))
     expect(nb.panel.get_by_role("button")).to_have_count(0)
 
 
-def test_reloaded_page_says_where_a_background_answer_is(waiting: Waiting) -> None:
-    nb = waiting(f"%%codex -b -o answer\n{ANSWER}", "%codex journal")
-    nb.wait()
-    nb.save()
-    nb.reload()
+def test_reloaded_page_says_where_a_background_answer_is(ask: Ask, simulator: Simulated) -> None:
+    with simulator.held(PROMPT):
+        nb = ask(f"%%codex -b -o answer\n{PROMPT}", "%codex journal")
+        nb.wait()
+        nb.save()
+        nb.reload()
+        nb.wait_until_ready()
     expect(nb.panel).to_have_attribute("data-phase", "ended", timeout=40_000)
     expect(nb.panel).to_contain_text(re.compile(r"`%codex journal \w{12}` prints it"))
 
 
-def test_reloaded_page_says_where_the_answer_is(waiting: Waiting) -> None:
+def test_reloaded_page_says_where_the_answer_is(ask: Ask, simulator: Simulated) -> None:
     """The page that runs the cell is reloaded: its panel comes back when the cell has ended."""
-    nb = waiting(f"%%codex -o answer\n{ANSWER}")
-    nb.save()
-    nb.reload()
+    with simulator.held(PROMPT):
+        nb = ask(f"%%codex -o answer\n{PROMPT}")
+        nb.save()
+        nb.reload()
+    nb.wait_until_ready()
     expect(nb.panel).to_have_attribute("data-phase", "ended", timeout=40_000)
 
 
 @pytest.mark.parametrize(
     ("options", "prompt", "result"),
-    [("", ANSWER, "this is the answer"), ("--map rows", "About {}", "map m")],
+    [("", PROMPT, "this is the answer"), ("--map rows", "About {}", "map m")],
     ids=["request", "map"],
 )
 def test_output_widget_shows_the_result(
