@@ -25,8 +25,15 @@ NOT_QUICK = ("kernel", "browser", "server", "benchmark", "slow")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects by marker
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark quick tests, and keep tests that share a browser, a kernel or a server on one worker."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark quick tests, and keep tests that share a browser, a kernel or a server on one worker.
+
+    Tests that repeat others for minutes are left out, unless ``-m benchmark`` names them.
+    """
+    if "benchmark" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("benchmark")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     for item in items:
         if item.get_closest_marker("browser"):
             # Two browsers at once on two cores make each other miss their deadlines.
