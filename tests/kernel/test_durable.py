@@ -63,7 +63,7 @@ def test_a_broken_durable_stream_continues(simulator: Simulated, tmp_path: Path)
 
 def test_a_killed_kernels_durable_answer_is_paid_once(simulator: Simulated, tmp_path: Path) -> None:
     """After SIGKILL in mid-stream the next kernel gets the whole answer, at no further cost."""
-    simulator.core.change_knobs(speed=10.0)  # the answer takes about ten seconds
+    simulator.core.script([Fault("stalled", after=30)])
     with kernel(**environment(simulator, tmp_path)) as first:
         first.run("%load_ext nbcodex")
         first.start(CELL)
@@ -89,7 +89,7 @@ def test_a_killed_kernels_durable_answer_is_paid_once(simulator: Simulated, tmp_
 
 def test_a_stopped_durable_answer_can_be_resumed(simulator: Simulated, tmp_path: Path) -> None:
     """After Stop, `%codex resume` continues with the same answer."""
-    simulator.core.change_knobs(speed=10.0)
+    simulator.core.script([Fault("stalled", after=30)])
     with kernel(**environment(simulator, tmp_path)) as running:
         running.run("%load_ext nbcodex")
         execution = running.start(CELL)

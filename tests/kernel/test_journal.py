@@ -61,8 +61,8 @@ def park(cell: Kernel, server: Simulated, text: str, *, seconds: float = 5000.0)
 def test_resume_at_reset_sends_at_the_reset(cell: Kernel, server: Simulated) -> None:
     """The cell returns at once; the request is sent when its limit resets, not earlier."""
     cell.run("%codex monitor")  # imports the monitor, so that the next call takes little time
-    park(cell, server, "in its time", seconds=15.0)
-    known, reset = len(server.prompts), server.core.log[-1].at + 15.0
+    park(cell, server, "in its time", seconds=8.0)
+    known, reset = len(server.prompts), server.core.log[-1].at + 8.0
     assert cell.run("%codex resume --at-reset").status == "ok"
     assert "cooldown" in cell.run("%codex monitor").plain
     assert len(server.prompts) == known
