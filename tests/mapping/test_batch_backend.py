@@ -239,10 +239,11 @@ def test_files_of_deleted_rows_are_erased_at_the_provider(
     simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, forgotten: str
 ) -> None:
     """Their job, which is in progress, is cancelled."""
-    simulated.simulator.change_knobs(batch_seconds=100.0)
+    simulated.simulator.change_knobs(batch_seconds=10.0)
     press_stop(monkeypatch)
     with pytest.raises(Stopped):
         nbcodex.map(ECHO, ["a", "b"], engine="batch")
+    simulated.simulator.change_knobs(batch_seconds=10_000.0)  # it stays in progress
     settings, client = host.current.settings(), simulated.client
     journal = client.journal(settings)
     names = {

@@ -352,9 +352,14 @@ def test_expensive_map_needs_confirmation(
 
 
 def press_stop(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Raise KeyboardInterrupt while the map waits, once `after` rows are answered."""
+    """Raise KeyboardInterrupt while the map waits, once `after` rows are answered.
+
+    A map of 200 rows is then longer than what is active at once and what is parked at once.
+    """
     from nbcodex.mapping.backends import LiveBackend
 
+    monkeypatch.setattr("nbcodex.mapping.backends.MAX_ACTIVE_ROWS", 80)
+    monkeypatch.setattr("nbcodex.mapping.map_run.PARK_CHUNK_ROWS", 50)
     real = LiveBackend.next_endings
 
     def next_endings(self: LiveBackend, *, timeout: float) -> Any:
@@ -372,13 +377,13 @@ def test_stop_parks_the_rest_and_resume_sends_only_that(
     simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, in_other_process: bool
 ) -> None:
     """Here or in another process."""
-    rows = [f"row {n}" for n in range(900)]
+    rows = [f"row {n}" for n in range(200)]
     press_stop(monkeypatch, after=20)
     with pytest.raises(Stopped) as caught:
         nbcodex.map(ECHO, rows)
     stopped = last()
     done = {n for n, reply in enumerate(stopped) if reply}
-    assert 20 <= len(done) < 900
+    assert 20 <= len(done) < 200
     assert f"%codex resume {stopped.id}" in caught.value.advice
     assert stopped.failed == {}
     asked = simulated.prompts.count
@@ -390,7 +395,7 @@ def test_stop_parks_the_rest_and_resume_sends_only_that(
     assert last().failed == {}
     assert [r for r in result if not r.text] == []
     assert texts(result) == rows
-    assert len(last()) == 900
+    assert len(last()) == 200
     assert all(asked(f"[[echo: row {n}]]") == 1 for n in done)
     with pytest.raises(NbcodexError, match="Nothing"):
         resume_map(stopped.id)
@@ -494,7 +499,7 @@ def test_resume_uses_the_present_settings(
 ) -> None:
     settings = replace(Settings.read(), budgets=("1 token",))
     host.current.settings = lambda: settings
-    rows = [str(n) for n in range(900)]
+    rows = [str(n) for n in range(200)]
     press_stop(monkeypatch, after=0)
     with pytest.raises(Stopped):
         nbcodex.map(ECHO, rows)

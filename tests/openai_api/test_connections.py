@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gzip
 import tracemalloc
 from pathlib import Path
@@ -191,6 +192,7 @@ def test_endless_error_body_is_read_in_part() -> None:
     assert read <= MAX_ERROR_BODY_BYTES + 20_000
 
 
+@functools.cache
 def bomb(codings: int, size: int = 60_000_000) -> bytes:
     """Return zeros that are compressed repeatedly."""
     data = bytes(size)
