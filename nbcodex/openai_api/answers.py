@@ -16,6 +16,7 @@ from nbcodex.errors import AnswerError, shorten
 from nbcodex.models import CONTENT_FILTER, Image, LimitSnapshot, Source, StreamPosition, Usage
 from nbcodex.openai_api import dialects
 from nbcodex.openai_api.api_errors import AnswerFailedError
+from nbcodex.openai_api.pricing import IMAGE_TOOL
 
 # Of tokens, events or requests: twice the longest context. More would use up any budget.
 MAX_PLAUSIBLE_COUNT = 20_000_000
@@ -165,9 +166,12 @@ class RawAnswer:
             is_useful = item.get("encrypted_content") or item.get("reasoning_content")
             if is_useful and remaining >= 0 and is_clean:
                 reasoning.append(kept)
+        # Each picture is charged besides the tokens, even if the answer does not list the call.
+        unlisted = len(self.images) - self.hosted_tool_calls.count(IMAGE_TOOL)
+        calls = self.hosted_tool_calls + (IMAGE_TOOL,) * unlisted
         return CompletedAnswer(
             text=text,
-            usage=replace(self.usage, hosted_tool_calls=self.hosted_tool_calls),
+            usage=replace(self.usage, hosted_tool_calls=calls),
             model=redactor.clean(self.model) if self.model else None,
             cut=redactor.clean(self.cut) if self.cut else None,
             response_id=redactor.clean(self.response_id) if self.response_id else None,

@@ -38,10 +38,9 @@ from nbcodex.openai_api.answers import (
 )
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.endpoints import Endpoint
-from nbcodex.openai_api.pricing import is_local_server, paid_tools, requested_tier
+from nbcodex.openai_api.pricing import IMAGE_TOOL, is_local_server, paid_tools, requested_tier
 from nbcodex.openai_api.readers import AnswerReader, ChatReader, ResponsesReader, safe_response_id
 from nbcodex.openai_api.request_body import (
-    IMAGE_TOOL,
     NO_IMAGES_ADVICE,
     PATHS,
     REASONING_NEEDED,

@@ -24,7 +24,8 @@ _RATE_TOKENS = 1_000  # the price of one token is the price of these, divided
 # `type`, such as ``web_search_preview`` and ``web_search_call``. genai-prices knows the price of a
 # call of the first two, under these names.
 _TOOL_UNITS = {"web_search": "web_searches", "file_search": "storage_searches"}
-_PAID_TOOLS = (*_TOOL_UNITS, "code_interpreter", "image_generation", "computer", "shell")
+IMAGE_TOOL = "image_generation"  # OpenAI's guide to image generation
+_PAID_TOOLS = (*_TOOL_UNITS, IMAGE_TOOL, "code_interpreter", "computer", "shell")
 
 _OPENAI_HOST = "api.openai.com"  # and regional ones such as eu.api.openai.com
 _AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")

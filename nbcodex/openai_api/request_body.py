@@ -18,6 +18,7 @@ from nbcodex.models import Image, Request, Schema, Turn
 from nbcodex.openai_api import dialects
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.endpoints import Endpoint
+from nbcodex.openai_api.pricing import IMAGE_TOOL
 from nbcodex.openai_api.sent_schema import as_object, sent_form
 from nbcodex.settings import Settings
 
@@ -33,7 +34,6 @@ TURNS_LEFT_OUT_NOTICE = (
 SCHEMA_IN_PROMPT_NOTICE = (
     "the server does not accept this JSON schema: it is in the prompt, and checked here"
 )
-IMAGE_TOOL = "image_generation"  # OpenAI's guide to image generation
 NO_IMAGES_ADVICE = (
     "Pictures need the Responses API's tool image_generation: this model or server may lack it."
 )
@@ -95,7 +95,8 @@ _NO_SYSTEM = re.compile(
     r"(supported|allowed|enabled)|only user and assistant roles|conversation roles must alternate"
 )
 _STORAGE_WORDS = ("background", "store", "retention")
-_BARE_TURNS = "turns without reasoning"  # stands among the parameters that a server refuses
+# These stand among the parameters that a server refuses; a server is known for one of them at most.
+_BARE_TURNS, _REASONING_IN_TURNS = "turns without reasoning", "reasoning in turns"
 # How DeepSeek and relays ask for the reasoning of earlier answers (vellum #30878): "The
 # `reasoning_content` in the thinking mode must be passed back to the API."
 REASONING_NEEDED = re.compile(
@@ -105,7 +106,7 @@ REASONING_NEEDED = re.compile(
 _NO_SUCH_CALL_STATUSES = {404, 405, 501}
 _REJECTED_STATUSES = {400, 422}
 _DENIED_STATUSES = {*_REJECTED_STATUSES, 403}  # of a refusal to store an answer
-_MAX_ADAPTATIONS = 3  # of one request; a refused attempt costs no tokens
+_MAX_ADAPTATIONS = 6  # of one request; a refused attempt costs no tokens
 
 
 @dataclass(slots=True)
@@ -117,9 +118,10 @@ class PreparedRequest:
     model: str
     api: DetectedApi  # which API it is sent to
     is_api_assumed: bool = False  # whether the server may turn out to have only the other API
-    # What the server does not accept: parameters, ``system``, or turns without reasoning.
+    # What the server does not accept: parameters, ``system``, or turns without or with reasoning.
     unsupported: frozenset[str] = frozenset()
     adaptations: int = 0
+    reasoning_refusals: int = 0  # of turns without reasoning, or with it
     durable: bool = False  # whether the server is asked to store the answer
 
     @property
@@ -171,6 +173,13 @@ class PreparedRequest:
         name = _refused_param(words, self.request, self.body)
         if name is None or name in self.unsupported:
             return False
+        if name in (_BARE_TURNS, _REASONING_IN_TURNS):
+            self.reasoning_refusals += 1
+            # A relay may have a backend that demands the reasoning and one that refuses it. Each
+            # form is sent twice in a row: if the backends alternate, the second attempt succeeds.
+            if self.reasoning_refusals % 2 == 0:
+                return True
+            self.unsupported -= {_BARE_TURNS, _REASONING_IN_TURNS}
         self.unsupported |= {name}
         return True
 
@@ -333,6 +342,10 @@ def _refused_param(words: str, request: Request, body: Body) -> str | None:
     first = (body.get("messages") or [{}])[0]
     if _NO_SYSTEM.search(words) and ("instructions" in body or first.get("role") == "system"):
         return "system"
+    is_unsupported = any(phrase in words for phrase in dialects.UNSUPPORTED_PHRASES)
+    has_reasoning = any("reasoning_content" in message for message in body.get("messages", ()))
+    if has_reasoning and "reasoning_content" in words and is_unsupported:
+        return _REASONING_IN_TURNS
     if request.turns and REASONING_NEEDED.search(words):
         return _BARE_TURNS
     if "encrypted" in words and "include" in body and "include" not in request.params:
@@ -341,7 +354,7 @@ def _refused_param(words: str, request: Request, body: Body) -> str | None:
         is_ours = request.schema and name in body and name not in request.params
         if is_ours and _SCHEMA_REFUSAL.search(words):
             return name
-    if not any(phrase in words for phrase in dialects.UNSUPPORTED_PHRASES):
+    if not is_unsupported:
         return None
     names = [n for n in _OPTIONAL_PARAMS if n in words and n in body and n not in request.params]
     return names[0] if names else None

@@ -5,6 +5,8 @@ Each test goes through the whole package: journal, limiter, retries and a real c
 
 from __future__ import annotations
 
+import base64
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from nbcodex.rendering.figures import figures_line, totals_line
 from nbcodex.requests import runner
 from nbcodex.requests.budget import Budget, RequestEstimate
 from tests.openai_api.scripted import DONE, KEY, chunk, completed, delta, event
+from tests.openai_api.test_schemas_and_images import PNG
 from tests.virtual import LoopClock
 
 APIS = pytest.mark.parametrize("api", ["responses", "chat"])
@@ -394,6 +397,30 @@ def test_demanded_reasoning_is_sent_back_and_the_demand_remembered(server: Serve
     assert len(messages) == 4
 
 
+UNSUPPORTED = "'messages.1': property 'reasoning_content' is unsupported"
+
+
+@pytest.mark.parametrize("backends", ["D", "DR", "RD", "DDR", "RRD", "DDDRRR"])
+def test_relay_with_backends_that_demand_and_refuse_reasoning_answers_every_prompt(
+    server: Server, monkeypatch: pytest.MonkeyPatch, backends: str
+) -> None:
+    order = itertools.cycle(backends)  # D demands the reasoning of earlier turns, R refuses it
+
+    def next_answer(body: bytes) -> Answer:
+        server.sent.append(json.loads(body))
+        earlier = server.sent[-1]["messages"][:-1]
+        has_reasoning = "reasoning_content" in json.dumps(earlier)
+        is_demanding = next(order) == "D"
+        if earlier and has_reasoning != is_demanding:
+            text = NEEDED if is_demanding else UNSUPPORTED
+            return refused(400, text, type="invalid_request_error")
+        return thoughtful("hi", "Hm.")
+
+    monkeypatch.setattr(server, "next_answer", next_answer)
+    replies = [nbcodex.ask("Go on.", api="chat", thread="talk") for _ in range(6)]
+    assert [(reply.text, reply.attempts, reply.notes) for reply in replies] == [("hi", 1, ())] * 6
+
+
 @APIS
 def test_turns_without_the_demanded_reasoning_are_left_out_and_counted(
     server: Server, api: str
@@ -470,6 +497,25 @@ def test_calls_of_tools_without_a_price_make_the_cost_a_lower_bound(
     assert f"without {tool}" in figures_line(reply)
     assert f" · at least ${reply.cost:.3f}" in totals_line(UsageTotals.of(reply))
     assert "unknown" not in totals_line(UsageTotals.of(reply))
+
+
+@APIS
+def test_picture_whose_call_is_not_listed_makes_the_cost_a_lower_bound(
+    priced: Server, api: str
+) -> None:
+    encoded = base64.b64encode(PNG).decode()
+    if api == "chat":
+        url = {"url": f"data:image/png;base64,{encoded}"}
+        image = event({"choices": [{"delta": {"images": [{"image_url": url}]}}]})
+    else:
+        item = {"type": "image_generation_call", "result": encoded}
+        image = event({"type": "response.output_item.done", "item": item})
+    rest = streamed(api, "hi", output=[MESSAGE])
+    priced.answers = [Answer(image + rest.body)]
+    reply = nbcodex.ask("Draw.", api=api)
+    assert [each.data for each in reply.images] == [PNG]
+    assert reply.unpriced_tools == ("image_generation",)
+    assert "at least $" in figures_line(reply)
 
 
 @pytest.mark.parametrize(
