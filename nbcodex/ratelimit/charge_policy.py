@@ -195,19 +195,13 @@ class OutputEstimator:
     requested_in_flight: float = 0.0
     start_times_sum: float = 0.0  # of the instants at which those in flight started
 
-    def count_started(self, requested: float, now: float) -> None:
-        """Count a request that is sent."""
-        self.in_flight += 1
-        self.requested_in_flight += requested
-        self.start_times_sum += now
-
-    def drop(self, requested: float, started_at: float) -> None:
-        """Remove a request from those in flight."""
-        self.in_flight -= 1
-        self.requested_in_flight -= requested
-        self.start_times_sum -= started_at
+    def count_in_flight(self, max_output: float, started_at: float, *, sign: int = 1) -> None:
+        """Add a request to those in flight; with `sign=-1`, remove it."""
+        self.in_flight += sign
+        self.requested_in_flight += sign * max_output
+        self.start_times_sum += sign * started_at
         if not self.in_flight:
-            self.requested_in_flight = self.start_times_sum = 0.0  # rounding errors must not add up
+            self.requested_in_flight = self.start_times_sum = 0.0  # drops the rounding errors
 
     def record(self, requested: float, used: float, seconds: float) -> None:
         """Learn from an answer that has ended."""

@@ -19,30 +19,33 @@ from nbcodex.ratelimit.charge_policy import (
 from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, MIN_LIMIT, TokenBucket
 from nbcodex.ratelimit.undeclared_limits import ParallelLimit, UndeclaredLimits
 
-# The margin is the share of a limit that is never used. A refusal by a limit that was known
-# multiplies it by MARGIN_GROWTH, and each second by MARGIN_DECAY.
+# The margin is the share of a limit that is kept free. A refusal by a limit that was known widens
+# it by the factor MARGIN_GROWTH, and each second multiplies it by MARGIN_DECAY.
 MIN_MARGIN, MAX_MARGIN, MARGIN_GROWTH, MARGIN_DECAY = 0.005, 0.1, 1.5, 0.99
-# Without headers nothing shows unused capacity, so the assumed rate grows by HEADERLESS_GROWTH per
-# second, and by GUESSED_GROWTH where it is only a guess. MAX_GROWTH bounds one step.
+# Without headers no response shows unused capacity, so the assumed rate grows by the share
+# HEADERLESS_GROWTH per second, or by GUESSED_GROWTH if the limit is a guess, and by at most
+# MAX_GROWTH between two requests.
 HEADERLESS_GROWTH, GUESSED_GROWTH, MAX_GROWTH = 0.004, 0.02, 0.1
-# It grows only while the limit delays requests: if more than this many typical requests were
-# refilled since the last one was sent, too few requests were waiting.
+# The assumed rate grows only while it delays requests. It delays none if more tokens than this
+# number of typical requests were refilled since the last request.
 MAX_IDLE_REQUESTS = 4.0
-# After a refusal without figures, this share of the measured rate of sending is taken as the limit.
-# Fewer requests in flight than MIN_PACE_REQUESTS are too few to measure a rate.
+# After a refusal that states no figures, this share of the measured rate becomes the assumed limit.
+# With fewer than MIN_MEASURED_REQUESTS in flight, the measured rate means nothing.
 REFUSED_RATE_SHARE, MIN_MEASURED_REQUESTS = 0.85, 3
-# After the server has asked for slower growth, this share of the measured rate is sent. It may then
-# grow by RAMP_FACTOR in RAMP_PERIOD_S (OpenAI's guide "Rate limits", on `slow_down`).
+# After the error `slow_down`, requests are sent at the share SLOW_DOWN_SHARE of the measured rate,
+# which then grows by the factor RAMP_FACTOR in each RAMP_PERIOD_S (OpenAI's guide "Rate limits").
 SLOW_DOWN_SHARE, RAMP_FACTOR, RAMP_PERIOD_S = 0.5, 1.5, 15 * MINUTE
-MIN_SLOW_DOWN_INTERVAL_S = 2 * MINUTE  # for so long the rate is not lowered again
-# Input tokens as the server counts them, over our estimate: a moving average, within these bounds.
+MIN_SLOW_DOWN_INTERVAL_S = 2 * MINUTE  # errors that follow sooner do not lower the rate again
+# The ratio of the server's count of input tokens to our estimate is a moving average.
 INPUT_RATIO_LEARNING_RATE, MIN_INPUT_RATIO, MAX_INPUT_RATIO = 0.02, 0.25, 4.0
-# The minimal round trip may grow by this factor with each snapshot, as routes change.
+# The shortest round trip seen is raised by this factor at each snapshot, because routes change.
 ROUND_TRIP_GROWTH = 1.01
-# Remaining and reset are rounded: they show a rate only if this share of the limit is used.
+# Headers round the remaining amount and the reset time, so the refill rate is computed from them
+# only if at least this share of the limit is used.
 MIN_USED_SHARE = 0.01
-MAX_DEBT_FACTOR = 1.0  # stated debts of more limits than this are nonsense
-# A refusal although this many times the requested amount is left comes from a hidden window.
+MAX_DEBT_FACTOR = 1.0  # a stated debt of more than the limit times this is not believed
+# If the server refuses although the remaining amount exceeds the requested one by this factor, a
+# hidden window has refused: a shorter one than headers state (see `TokenBucket.hidden_floor`).
 HIDDEN_WINDOW_FACTOR = 1.1
 
 NO_REFUND = (0.0,) * len(CHARGE_POLICIES)
@@ -53,16 +56,34 @@ class Refusal:
     """A limit has refused a request."""
 
     until: float  # the end of the cooldown
-    limit: Limit | None = None  # as the message states it
-    snapshot: LimitSnapshot | None = None
+    limit: Limit | None = None  # the limit, as the message states it
+    snapshot: LimitSnapshot | None = None  # the limits, as the headers state them
+
+    @property
+    def resource(self) -> Resource:
+        """What the limit counts; tokens if the message does not name it."""
+        return (self.limit and self.limit.resource) or "tokens"
+
+    @property
+    def reading(self) -> LimitReading | None:
+        """The figures of a limit per minute: of the message if it has any, else of the headers."""
+        limit = self.limit
+        if limit and limit.limit and limit.limit >= MIN_LIMIT and limit.used is not None:
+            if limit.window not in (None, MINUTE):
+                return None
+            remaining = max(limit.limit - limit.used, -MAX_DEBT_FACTOR * limit.limit)
+            return LimitReading(limit=limit.limit, remaining=remaining)
+        if self.snapshot is None:
+            return None
+        return self.snapshot.tokens if self.resource == "tokens" else self.snapshot.requests
 
 
 def stated_bucket(reading: LimitReading) -> TokenBucket:
-    """Return the bucket that the headers' reading implies."""
+    """Return the bucket with the limit, level and refill rate that headers state."""
     limit, remaining = max(MIN_LIMIT, reading.limit), reading.remaining
     full_in, rate = reading.full_in, limit / MINUTE
-    # Headers state no negative level: an empty bucket that takes longer than its window to fill
-    # is in debt.
+    # Headers state no negative level. But if an empty bucket takes longer than its window to fill,
+    # its level is negative.
     if remaining <= 0 and full_in and MINUTE < full_in < (1 + MAX_DEBT_FACTOR) * MINUTE:
         remaining = limit - full_in * rate
     elif full_in and limit - remaining > MIN_USED_SHARE * limit:
@@ -70,39 +91,10 @@ def stated_bucket(reading: LimitReading) -> TokenBucket:
     return TokenBucket(limit, rate, remaining)
 
 
-@dataclass(frozen=True, slots=True)
-class RefusalFigures:
-    """A bucket as a refusal states it; the refused request was not taken from it."""
-
-    resource: Resource
-    reading: LimitReading
-    requested: float  # what the server wanted to take
-    is_hidden: bool  # enough remained: a shorter window refused, which the figures do not show
-
-
-def read_refusal(limit: Limit | None, snapshot: LimitSnapshot | None) -> RefusalFigures | None:
-    """Return a refusal's figures, from its message or else its headers; None unless of a minute."""
-    resource = (limit and limit.resource) or "tokens"
-    reading: LimitReading | None = None
-    if snapshot is not None:
-        reading = snapshot.tokens if resource == "tokens" else snapshot.requests
-    requested = (limit and limit.requested) or 1.0
-    if limit and limit.limit and limit.limit >= MIN_LIMIT and limit.used is not None:
-        if limit.window not in (None, MINUTE):
-            return None
-        remaining = max(limit.limit - limit.used, -MAX_DEBT_FACTOR * limit.limit)
-        reading = LimitReading(limit=limit.limit, remaining=remaining)
-    if reading is None:
-        return None
-    had_enough = reading.remaining > HIDDEN_WINDOW_FACTOR * requested
-    is_hidden = bool(limit and limit.requested) and had_enough
-    return RefusalFigures(resource, reading, requested, is_hidden)
-
-
 def describe_limit(
     resource: Resource, bucket: TokenBucket, now: float, *, requested: float | None = None
 ) -> Limit:
-    """Return a bucket in the form in which a refusal states it."""
+    """Return a bucket's figures in the form in which a refusal states them."""
     seconds = bucket.limit / bucket.rate
     # A rate from headers is rounded: a window near a minute or a day is exactly that.
     window = next((usual for usual in (MINUTE, DAY) if 0.8 < seconds / usual < 1.25), seconds)
@@ -118,34 +110,37 @@ class LimitModel:
     requests: TokenBucket = field(default_factory=TokenBucket)
     undeclared: UndeclaredLimits = field(default_factory=UndeclaredLimits)  # no header states them
     output: OutputEstimator = field(default_factory=OutputEstimator)
-    input_ratio: float = 1.0  # input tokens as the server counts them, over our estimate
+    input_ratio: float = 1.0  # the server's count of input tokens, divided by our estimate
     cooldown_until: float = -math.inf  # the end of the last cooldown
     cooldown_limit: Limit | None = None  # the limit that caused it
-    margin: float = MIN_MARGIN  # share of the limit that is never used
-    max_awaiting_response: int | None = 1  # while limits are unknown; None once they are known
-    awaiting_response: int = 0  # requests that were sent and neither admitted nor refused so far
-    is_headerless: bool = False  # the headers of answers state no limits
-    limit_is_guessed: bool = False  # refusals state none either, or the limit was stated long ago
+    margin: float = MIN_MARGIN  # the share of each limit that is kept free
+    # While limits are unknown, at most so many requests wait for the response's headers at once, as
+    # in TCP's slow start; None once limits are known.
+    max_awaiting_response: int | None = 1
+    awaiting_response: int = 0  # requests to which the server has not responded yet
+    is_headerless: bool = False  # the headers of responses state no limits
+    # The limit is not stated: refusals have no figures either, or the headers stopped stating it.
+    limit_is_guessed: bool = False
     last_sent_at: float = -math.inf
-    # The rate of sending is measured over a period that began one to two minutes ago, or after a
-    # minute without requests. The next period begins at the middle of this one.
+    # The rate of sending is measured from the window's start until now, so over one to two minutes:
+    # once the next window's start is a minute ago, that becomes the start, and now the next one.
+    # After a minute without requests, both are now.
     rate_window_start_at: float = -math.inf
     rate_window_start_tokens: float = 0.0  # `sent_tokens` at that instant
     next_window_start_at: float = -math.inf
     next_window_start_tokens: float = 0.0
-    permit_count: int = 0  # the number of the last permit
-    newest_snapshot_number: int = -1  # number of the last sent permit whose snapshot was used
-    round_trip: float = math.inf  # the least seconds to the server and back
-    largest_admitted_tokens: float = (
-        0.0  # tokens of input, and of output as far as a request bounds it
-    )
+    permit_count: int = 0  # permits issued so far
+    newest_snapshot_number: int = -1  # the highest number of a permit whose snapshot was used
+    round_trip: float = math.inf  # the shortest seconds to the server and back
+    # The largest request that the server has admitted: its input, and `max_output` if it stated one
+    largest_admitted_tokens: float = 0.0
     limit_before_reboot: float = math.inf  # tokens per minute; a reboot resets all other fields
     parallel: ParallelLimit = field(default_factory=ParallelLimit)
-    # Tokens per second that were allowed at `slowed_down_at`, and may grow since then: infinite
-    # unless the server has asked for slower growth (OpenAI's `slow_down`).
+    # After the error `slow_down` (OpenAI's): the tokens per second that could be sent at the
+    # instant `slowed_down_at`. The rate may grow since then. Infinite if there was no such error.
     slow_down_rate: float = math.inf
     slowed_down_at: float = -math.inf
-    sent_tokens: float = 0.0  # input and `max_output` of all requests, without refused ones
+    sent_tokens: float = 0.0  # input and `max_output` of all requests but the refused ones
 
     def issue_permit(self, name: str, need: Need, now: float, *, is_probe: bool = False) -> Permit:
         """Charge a request that is about to be sent."""
@@ -154,15 +149,15 @@ class LimitModel:
         self.permit_count += 1
         self.awaiting_response += 1
         if now > self.next_window_start_at + MINUTE:
-            has_rested = now > self.last_sent_at + MINUTE
-            self.rate_window_start_at = now if has_rested else self.next_window_start_at
+            was_idle = now > self.last_sent_at + MINUTE
+            self.rate_window_start_at = now if was_idle else self.next_window_start_at
             self.rate_window_start_tokens = (
-                self.sent_tokens if has_rested else self.next_window_start_tokens
+                self.sent_tokens if was_idle else self.next_window_start_tokens
             )
             self.next_window_start_at, self.next_window_start_tokens = now, self.sent_tokens
         self.last_sent_at = max(self.last_sent_at, now)
         self.sent_tokens += input_tokens + need.max_output
-        self.output.count_started(need.max_output, now)
+        self.output.count_in_flight(need.max_output, now)
         self.undeclared.charge(self.admission_charge(need), now)
         marks = self.tokens.charge(input_tokens, need.max_output, now)
         mark = self.requests.take(1, now)
@@ -172,19 +167,19 @@ class LimitModel:
 
     def _apply_idle_time(self, now: float) -> None:
         """Narrow the margin, and raise an assumed rate, by the time since the last request."""
-        passed = max(0.0, now - self.last_sent_at) if self.permit_count else 0.0
-        self.margin = max(MIN_MARGIN, self.margin * MARGIN_DECAY**passed)
-        if self.limit_is_guessed and passed > LIMIT_TRUST_S:
+        idle = max(0.0, now - self.last_sent_at) if self.permit_count else 0.0
+        self.margin = max(MIN_MARGIN, self.margin * MARGIN_DECAY**idle)
+        if self.limit_is_guessed and idle > LIMIT_TRUST_S:
             self.limit_is_guessed, self.max_awaiting_response = False, 1
             self.tokens.buckets = [TokenBucket(updated_at=now) for _ in CHARGE_POLICIES]
-        refilled = passed * self.tokens.bucket.rate
+        refilled = idle * self.tokens.bucket.rate
         if self.is_headerless and refilled <= MAX_IDLE_REQUESTS * self.tokens.typical_request:
             growth = GUESSED_GROWTH if self.limit_is_guessed else HEADERLESS_GROWTH
             for bucket in (*self.tokens.buckets, self.requests):
-                bucket.rate *= 1 + min(MAX_GROWTH, growth * passed)
+                bucket.rate *= 1 + min(MAX_GROWTH, growth * idle)
 
     def has_slot(self, now: float, *, before: int = 0) -> bool:
-        """Return whether one more request may be in flight, if `before` others are sent first."""
+        """Return whether the limit on parallel requests admits one more, after `before` others."""
         return self.output.in_flight + before < self.parallel.allowed_at(now)
 
     def slow_down_rate_at(self, now: float) -> float:
@@ -193,7 +188,7 @@ class LimitModel:
         return self.slow_down_rate * math.pow(RAMP_FACTOR, min(30.0, periods))
 
     def admission_charge(self, need: Need) -> float:
-        """Return the tokens that the server takes at admission."""
+        """Return the tokens that the server charges when it admits a request."""
         input_tokens = need.input_tokens * self.input_ratio
         return input_tokens if self.tokens.policy == "actual" else input_tokens + need.max_output
 
@@ -213,7 +208,7 @@ class LimitModel:
         if snapshot is None or not (snapshot.tokens or snapshot.requests):
             self.is_headerless = self.is_headerless or not self.tokens.bucket.is_known
             if self.max_awaiting_response is not None:
-                # Slow start: each answer admits one more, which doubles them per round trip.
+                # Slow start: each response allows one more, which doubles them per round trip.
                 self.max_awaiting_response += 1
             return
         if snapshot.tokens or not self.tokens.bucket.is_known:
@@ -223,36 +218,33 @@ class LimitModel:
             return  # the snapshot of a later request includes this one
         self.newest_snapshot_number = permit.sequence_number
         # The permit was issued before the journal's commit, and the request was admitted half a
-        # round trip after it was sent. The round trip is the time to the headers less the server's
-        # own processing, where it is stated.
+        # round trip after it was sent. The round trip is the time until the headers, without the
+        # server's own processing time where it is stated.
         elapsed = permit.sent_at - permit.issued_at
-        passed = max(0.0, snapshot.at - permit.sent_at)
+        until_headers = max(0.0, snapshot.at - permit.sent_at)
         if snapshot.processing is not None:
-            round_trip = max(0.0, passed - snapshot.processing)
+            round_trip = max(0.0, until_headers - snapshot.processing)
             self.round_trip = min(self.round_trip * ROUND_TRIP_GROWTH, round_trip)
             elapsed += round_trip / 2
         elif self.round_trip < math.inf:
-            elapsed += min(self.round_trip / 2, passed)
+            elapsed += min(self.round_trip / 2, until_headers)
         if reading := snapshot.tokens:
             self._observe_reading(permit, "tokens", reading, elapsed, now)
         if reading := snapshot.requests:
             self._observe_reading(permit, "requests", reading, elapsed, now)
 
     def settle(self, permit: Permit, usage: Usage, now: float) -> tuple[float, ...]:
-        """Apply the end of an answer; return the refund of each policy's projection."""
-        self._count_response(permit)
-        if permit.has_ended:
+        """Apply the end of an answer; return what each charge policy refunds."""
+        if permit.has_ended or usage.output_tokens is None:
+            self.release(permit, now)
             return NO_REFUND
-        permit.has_ended = True
+        self._end(permit)
         need = permit.need
-        self.output.drop(need.max_output, permit.issued_at)
-        if usage.output_tokens is None:
-            return NO_REFUND
         used = min(float(usage.output_tokens), need.max_output)
         self.output.record(need.max_output, used, now - permit.issued_at)
         self.parallel.record_end(self.output.in_flight, now, is_early=False)
         if permit.is_orphaned:
-            return NO_REFUND  # it was not taken from these projections
+            return NO_REFUND  # these buckets were never charged for it
         if usage.input_tokens and need.input_tokens and not usage.estimated:
             ratio = usage.input_tokens / need.input_tokens
             ratio = min(MAX_INPUT_RATIO, max(MIN_INPUT_RATIO, ratio))
@@ -266,50 +258,55 @@ class LimitModel:
         # Undeclared limits are assumed not to have counted it: no snapshot would show it later.
         if not (permit.has_response or permit.is_orphaned):
             self.undeclared.refund(1, self.admission_charge(permit.need), now)
-        self._count_response(permit)
-        if not permit.has_ended:
-            permit.has_ended = True
-            self.output.drop(permit.need.max_output, permit.issued_at)
-            # A gateway that restarts ends all streams at once; one-slot servers state no limits.
-            if ended_early and not (self.tokens.bucket.is_known or self.requests.is_known):
-                self.parallel.record_end(self.output.in_flight, now, is_early=True)
+        if permit.has_ended:
+            return
+        self._end(permit)
+        # Servers that end the stream of another request state no limits. Where limits are stated,
+        # streams end early for other reasons: all at once, when a gateway restarts.
+        if ended_early and not (self.tokens.bucket.is_known or self.requests.is_known):
+            self.parallel.record_end(self.output.in_flight, now, is_early=True)
 
     def refuse(self, permit: Permit, refusal: Refusal, now: float) -> None:
         """Begin a cooldown because a limit has refused a request, and learn from the refusal."""
-        until, limit = refusal.until, refusal.limit
+        limit = refusal.limit
+        # During a cooldown, only requests that were sent before it are refused: those of one burst.
         is_first, was_admitted = now >= self.cooldown_until, permit.has_response
         self.release(permit, now)
-        if not permit.is_probe and until > self.cooldown_until:
-            self.cooldown_until, self.cooldown_limit = until, limit
+        if not permit.is_probe and refusal.until > self.cooldown_until:
+            self.cooldown_until, self.cooldown_limit = refusal.until, limit
         self.sent_tokens -= permit.input_tokens + permit.need.max_output
-        # The refusal of an admitted request, in mid-stream, shows nothing about the limits.
+        # A refusal of an admitted request, in its stream, shows nothing about the limits.
         if was_admitted or permit.is_orphaned:
             return
-        # The snapshot of a later request would already show that this one was not charged.
+        # If the snapshot of a later request was used, the level is already without this charge.
         if permit.sequence_number > self.newest_snapshot_number:
             self.tokens.undo_charge(permit.input_tokens, permit.need.max_output, now)
-        if limit and limit.resource == "parallel requests":
-            self.parallel.learn(self.output.in_flight, now, stated=limit.limit)
+        if refusal.resource == "parallel requests":
+            self.parallel.learn(self.output.in_flight, now, stated=limit and limit.limit)
             return
-        if limit and limit.resource == "traffic growth":
-            # Until the slower rate has shown its effect, another refusal is of the old one.
+        if refusal.resource == "traffic growth":
+            # A refusal that follows soon is of requests that were sent at the old rate.
             is_new = now - self.slowed_down_at > MIN_SLOW_DOWN_INTERVAL_S
             if is_first and is_new and self.output.in_flight >= MIN_MEASURED_REQUESTS:
                 measured = min(self._measured_rate(now), self.slow_down_rate_at(now))
                 self.slow_down_rate, self.slowed_down_at = SLOW_DOWN_SHARE * measured, now
             return
-        if permit.is_probe or self._learn_undeclared(limit, permit, until, now):
+        if permit.is_probe or self._learn_undeclared(permit, refusal, now):
             return
-        if figures := read_refusal(limit, refusal.snapshot):
-            self._adopt_figures(permit, figures, until, now, is_first=is_first)
+        if reading := refusal.reading:
+            self._adopt_figures(permit, refusal, reading, now, is_first=is_first)
         elif is_first and (limit is None or limit.window in (None, MINUTE)):
-            # The refusals of one burst count once.
             self._reduce_rate(now)
 
     def _count_response(self, permit: Permit) -> None:
         if not permit.has_response:
             permit.has_response = True
             self.awaiting_response -= 1
+
+    def _end(self, permit: Permit) -> None:
+        self._count_response(permit)
+        permit.has_ended = True
+        self.output.count_in_flight(permit.need.max_output, permit.issued_at, sign=-1)
 
     def _observe_reading(
         self, permit: Permit, resource: Resource, reading: LimitReading, elapsed: float, now: float
@@ -335,10 +332,9 @@ class LimitModel:
         for bucket in self.tokens.buckets:
             bucket.set_limit(limit, rate, now=now, since=since)
 
-    def _learn_undeclared(
-        self, limit: Limit | None, permit: Permit, until: float, now: float
-    ) -> bool:
-        """Learn from a refusal by a window that headers do not state; False for any other."""
+    def _learn_undeclared(self, permit: Permit, refusal: Refusal, now: float) -> bool:
+        """Learn from a refusal by a limit that no header states; return whether it was by one."""
+        limit = refusal.limit
         if limit is None or limit.used is None or limit.resource is None:
             return False
         if limit.limit is None or limit.limit < MIN_LIMIT:
@@ -352,48 +348,51 @@ class LimitModel:
             is_declared = declared.has_limit(limit.limit) and 0.5 < ratio < 2
             is_undeclared = not (is_declared or self.is_headerless)
         if is_undeclared:
-            self.undeclared.learn(limit, permit.sequence_number, until=until, now=now)
+            self.undeclared.learn(limit, permit.sequence_number, until=refusal.until, now=now)
             if of_requests and permit.sequence_number > self.newest_snapshot_number:
                 self.requests.undo(1, now)  # the server does not count a refused request
         return is_undeclared
 
     def _adopt_figures(
-        self, permit: Permit, figures: RefusalFigures, until: float, now: float, *, is_first: bool
+        self, permit: Permit, refusal: Refusal, reading: LimitReading, now: float, *, is_first: bool
     ) -> None:
         """Adopt the figures of a refusal; widen the margin if its limit was known already."""
         self.max_awaiting_response = None
-        of_requests = figures.resource == "requests"
+        of_requests = refusal.resource == "requests"
         bucket = self.requests if of_requests else self.tokens.bucket
-        is_expected_limit = bucket.has_limit(figures.reading.limit)
+        was_known = bucket.has_limit(reading.limit)
         elapsed = (now + permit.sent_at) / 2 - permit.issued_at  # refused half a round trip ago
         if permit.sequence_number > self.newest_snapshot_number:
             self.newest_snapshot_number = permit.sequence_number
             if of_requests:
                 self.requests.undo(1, now)  # the server does not count a refused request
-            self._observe_reading(permit, figures.resource, figures.reading, elapsed, now)
-        if figures.is_hidden:
-            # At `until` the hidden window will hold the requested amount; at present it holds less
-            # by the refill until then. The floor is the stated level at which it holds nothing.
-            hidden_level = max(0.0, figures.requested - max(0.0, until - now) * bucket.rate)
+            self._observe_reading(permit, refusal.resource, reading, elapsed, now)
+        requested = refusal.limit and refusal.limit.requested
+        if requested and reading.remaining > HIDDEN_WINDOW_FACTOR * requested:
+            # When the cooldown ends, the hidden window holds the requested amount. Now it holds
+            # less, by the refill until then. It is empty when this bucket's level is lower by that.
+            refill = max(0.0, refusal.until - now) * bucket.rate
+            hidden_level = max(0.0, requested - refill)
             for each in (self.requests,) if of_requests else self.tokens.buckets:
-                each.set_hidden_floor(figures.reading.remaining - hidden_level, now)
-        elif is_expected_limit and is_first and not self.is_headerless:
+                each.set_hidden_floor(reading.remaining - hidden_level, now)
+        elif was_known and is_first and not self.is_headerless:
             self.margin = min(MAX_MARGIN, self.margin * MARGIN_GROWTH)
 
     def _discard_outdated_limits(
         self, permit: Permit, snapshot: LimitSnapshot | None, now: float
     ) -> None:
-        """Stop relying on a limit that headers stated long ago and do not state any more."""
+        """Discard limits that headers stated long ago, if they do not state them any more."""
         tokens, requests = self.tokens.bucket, self.requests
         if not (snapshot and snapshot.tokens) and tokens.is_known and not self.is_headerless:
             self.is_headerless = self.limit_is_guessed = now - tokens.observed_at > LIMIT_TRUST_S
-        was_full = permit.request_mark.level >= requests.limit - 1  # so it delays nothing
+        # A limit on requests is kept while it may still delay one.
+        was_full = permit.request_mark.level >= requests.limit - 1
         is_old = now - requests.observed_at > LIMIT_TRUST_S
         if not (snapshot and snapshot.requests) and was_full and is_old:
             self.requests = TokenBucket(updated_at=now)
 
     def _reduce_rate(self, now: float) -> None:
-        """Send more slowly after a refusal without figures: widen the margin, or guess a limit."""
+        """After a refusal without figures, widen a known limit's margin or guess a lower limit."""
         bucket = self.tokens.bucket
         if bucket.is_known and not self.limit_is_guessed:
             self.margin = min(MAX_MARGIN, self.margin * MARGIN_GROWTH)
@@ -401,8 +400,7 @@ class LimitModel:
         if self.output.in_flight < MIN_MEASURED_REQUESTS:
             self.max_awaiting_response = self.max_awaiting_response if bucket.is_known else 1
             return
-        pace = bucket.rate if bucket.is_known else self._measured_rate(now)
-        rate = REFUSED_RATE_SHARE * pace
+        rate = REFUSED_RATE_SHARE * (bucket.rate if bucket.is_known else self._measured_rate(now))
         self.max_awaiting_response = None
         self._set_token_limit(rate * MINUTE, rate, now=now, since=now)
         self.limit_is_guessed = self.is_headerless = True

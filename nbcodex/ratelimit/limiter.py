@@ -166,10 +166,7 @@ class Reservation:
         self._limiter.post(lambda core: core.observe(self._permit, snapshot, now))
 
     def settle(self, usage: Usage) -> None:
-        """Report what a finished answer used; with unknown usage, release."""
-        if usage.output_tokens is None:
-            self.release()
-            return
+        """Report what a finished answer used; unknown usage is treated as `release` does."""
         now = self._clock.now()
         self._limiter.post(lambda core: core.settle(self._permit, usage, now))
 

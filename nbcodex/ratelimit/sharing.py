@@ -150,7 +150,7 @@ class SharedModel:
         if permit.share_id == share.share_id or permit.has_ended:
             return
         permit.share_id, permit.is_orphaned = share.share_id, permit.model_id != self.model_id
-        self.model.output.count_started(permit.need.max_output, permit.issued_at)
+        self.model.output.count_in_flight(permit.need.max_output, permit.issued_at)
         share.count_in_flight(permit)
         if not permit.has_response:
             share.awaiting_response += 1

@@ -6,7 +6,7 @@ import pytest
 
 from nbcodex.models import Limit, LimitReading, LimitSnapshot
 from nbcodex.ratelimit.charge_policy import Need, OutputEstimator
-from nbcodex.ratelimit.limit_model import LimitModel, Refusal, read_refusal, stated_bucket
+from nbcodex.ratelimit.limit_model import LimitModel, Refusal, stated_bucket
 from nbcodex.ratelimit.sharing import SharedModel
 
 
@@ -14,13 +14,13 @@ def test_output_share_is_not_misled_by_short_answers() -> None:
     """They end first, while most are still in flight."""
     output = OutputEstimator()
     for _ in range(100):
-        output.count_started(1000, 0.0)
+        output.count_in_flight(1000, 0.0)
     for _ in range(10):
-        output.drop(1000, 0.0)
+        output.count_in_flight(1000, 0.0, sign=-1)
         output.record(1000, 50, 1.0)
     early = output.used_share(1.0)
     for _ in range(90):
-        output.drop(1000, 0.0)
+        output.count_in_flight(1000, 0.0, sign=-1)
         output.record(1000, 50, 1.0)
     assert early > 0.4
     assert output.used_share(1.0) < 0.11
@@ -45,17 +45,17 @@ def test_refusal_message_outweighs_headers() -> None:
     """Its figures are exact, and may show a debt."""
     snapshot = LimitSnapshot(at=0.0, tokens=LimitReading(limit=600, remaining=0))
     limit = Limit(resource="tokens", window=60.0, limit=600, used=650, requested=10)
-    figures = read_refusal(limit, snapshot)
-    assert figures
-    assert figures.reading.remaining == -50
-    assert not figures.is_hidden
+    model = LimitModel()
+    model.refuse(model.issue_permit("b", Need(10, 0), 0.0), Refusal(6.0, limit, snapshot), 0.0)
+    assert model.tokens.bucket.level == -50
+    assert not model.tokens.bucket.hidden_floor
 
 
 def test_refusal_despite_enough_tokens_shows_a_hidden_window() -> None:
     limit = Limit(resource="tokens", window=60.0, limit=600, used=50, requested=10)
-    figures = read_refusal(limit, None)
-    assert figures
-    assert figures.is_hidden
+    model = LimitModel()
+    model.refuse(model.issue_permit("b", Need(10, 0), 0.0), Refusal(1.0, limit), 0.0)
+    assert model.tokens.bucket.hidden_floor == 550
 
 
 def test_idle_holder_accumulates_no_claim() -> None:

@@ -47,7 +47,7 @@ def test_no_more_answers_start_than_bucket_and_refill_will_pay() -> None:
     model.observe(first, LimitSnapshot(at=now, tokens=reading), now)
     model.tokens.assumed_index = ACTUAL_INDEX
     output = model.output
-    output.drop(2_000, now)
+    output.count_in_flight(2_000, now, sign=-1)
     output.requested_output = output.used_output = 2e6
     output.answer_seconds, output.ended_answers = 20_000.0, 1_000
     sent, now = 0, now + 0.01
