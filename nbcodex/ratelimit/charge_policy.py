@@ -1,9 +1,9 @@
 """What a server charges for a request, and how much output answers use: both are learned.
 
-No header states the charge policy, so three projections of the token bucket, one for each policy,
-are compared with the snapshots. *kept*: input and the whole `max_output` are charged at admission.
-*refunded*: the same, and unused output is refunded when the answer ends. *actual*: input is charged
-at admission, the output when the answer ends. Pure arithmetic.
+*kept*: input and the whole `max_output` are charged at admission. *refunded*: the same, and unused
+output is refunded when the answer ends. *actual*: input is charged at admission, and the output
+when the answer ends. No header states the policy, so there is one token bucket for each policy, and
+their levels are compared with the levels that the server states. Pure arithmetic.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ ChargePolicy = Literal["kept", "refunded", "actual"]
 CHARGE_POLICIES: tuple[ChargePolicy, ...] = ("kept", "refunded", "actual")
 ACTUAL_INDEX = CHARGE_POLICIES.index("actual")
 
-# Errors are summed over a period of at least this: the random order of arrivals then evens out.
-MIN_PERIOD_S = 0.4
-# The projections must differ by this many typical requests before a period counts.
-MIN_DIVERGENCE_REQUESTS = 3.0
-# Scores are decayed sums: a period adds at most 1, and counts 0.8 times as much one period later.
-# A lead of 1.5, which takes at least two periods, switches the policy; 0.5 rules *actual* out.
+# The errors of each policy's bucket are summed over a period. It lasts at least MIN_PERIOD_S, since
+# requests arrive out of order, and until the sums differ by so many typical requests.
+MIN_PERIOD_S, MIN_DIVERGENCE_REQUESTS = 0.4, 3.0
+# At the end of a period, each score is multiplied by SCORE_DECAY, and the policy's error is added,
+# scaled to 0 for the best policy and 1 for the worst. A policy is assumed if its score is lower by
+# SWITCH_LEAD than that of the assumed one, which takes two periods at least. *actual* is ruled out
+# if its score is higher by RULED_OUT_LEAD.
 SCORE_DECAY, SWITCH_LEAD, RULED_OUT_LEAD = 0.8, 1.5, 0.5
 TYPICAL_REQUEST_LEARNING_RATE = 0.02
 
-# The prior of the output share: this many answers that used all of their `max_output`.
+# The output share is estimated as if so many answers had used all of their `max_output` before.
 PRIOR_ANSWERS = 5.0
-# After this many answers, the earlier ones count half.
+# After so many answers the sums are halved, so that later answers count more.
 OUTPUT_MEMORY_ANSWERS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The tokens that a request needs: its estimated input, and the most output it may use."""
+    """The tokens that a request asks a limit for."""
 
-    input_tokens: float
+    input_tokens: float  # an estimate
     max_output: float
-    is_bounded: bool = True  # whether the request states `max_output`; otherwise it is a guess
+    is_bounded: bool = True  # the request states `max_output`; otherwise that is a guess
 
     @property
     def total_tokens(self) -> float:
@@ -48,33 +49,33 @@ class Need:
 
 @dataclass(slots=True)
 class Permit:
-    """Permission to send one attempt, and what the limits record of it: a reservation's data."""
+    """The permission to send one attempt, with what was charged for it."""
 
-    name: str  # the hashed name of the limits that it was taken from
+    name: str  # the hashed name of the limits
     need: Need
     issued_at: float
-    sequence_number: int  # in the order of sending
+    sequence_number: int  # counts the permits of a `LimitModel`
     is_probe: bool  # sent during a cooldown, to find out whether it is over
-    token_marks: tuple[LevelMark, ...]  # levels after its charge, one for each policy's projection
+    token_marks: tuple[LevelMark, ...]  # of the bucket of each charge policy
     request_mark: LevelMark  # of the bucket of requests
-    input_tokens: float  # as charged here: the estimate, corrected by what the server counts
-    has_response: bool = False  # admitted, refused, or ended without either
-    has_ended: bool = False  # ended
-    sent_at: float = 0.0  # `Limiter` sets it to infinity until the attempt is sent
-    model_id: int = 0  # of the `SharedModel` that it was taken from
+    input_tokens: float  # as charged: the estimate times `LimitModel.input_ratio`
+    has_response: bool = False  # the server has admitted or refused it, or it has ended
+    has_ended: bool = False
+    sent_at: float = 0.0  # infinite from `Limiter.acquire` until the attempt is sent
+    model_id: int = 0  # of the `SharedModel` that was charged
     share_id: int = 0  # of the `HolderShare` that counts it as in flight
-    is_orphaned: bool = False  # that `SharedModel` is lost, so the marks mean nothing
+    is_orphaned: bool = False  # the charged `SharedModel` was lost, so the marks mean nothing
 
-    def restore(self, other: Permit) -> None:
-        """Undo what a transaction has changed: copy these fields from `other`, an earlier copy."""
-        self.token_marks, self.share_id = other.token_marks, other.share_id
-        self.has_response, self.has_ended = other.has_response, other.has_ended
-        self.is_orphaned = other.is_orphaned
+    def restore(self, earlier: Permit) -> None:
+        """Undo the changes that a transaction has made since the copy `earlier`."""
+        self.token_marks, self.share_id = earlier.token_marks, earlier.share_id
+        self.has_response, self.has_ended = earlier.has_response, earlier.has_ended
+        self.is_orphaned = earlier.is_orphaned
 
-    def shift_marks(self, amounts: tuple[float, ...]) -> None:
-        """Add to each mark a refund that the server made before this request arrived."""
-        pairs = zip(self.token_marks, amounts, strict=True)
-        self.token_marks = tuple(LevelMark(m.level + amount, m.correction) for m, amount in pairs)
+    def add_earlier_refunds(self, refunds: tuple[float, ...]) -> None:
+        """Add to the marks what the server refunded before this request reached it."""
+        pairs = zip(self.token_marks, refunds, strict=True)
+        self.token_marks = tuple(LevelMark(m.level + refund, m.correction) for m, refund in pairs)
 
 
 def _zeros() -> list[float]:
@@ -83,7 +84,7 @@ def _zeros() -> list[float]:
 
 @dataclass(slots=True)
 class ChargePolicyEstimator:
-    """One projection for each policy, scored by how well it predicts the snapshots.
+    """One token bucket for each charge policy, and how badly each predicts the server's snapshots.
 
     Stores keep the fields in this order.
     """
@@ -91,11 +92,11 @@ class ChargePolicyEstimator:
     buckets: list[TokenBucket] = field(
         default_factory=lambda: [TokenBucket() for _ in CHARGE_POLICIES]
     )
-    scores: list[float] = field(default_factory=_zeros)  # decayed sums of errors: lower is better
-    period_errors: list[float] = field(default_factory=_zeros)
+    scores: list[float] = field(default_factory=_zeros)  # lower is better
+    period_errors: list[float] = field(default_factory=_zeros)  # signed sums
     period_start_at: float | None = None
     assumed_index: int = 0  # of the assumed policy; at first *kept*, which is safe with any server
-    typical_request: float = 0.0  # tokens with the whole `max_output`, a moving average
+    typical_request: float = 0.0  # the mean tokens of a request, with the whole `max_output`
 
     def __post_init__(self) -> None:
         lengths = {len(self.buckets), len(self.scores), len(self.period_errors)}
@@ -104,38 +105,38 @@ class ChargePolicyEstimator:
 
     @property
     def policy(self) -> ChargePolicy:
-        """The policy that is assumed."""
+        """The assumed policy."""
         return CHARGE_POLICIES[self.assumed_index]
 
     @property
     def bucket(self) -> TokenBucket:
-        """The projection for the policy that is assumed."""
+        """The bucket of the assumed policy."""
         return self.buckets[self.assumed_index]
 
     @property
     def may_charge_at_end(self) -> bool:
-        """Whether output may yet be charged when answers end: the scores do not rule it out."""
-        # Snapshots correct what a wrong policy has projected, but do not show charges that are
-        # still to come: without this, two of 300 requests were refused.
+        """Whether output may be charged when answers end: the scores do not rule *actual* out."""
+        # Snapshots correct the level of a wrong policy's bucket, but they do not show the charges
+        # that answers in flight will cause: without this, two of 300 requests were refused.
         return self.scores[ACTUAL_INDEX] - self.scores[self.assumed_index] < RULED_OUT_LEAD
 
     def charge(self, input_tokens: float, max_output: float, now: float) -> tuple[LevelMark, ...]:
-        """Charge a request to all projections and return their marks."""
+        """Charge a request to the bucket of each policy; return the marks."""
         total = input_tokens + max_output
         rate = TYPICAL_REQUEST_LEARNING_RATE if self.typical_request else 1.0
         self.typical_request += (total - self.typical_request) * rate
         charges = (total, total, input_tokens)
         return tuple(b.take(c, now) for b, c in zip(self.buckets, charges, strict=True))
 
-    def settle(self, max_output: float, used: float, now: float) -> tuple[float, ...]:
-        """Apply the end of a request that used `used` of its output; return each refund."""
-        refunds = (0.0, max_output - used, -used)
+    def settle(self, max_output: float, used_output: float, now: float) -> tuple[float, ...]:
+        """Apply the end of a request; return what each policy refunds (negative: charges)."""
+        refunds = (0.0, max_output - used_output, -used_output)
         for bucket, amount in zip(self.buckets, refunds, strict=True):
             bucket.take(-amount, now)
         return refunds
 
     def undo_charge(self, input_tokens: float, max_output: float, now: float) -> None:
-        """Add back a request that the server never charged."""
+        """Add back the charge of a request that the server has not charged."""
         total = input_tokens + max_output
         for bucket, amount in zip(self.buckets, (total, total, input_tokens), strict=True):
             bucket.undo(amount, now)
@@ -143,7 +144,7 @@ class ChargePolicyEstimator:
     def observe(
         self, permit: Permit, remaining: float, elapsed: float, now: float, *, by_others: bool
     ) -> None:
-        """Correct all projections by a request's snapshot, as `TokenBucket.correct` does."""
+        """Correct the buckets by the `remaining` tokens that the response to a permit states."""
         taken_at = permit.issued_at + elapsed
         pairs = zip(self.buckets, permit.token_marks, strict=True)
         for index, (bucket, mark) in enumerate(pairs):
@@ -153,11 +154,11 @@ class ChargePolicyEstimator:
             bucket.correct(error, now, taken_at=taken_at, by_others=by_others)
 
     def score_period(self, at: float) -> None:
-        """Score the period that ends with a snapshot taken at `at`, if it tells policies apart."""
+        """End the period at a snapshot, if its errors differ enough to score the policies."""
         if self.period_start_at is None:
             self.period_start_at = at
             self.period_errors = _zeros()
-        # The sums are signed: a request that arrives out of order causes two opposite errors.
+        # A request that arrives out of order causes two opposite errors, whose sum is about 0.
         errors = [abs(error) for error in self.period_errors]
         divergence = max(self.period_errors) - min(self.period_errors)
         is_short = at - self.period_start_at < MIN_PERIOD_S
@@ -172,8 +173,8 @@ class ChargePolicyEstimator:
         self.period_start_at, self.period_errors = at, _zeros()
 
     def assume_most_permissive(self, now: float) -> None:
-        """Assume the policy that allows most, of those within SWITCH_LEAD of the best score."""
-        # Without headers only refusals are evidence, so a policy has to be tried to be learned.
+        """Assume the policy whose bucket is fullest, of those within SWITCH_LEAD of the best."""
+        # Without headers only a refusal can show that a policy is wrong, so it has to be tried.
         best = min(self.scores)
         likely = [i for i, score in enumerate(self.scores) if score - best < SWITCH_LEAD]
         self.assumed_index = max(likely, key=lambda i: self.buckets[i].level_at(now))
@@ -181,19 +182,19 @@ class ChargePolicyEstimator:
 
 @dataclass(slots=True)
 class OutputEstimator:
-    """The mean share of its `max_output` that an answer uses. Stores keep the fields in this order.
+    """Estimates which share of its `max_output` an answer uses. Stores keep the fields' order.
 
-    Short answers end first, and would make the mean too small. So answers in flight count as well,
-    as if they had produced output at the mean speed since they started.
+    Short answers end first, so their mean share is too small. As with other censored data, the
+    output of the answers in flight, at the mean speed, is added to that of the ended ones.
     """
 
-    requested_output: float = 0.0  # the sum of `max_output` of ended answers, like the next two
-    used_output: float = 0.0
-    answer_seconds: float = 0.0
+    requested_output: float = 0.0  # the sum of the `max_output` of ended answers
+    used_output: float = 0.0  # the sum of what they used
+    answer_seconds: float = 0.0  # the sum of their durations
     ended_answers: int = 0
     in_flight: int = 0
-    requested_in_flight: float = 0.0
-    start_times_sum: float = 0.0  # of the instants at which those in flight started
+    requested_in_flight: float = 0.0  # the sum of the `max_output` of answers in flight
+    start_times_sum: float = 0.0  # the sum of the instants at which they started
 
     def count_in_flight(self, max_output: float, started_at: float, *, sign: int = 1) -> None:
         """Add a request to those in flight; with `sign=-1`, remove it."""
@@ -203,10 +204,10 @@ class OutputEstimator:
         if not self.in_flight:
             self.requested_in_flight = self.start_times_sum = 0.0  # drops the rounding errors
 
-    def record(self, requested: float, used: float, seconds: float) -> None:
+    def record(self, max_output: float, used_output: float, seconds: float) -> None:
         """Learn from an answer that has ended."""
-        self.requested_output += requested
-        self.used_output += used
+        self.requested_output += max_output
+        self.used_output += used_output
         self.answer_seconds += seconds
         self.ended_answers += 1
         if self.ended_answers >= OUTPUT_MEMORY_ANSWERS:
@@ -216,21 +217,17 @@ class OutputEstimator:
             self.ended_answers //= 2
 
     def remaining_seconds(self, now: float) -> float:
-        """Return how long the answers in flight will last, by the mean of the ended ones.
-
-        Answers that started one after another end one after another: the last one ends after a
-        whole mean duration, which is twice what is left of an answer of mean age.
-        """
+        """Return how long the answers in flight will last, if they take the mean duration."""
         if not self.ended_answers or not self.in_flight:
             return 0.0
-        mean, age = (
-            self.answer_seconds / self.ended_answers,
-            now - self.start_times_sum / self.in_flight,
-        )
+        mean = self.answer_seconds / self.ended_answers
+        age = now - self.start_times_sum / self.in_flight
+        # If the answers started at regular intervals, an answer of mean age has half as long to go
+        # as the youngest one.
         return max(0.0, min(mean, 2 * (mean - age)))
 
     def used_share(self, now: float) -> float:
-        """Return the share of its `max_output` that an answer uses, on average."""
+        """Return the mean share of its `max_output` that an answer uses."""
         if not self.ended_answers or not self.requested_output:
             return 1.0
         seconds_in_flight = max(0.0, self.in_flight * now - self.start_times_sum)

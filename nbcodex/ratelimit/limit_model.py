@@ -281,10 +281,10 @@ class LimitModel:
         # If the snapshot of a later request was used, the level is already without this charge.
         if permit.sequence_number > self.newest_snapshot_number:
             self.tokens.undo_charge(permit.input_tokens, permit.need.max_output, now)
-        if refusal.resource == "parallel requests":
-            self.parallel.learn(self.output.in_flight, now, stated=limit and limit.limit)
+        if limit and limit.resource == "parallel requests":
+            self.parallel.learn(self.output.in_flight, now, stated=limit.limit)
             return
-        if refusal.resource == "traffic growth":
+        if limit and limit.resource == "traffic growth":
             # A refusal that follows soon is of requests that were sent at the old rate.
             is_new = now - self.slowed_down_at > MIN_SLOW_DOWN_INTERVAL_S
             if is_first and is_new and self.output.in_flight >= MIN_MEASURED_REQUESTS:
@@ -317,6 +317,7 @@ class LimitModel:
         self.undeclared.drop_declared(resource, limit)
         taken_at = permit.issued_at + elapsed
         bucket = self.requests if resource == "requests" else self.tokens.bucket
+        # If only refusals bring snapshots, or the limit has changed, that explains the error.
         by_others = not self.is_headerless and bucket.has_limit(limit)
         if resource == "requests":
             error = bucket.error(permit.request_mark, remaining, elapsed=elapsed)

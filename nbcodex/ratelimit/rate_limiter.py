@@ -285,7 +285,7 @@ class RateLimiter:
         since = now - (round_trip if round_trip < math.inf else 0.0)
         for other in self._queues[permit.name].recent_permits:
             if other.sent_at > since and not other.has_response:
-                other.shift_marks(refunds)
+                other.add_earlier_refunds(refunds)
 
     def release(self, permit: Permit, now: float, *, ended_early: bool = False) -> None:
         """Report the end of a request of unknown usage, or of a stream that ended incomplete."""

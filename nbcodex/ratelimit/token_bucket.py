@@ -13,27 +13,24 @@ from nbcodex.models import DAY
 # Shares of the limit: a bucket this close to its limit is full, two limits this close are equal.
 FULL_TOLERANCE, SAME_LIMIT_TOLERANCE = 1e-6, 1e-3
 
-# What is known of a limit is trusted for this long without confirmation: an account may be given a
-# larger limit, and some refusals state nonsense.
+# A limit that no response confirms is trusted for this long: an account may get a larger limit,
+# and some refusals state absurd figures.
 LIMIT_TRUST_S = 600.0
+MAX_WINDOW_S, MIN_LIMIT = 31 * DAY, 1.0  # limits beyond these are not believed
 
-# No limit is counted over a longer window than this.
-MAX_WINDOW_S = 31 * DAY
-MIN_LIMIT = 1.0  # smaller ones are nonsense
-
-# The use of the same limit by other clients is a moving average with this learning rate per second,
-# so it adapts within about 10 s. Since one large error must not slow the bucket for long, that use
-# is only assumed to continue for FOREIGN_TRUST_S. Beside a client that takes 30 % of the limit,
-# this reduces the share of 429s by 1 percentage point.
+# The rate at which other clients use the same limit is a moving average with this learning rate per
+# second. It is assumed to continue for FOREIGN_TRUST_S after a snapshot, so that one large error
+# does not slow the bucket for long. Beside a client that takes 30 % of the limit, this reduces the
+# share of 429s by 1 percentage point.
 FOREIGN_LEARNING_RATE, FOREIGN_TRUST_S = 0.1, 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class LevelMark:
-    """The projected level just after a request was taken, to compare with its snapshot later."""
+    """A bucket's level just after a request was charged, to compare with its snapshot later."""
 
     level: float
-    correction: float  # the bucket's `correction` at that time
+    correction: float  # the bucket's `correction` then
 
 
 @dataclass(slots=True)
@@ -44,16 +41,16 @@ class TokenBucket:
     rate: float = 0.0  # refill per second
     level: float = 0.0  # at `updated_at`; negative in debt, and while the limit is unknown
     updated_at: float = 0.0
-    correction: float = 0.0  # the sum of all corrections, to bring older marks up to date
-    # Some servers enforce a shorter window beside the one in their headers. Both lose the same
-    # tokens and refill at the same rate, so while neither is full their levels differ by a
-    # constant: the shorter window is empty when this level is at `hidden_floor`. Without this, a
-    # hidden window of 1 s refuses 54 to 84 % of the requests.
+    correction: float = 0.0  # the sum of all corrections; marks made earlier lack the later ones
+    # Some servers enforce a second limit over a shorter window that no header states. Both are
+    # charged the same tokens and refill at the same rate, so while neither is full their levels
+    # differ by a constant: the hidden one is empty when this level is at `hidden_floor`. Without
+    # this, a hidden window of 1 s refuses 54 to 84 % of the requests.
     hidden_floor: float = 0.0
     lowest_hidden_floor: float = math.inf  # of all refusals by the hidden window
     hidden_refusal_at: float = -math.inf  # the last refusal by the hidden window
-    foreign_rate: float = 0.0  # what others on the same key take per second, on average
-    observed_at: float = 0.0  # the last snapshot; the use by others is unknown since then
+    foreign_rate: float = 0.0  # mean tokens per second that other clients with the same key take
+    observed_at: float = 0.0  # the last snapshot
 
     @property
     def is_known(self) -> bool:
@@ -62,7 +59,7 @@ class TokenBucket:
 
     @property
     def is_plausible(self) -> bool:
-        """Whether it fills within any server's window, and its debt is at most that of a day."""
+        """Whether limit, refill rate and debt are within what any server has."""
         if not self.is_known:
             return True
         min_level = -max(self.limit, DAY * self.rate)
@@ -78,7 +75,7 @@ class TokenBucket:
         return self.is_known and abs(self.limit - limit) <= SAME_LIMIT_TOLERANCE * self.limit
 
     def level_at(self, now: float) -> float:
-        """Return the projected level at an instant that is not past."""
+        """Return the projected level at an instant after `updated_at`."""
         return min(self.limit, self.level + max(0.0, now - self.updated_at) * self.rate)
 
     def available_at(self, amount: float, now: float) -> float:
@@ -99,10 +96,10 @@ class TokenBucket:
         return now + trusted + (missing - trusted * net_rate) / self.rate
 
     def take(self, amount: float, now: float) -> LevelMark:
-        """Take `amount` (a negative one is a refund) and mark the level after it."""
+        """Take `amount` (a negative one is a refund) and return a mark of the level after it."""
         if self.hidden_floor and self.level_at(now) >= self.limit * (1 - FULL_TOLERANCE):
-            # This bucket has stopped rising while the hidden window may have gone on filling, which
-            # lowers the floor: the lowest one seen is assumed.
+            # While this bucket is full, the hidden one may go on filling, which lowers the floor:
+            # the lowest one seen is assumed.
             is_stale = now - self.hidden_refusal_at > LIMIT_TRUST_S
             self.lowest_hidden_floor = math.inf if is_stale else self.lowest_hidden_floor
             self.hidden_floor = 0.0 if is_stale else self.lowest_hidden_floor
@@ -115,10 +112,9 @@ class TokenBucket:
         self.correction += amount
 
     def error(self, mark: LevelMark, remaining: float, *, elapsed: float) -> float:
-        """Return by how much the `remaining` of a snapshot exceeds the projection.
+        """Return by how much the `remaining` of a request's snapshot exceeds its projected level.
 
-        The snapshot is of the request that was marked; the server admitted it `elapsed` seconds
-        after the mark.
+        The server admitted the request `elapsed` seconds after its mark.
         """
         projected = min(self.limit, mark.level + max(0.0, elapsed) * self.rate)
         return remaining - projected - (self.correction - mark.correction)
@@ -126,8 +122,7 @@ class TokenBucket:
     def correct(self, error: float, now: float, *, taken_at: float, by_others: bool) -> None:
         """Correct the level by the `error` of a snapshot that the server took at `taken_at`.
 
-        With `by_others`, the error is attributed to other clients with the same key. That is
-        wrong where only refusals bring snapshots, and where the limit itself has changed.
+        With `by_others`, other clients with the same key are assumed to have caused the error.
         """
         if self.is_known and by_others:
             expected = -self.foreign_rate * max(0.0, taken_at - self.observed_at)

@@ -1,7 +1,4 @@
-"""Limits of one model that no header states: they are learned from refusals and broken streams.
-
-Numbers only, so that processes can share them, and pure.
-"""
+"""Limits of one model that no header states, learned from refusals and broken streams. Pure."""
 
 from __future__ import annotations
 
@@ -12,27 +9,26 @@ from dataclasses import dataclass, field
 from nbcodex.models import MINUTE, Limit, Resource
 from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, TokenBucket
 
-# For so long after a limit on parallel requests was met, no more of them are tried. The time
-# doubles each time that a trial meets the limit again.
-MIN_TRIAL_INTERVAL_S, MAX_TRIAL_INTERVAL_S = 60.0, 600.0
-MANY_TRIALS = 8  # trials without a refusal, after which the next limit is a new one
-# So many streams have to end early, one after another and each beside others in flight, to show a
-# limit on parallel requests: a single one may be a fault of the network.
+# The known limit on parallel requests is exceeded on trial after each interval. The interval is
+# doubled if a trial is refused, and reset after so many intervals without a refusal.
+MIN_TRIAL_INTERVAL_S, MAX_TRIAL_INTERVAL_S, RESET_TRIALS = 60.0, 600.0, 8
+# So many streams in succession have to end early, beside other requests in flight, to show a limit
+# on parallel requests: a single one may be a fault of the network.
 MIN_BROKEN_STREAMS = 2
 
 
 @dataclass(slots=True)
 class UndeclaredLimit:
-    """A limit on an amount per time, such as requests a day. Stores keep the fields' order."""
+    """A limit such as 200 requests a day. Stores keep the fields in this order."""
 
     resource: Resource
-    seconds: float  # its window
+    seconds: float  # the window over which the server counts
     bucket: TokenBucket = field(default_factory=TokenBucket)
     refused_at: float = -math.inf
-    newest_refused_number: int = -1  # number of the last sent permit that it refused
+    newest_refused_number: int = -1  # highest number of a permit that it refused
 
     def amount_of(self, requests: int, tokens: float) -> float:
-        """Return how much of this limit requests with so many tokens use."""
+        """Return what counts for this limit: the number of requests, or their tokens."""
         return float(requests) if self.resource == "requests" else tokens
 
 
@@ -50,7 +46,7 @@ class UndeclaredLimits:
         for name, each in list(self.by_name.items()):
             is_full = each.bucket.level_at(now) >= each.bucket.limit
             if is_full and now - each.refused_at > LIMIT_TRUST_S:
-                del self.by_name[name]  # it may have been lifted
+                del self.by_name[name]  # it has not mattered for long, and may be obsolete
             each.bucket.take(each.amount_of(1, tokens), now)
 
     def refund(self, requests: int, tokens: float, now: float) -> None:
@@ -59,7 +55,7 @@ class UndeclaredLimits:
             each.bucket.take(-each.amount_of(requests, tokens), now)
 
     def learn(self, limit: Limit, number: int, *, until: float, now: float) -> None:
-        """Learn from a refusal of permit `number`, whose cooldown lasts `until` an instant."""
+        """Learn from the refusal of permit `number`; its cooldown ends at the instant `until`."""
         new = UndeclaredLimit(limit.resource or "tokens", limit.window or MINUTE)
         found = self.by_name.setdefault(f"{new.resource} {new.seconds:g}", new)
         size, requested = limit.limit or 0.0, limit.requested or 1.0
@@ -69,13 +65,13 @@ class UndeclaredLimits:
             number > found.newest_refused_number
         ):  # of several refusals, that of the last sent counts
             found.newest_refused_number = number
-            # Figures are rounded, but the requested amount is certainly not there before `until`.
+            # The figures are rounded, but the requested amount is not available before `until`.
             at_most = requested - max(0.0, until - now) * found.bucket.rate
             remaining = min(size - (limit.used or 0.0), at_most)
             found.bucket.level, found.bucket.updated_at = max(0.0, remaining), now
 
     def drop_declared(self, resource: Resource, limit: float) -> None:
-        """Drop a limit that headers state as well."""
+        """Drop a limit that headers state, too."""
         for name, each in list(self.by_name.items()):
             if each.resource == resource and each.bucket.has_limit(limit):
                 del self.by_name[name]
@@ -89,23 +85,23 @@ class UndeclaredLimits:
                 each.bucket.undo(-level, now)
 
     def available_at(self, requests: int, tokens: float, now: float) -> float:
-        """Return the earliest instant at which all of them admit so much."""
+        """Return the earliest instant at which all limits have capacity for the requests."""
         instants = (e.bucket.available_at(e.amount_of(requests, tokens), now) for e in self)
         return max(instants, default=now)
 
 
 @dataclass(slots=True)
 class ParallelLimit:
-    """The most requests that the server answers at once. Stores keep the fields in this order.
+    """A limit on requests that are in flight at once. Stores keep the fields in this order.
 
-    A refusal may name such a limit (LiteLLM's `max_parallel_requests`). A server with one slot may
-    also end the stream in progress when another request arrives (llama-cpp-python).
+    A refusal may name it (LiteLLM's `max_parallel_requests`). A server that can answer only one
+    request may instead end its stream when another request arrives (llama-cpp-python).
     """
 
-    limit: int | None = None  # requests in flight; None while no limit is known
+    limit: int | None = None  # None while no limit is known
     learned_at: float = -math.inf
-    trial_interval: float = MIN_TRIAL_INTERVAL_S  # until more are tried
-    broken_streams: int = 0  # since the last complete one beside others
+    trial_interval: float = MIN_TRIAL_INTERVAL_S  # seconds
+    broken_streams: int = 0  # in succession
 
     def allowed_at(self, now: float) -> float:
         """Return how many requests may be in flight: in trials one, 3, 7, … more than the limit."""
@@ -114,7 +110,7 @@ class ParallelLimit:
         return self.limit + math.pow(2, int(min(30.0, self._intervals(now)))) - 1
 
     def next_trial_at(self, now: float) -> float:
-        """Return when more requests than now will be allowed."""
+        """Return when `allowed_at` will be larger than at `now`."""
         return self.learned_at + (int(self._intervals(now)) + 1) * self.trial_interval
 
     def _intervals(self, now: float) -> float:
@@ -122,8 +118,8 @@ class ParallelLimit:
 
     def learn(self, accepted: int, now: float, *, stated: float | None = None) -> None:
         """Learn that one request more than the `accepted` ones in flight was too many."""
-        if self._intervals(now) >= MANY_TRIALS:
-            self.trial_interval = MIN_TRIAL_INTERVAL_S  # the last limit has not been met for long
+        if self._intervals(now) >= RESET_TRIALS:
+            self.trial_interval = MIN_TRIAL_INTERVAL_S
         elif self.limit is not None and self._intervals(now) >= 1:
             self.trial_interval = min(MAX_TRIAL_INTERVAL_S, 2 * self.trial_interval)
         # Fewer than stated: other clients with the same key use the rest.
@@ -131,7 +127,7 @@ class ParallelLimit:
         self.learned_at = now
 
     def record_end(self, others: int, now: float, *, is_early: bool) -> None:
-        """Learn from the end of a stream beside `others` in flight; early: it was incomplete."""
+        """Learn from the end of a stream while `others` are in flight; `is_early`: incomplete."""
         if others:
             self.broken_streams = self.broken_streams + 1 if is_early else 0
             if self.broken_streams >= MIN_BROKEN_STREAMS:
