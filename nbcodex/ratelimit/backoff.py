@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -18,32 +19,32 @@ def with_jitter(wait: float, rng: random.Random) -> float:
     return wait + STATED_WAIT_PAD_S + rng.uniform(0.0, min(JITTER_SHARE * wait, MAX_JITTER_S))
 
 
+# A retry budget: the most retries that are saved, and how many a success and a second add.
+MAX_SAVED_RETRIES, RETRIES_PER_SUCCESS, RETRIES_PER_S = 10.0, 0.1, 0.1
+
+
 @dataclass(slots=True)
 class RetryBudget:
     """Bounds the retries after faults of one server, so that they do not make an outage worse.
 
-    As in Finagle's RetryBudget, ten successes allow one retry, and so do ten seconds. All requests
-    to the server share the budget.
+    As in Finagle's RetryBudget, successes and the passing of time allow retries. All requests to
+    the server share the budget.
     """
 
-    max_saved: float = 10.0  # this and the next three are numbers of retries
-    per_success: float = 0.1
-    per_second: float = 0.1
-    _saved: float = 10.0
-    _updated_at: float | None = None
+    _saved: float = MAX_SAVED_RETRIES
+    _updated_at: float = -math.inf
 
     def record_success(self, now: float) -> None:
-        """Add `per_success` to what is saved."""
+        """Save a part of a retry."""
         self._accrue(now)
-        self._saved = min(self.max_saved, self._saved + self.per_success)
+        self._saved = min(MAX_SAVED_RETRIES, self._saved + RETRIES_PER_SUCCESS)
 
     def spend(self, now: float) -> float:
         """Take one retry and return the seconds until it is allowed: 0 if one was saved."""
         self._accrue(now)
         self._saved -= 1.0
-        return max(0.0, -self._saved / self.per_second)
+        return max(0.0, -self._saved / RETRIES_PER_S)
 
     def _accrue(self, now: float) -> None:
-        passed = 0.0 if self._updated_at is None else now - self._updated_at
-        self._saved = min(self.max_saved, self._saved + passed * self.per_second)
-        self._updated_at = now
+        earned = (now - self._updated_at) * RETRIES_PER_S
+        self._saved, self._updated_at = min(MAX_SAVED_RETRIES, self._saved + earned), now

@@ -30,12 +30,11 @@ OnWait = Callable[[Wait | Cooldown], Awaitable[None]]
 MIN_REPORTED_WAIT_S = 1.0
 
 
+@dataclass(eq=False)
 class CooldownTooLongError(Exception):
-    """The model is closed for longer than the patience lasts."""
+    """The cooldown ends later than the patience allows."""
 
-    def __init__(self, cooldown: Cooldown) -> None:
-        super().__init__(f"closed until {cooldown.until}")
-        self.cooldown = cooldown
+    cooldown: Cooldown
 
 
 @dataclass(slots=True)

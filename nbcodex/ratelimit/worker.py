@@ -16,7 +16,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from nbcodex.errors import ConfigurationError
 from nbcodex.ratelimit.limiter import Limiter, Operation, ResultT
 from nbcodex.ratelimit.stores import MemoryStore, Store, StoreError
 from nbcodex.runtime.clock import Clock
@@ -230,21 +229,17 @@ def open_store(
     from nbcodex.ratelimit.stores.sqlite import open_in
 
     report_damage = cache(partial(notify, DAMAGE_NOTICE))  # once
-    local: Store
+    local: Store = MemoryStore()
     try:
         local = open_in(folder)
     except StoreError:
         if not redis_url:
             raise
-        local = MemoryStore()
     local.on_damage = report_damage
     if not redis_url:
         return local
     from nbcodex.ratelimit.stores.redis import FallbackStore, RedisStore
 
-    try:
-        shared = RedisStore(redis_url)
-    except ConfigurationError as error:
-        raise StoreError(str(error)) from None
+    shared = RedisStore(redis_url)
     shared.on_damage = report_damage
     return FallbackStore(shared, local, notify=notify)

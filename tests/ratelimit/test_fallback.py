@@ -15,8 +15,13 @@ import pytest
 from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.ratelimit.sharing import LEASE_S
-from nbcodex.ratelimit.stores import MemoryStore, UnreachableError, redis
-from nbcodex.ratelimit.stores.redis import MIN_LOCAL_S, FallbackStore, RedisStore
+from nbcodex.ratelimit.stores import MemoryStore, redis
+from nbcodex.ratelimit.stores.redis import (
+    MIN_LOCAL_S,
+    FallbackStore,
+    RedisStore,
+    UnreachableError,
+)
 from nbcodex.ratelimit.worker import open_store
 from nbcodex.settings import Secret
 from tests.redis_server import RedisServer, redis_server

@@ -28,10 +28,6 @@ class StoreError(Exception):
     """The store cannot be used; the message says why, without a secret."""
 
 
-class UnreachableError(StoreError):
-    """A store on another machine cannot be used at present."""
-
-
 class Store(Protocol):
     """What the rate limiter needs of a store. Used from one thread at a time."""
 
@@ -70,30 +66,19 @@ class MemoryStore(Store):
 
 # The stored form is JSON in which each dataclass is the list of its values in the order of its
 # fields: without their names it has half the size. Fields that an earlier release did not have are
-# missing at the end, and get their defaults. How to read a class is worked out once.
+# missing at the end, and get their defaults.
 
 
-def encode(value: Any) -> str:
-    """Return dataclasses, and lists of them, in their stored form."""
-    return _encoder.encode(value)
+def _values(value: Any) -> list[Any]:
+    return [getattr(value, name) for name in value.__slots__]  # in the order of the fields
+
+
+encode = json.JSONEncoder(check_circular=False, separators=(",", ":"), default=_values).encode
 
 
 def decode(kind: type[KindT], data: Any) -> KindT:
     """Return the dataclass `kind` from its list of values; raise one of `DAMAGE` for other data."""
     return _reader(kind)(data)  # type: ignore[arg-type, no-any-return]
-
-
-@cache
-def _names(kind: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(kind)]
-
-
-def _values(value: Any) -> list[Any]:
-    kind: Any = type(value)
-    return [getattr(value, name) for name in _names(kind)]
-
-
-_encoder = json.JSONEncoder(check_circular=False, separators=(",", ":"), default=_values)
 
 
 @cache

@@ -21,9 +21,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from nbcodex.errors import ConfigurationError
 from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
-from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, UnreachableError, decode, encode
+from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, StoreError, decode, encode
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret
 
@@ -86,11 +85,11 @@ redis.call('PEXPIRE', key, ARGV[4])
 return {{1, now[1], now[2]}}
 """
 
-_URL_ADVICE = (
+_INVALID_URL = (
+    "NBCODEX_REDIS_URL is not the URL of a Redis server. "
     "Write it like redis://:PASSWORD@HOST:6379/0 (rediss:// for TLS), with special characters in "
     "the password percent-encoded."
 )
-
 
 # How an error of redis-py or of the system is described, by the name of its class. The message of a
 # server could contain anything, so it is not shown.
@@ -106,6 +105,10 @@ _REASONS = {
     "ConnectionError": "cannot be reached",
     "OSError": "cannot be reached",
 }
+
+
+class UnreachableError(StoreError):
+    """Redis cannot be used at present."""
 
 
 @cache
@@ -159,7 +162,7 @@ class RedisStore(Store):
     """Keeps models in a Redis that several hosts use at once. Connects at the first operation.
 
     The `url` is ``redis://``, ``rediss://`` or ``unix://``, with the password in it. Raises
-    `ConfigurationError` if it is not valid, or if redis-py is missing.
+    `StoreError` if it is not valid, or if redis-py is missing.
     """
 
     def __init__(self, url: Secret) -> None:
@@ -284,9 +287,9 @@ def _client(url: Secret) -> Any:
         from redis.connection import parse_url
         from redis.retry import Retry
     except ImportError:
-        raise ConfigurationError(
-            "NBCODEX_REDIS_URL is set, but redis-py is not installed.",
-            advice="Run: %pip install 'nbcodex[redis]'",
+        raise StoreError(
+            "NBCODEX_REDIS_URL is set, but redis-py is not installed. "
+            "Run: %pip install 'nbcodex[redis]'"
         ) from None
     try:
         options: dict[str, Any] = parse_url(url.reveal())  # type: ignore[no-untyped-call]
@@ -296,9 +299,7 @@ def _client(url: Secret) -> Any:
         pool = ConnectionPool(**options)
         pool.connection_class(**pool.connection_kwargs)  # raises if an option is wrong
     except (ValueError, TypeError, AttributeError):
-        # redis-py's own message quotes the password.
-        message = "NBCODEX_REDIS_URL is not the URL of a Redis server."
-        raise ConfigurationError(message, advice=_URL_ADVICE) from None
+        raise StoreError(_INVALID_URL) from None  # redis-py's own message quotes the password
     return Redis(connection_pool=pool)
 
 
