@@ -206,7 +206,7 @@ class Session:
         view = display.choose_request_view(
             self.shell,
             clock,
-            options,
+            options.heading,
             choice=settings.display,
             on_action=lambda action: actions[action](),
         )

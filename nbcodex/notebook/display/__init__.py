@@ -94,14 +94,14 @@ def can_show_widgets(shell: InteractiveShell | None, choice: str) -> bool:
 def choose_request_view(
     shell: InteractiveShell,
     clock: Clock,
-    options: OutputOptions,
+    heading: str,
     *,
     choice: str,
     on_action: Callable[[ActionName], None],
 ) -> RequestView:
     """Return the view of a request that suits the front end; `choice` as in `can_show_widgets`."""
     if not hasattr(shell, "kernel"):
-        return text_views.TerminalView(clock, shorten(options.heading, MAX_HEADING_CHARS))
+        return text_views.TerminalView(clock, shorten(heading, MAX_HEADING_CHARS))
     if can_show_widgets(shell, choice):
         from nbcodex.notebook.display.widget_views import WidgetView
 

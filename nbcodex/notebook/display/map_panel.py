@@ -54,9 +54,7 @@ class MapState:
     def seconds_left(self) -> float | None:
         """Estimated seconds until the last row has ended; None while there is no basis for it."""
         stats, answered = self.stats, self.stats.paid - self.paid_before
-        if stats.total is None or stats.outcome or self.elapsed <= 0:
-            return None
-        if answered < MIN_ANSWERED_ROWS:
+        if stats.total is None or stats.outcome or answered < MIN_ANSWERED_ROWS:
             return None
         # The longest of three estimates: by the pace so far, which is too fast while a full token
         # bucket is being spent, and by the two limits, which a slow server does not use up.

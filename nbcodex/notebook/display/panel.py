@@ -122,9 +122,8 @@ class PanelState:
 
     def total_waited(self, now: float) -> float:
         """Return the seconds waited until `now`, the present wait included."""
-        if self.wait_started_at is None:
-            return self.waited
-        return self.waited + max(0.0, now - self.wait_started_at)
+        since = now if self.wait_started_at is None else self.wait_started_at
+        return self.waited + max(0.0, now - since)
 
     def seconds_left(self, now: float) -> float | None:
         """Return the seconds still to wait at `now`, never negative; None outside of waits."""

@@ -53,7 +53,6 @@ REASONING_PREVIEW_CHARS = 160
 # These entries of the view change with every delta, and are sent together with its text.
 _LIVE_FIGURES = {"tokens_in", "tokens_out", "speed", "cost"}
 
-
 _ended_widgets: deque[CodexWidget] = deque()
 
 
@@ -82,26 +81,22 @@ class WidgetView(RequestView):
         self._unsent = ""
         self._seq = 0
         self._view_lacks_seq = False  # no view with the number of the last text was sent
-        self._rendered_at = float("-inf")
+        self._rendered_at = 0.0
         # The thread that follows the request and the one that receives the page's messages both
         # send texts, which must arrive in the order of their numbers.
         self._send_lock = threading.RLock()
 
     def prepare(self, state: PanelState) -> None:
         """Create the widget while the network is awaited: it takes some milliseconds."""
-        self._state = state
+        self._state, self._rendered_at = state, self._clock.now()
         self._widget = CodexWidget("panel", self._current_view(), self._receive)
 
     def open(self, state: PanelState) -> None:
         """Show the panel below the cell."""
         if self._widget is None:
             self.prepare(state)
-        else:
-            before, self._state = self._state, state
-            # The page counts elapsed time itself: a view that differs in nothing else is not sent.
-            if state.resume_at is not None or panel_view(before) != panel_view(state):
-                self._widget.view = self._current_view()
         self._slot.show(self._widget, raw=False)
+        self.render(state)
 
     def render(self, state: PanelState) -> None:
         """Send what changed; nothing if a message was just sent, unless the phase is new."""
@@ -113,19 +108,16 @@ class WidgetView(RequestView):
             return
         with self._send_lock:
             before, self._state, self._rendered_at = self._state, state, now
-            is_first = interval == float("inf")
-            slept = not is_first and interval > SLEEP_GAP_S
             old, new = panel_view(before), panel_view(state)
             changes = {name: value for name, value in new.items() if value != old[name]}
             only_figures = (
                 changes.keys() <= _LIVE_FIGURES
                 and before.resume_at == state.resume_at
-                and not slept
+                and interval <= SLEEP_GAP_S
             )
             max_chars = MAX_LIVE_CHARS
             if state.phase == "streaming":
-                seconds = MIN_MESSAGE_INTERVAL_S if is_first else min(1.0, interval)
-                max_chars = round(MAX_CHARS_PER_S * seconds)
+                max_chars = round(MAX_CHARS_PER_S * min(1.0, interval))
             sent_text = self._send_text(
                 state.text, changes=changes if only_figures else None, max_chars=max_chars
             )
@@ -211,8 +203,7 @@ def panel_view(state: PanelState) -> dict[str, Any]:
     if state.phase == "thinking":
         # The last chunks suffice: hardly any is shorter than a character.
         start = max(0, state.reasoning.chunk_count - REASONING_PREVIEW_CHARS)
-        recent = state.reasoning.text_after(start)
-        reasoning = " ".join(recent.split())
+        reasoning = " ".join(state.reasoning.text_after(start).split())
     if len(reasoning) > REASONING_PREVIEW_CHARS:
         # The end of the reasoning, cut at a word.
         reasoning = "…" + reasoning[-REASONING_PREVIEW_CHARS:].partition(" ")[2]
@@ -221,9 +212,7 @@ def panel_view(state: PanelState) -> dict[str, Any]:
         "text": f"Codex request {state.id} · {unfinished_hint(state.id)}",
         "phase": state.phase,
         "stale": state.stale,
-        "model": join_figures(
-            shorten(state.model or "", 80), "simulated" if state.simulated else ""
-        ),
+        "model": join_figures(shorten(state.model or "", 80), "simulated" * state.simulated),
         "cause": cause,
         "attempt": state.attempt,
         "patience": f"{format_duration(state.patience).removesuffix(' 00 s')} patience",
@@ -257,9 +246,7 @@ def time_view(state: PanelState, now: float, wall: float) -> dict[str, Any]:
 class WidgetMapView(MapView):
     """Shows a map as a widget, which the final MIME bundle replaces."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._widget: CodexWidget | None = None
+    _widget: CodexWidget | None = None
 
     def render(self, state: MapState, wall: float) -> None:
         """Send the figures."""
