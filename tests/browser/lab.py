@@ -294,6 +294,16 @@ class Notebook:
         )
         return outputs
 
+    def clear(self, index: int) -> None:
+        """Clear the cell's outputs."""
+        self.page.evaluate(
+            f"""(index) => {{ {_NOTEBOOK}
+              nb.content.activeCellIndex = index;
+              return window.jupyterapp.commands.execute('notebook:clear-cell-output');
+            }}""",
+            index,
+        )
+
     def text(self, index: int) -> str:
         """Return what the cell has printed."""
         streams = [o for o in self.outputs(index) if o["output_type"] == "stream"]

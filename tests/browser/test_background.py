@@ -46,3 +46,32 @@ def test_ten_answers_land_in_their_own_cells(
     expect(shown).to_have_text([f"answer {n}" for n in range(MANY)])
     expect(nb.panel).to_have_count(0)
     assert 429 in {seen.status for seen in simulator.core.log}
+
+
+def test_answer_whose_output_was_cleared_is_in_its_variable_and_the_journal(
+    notebook: Callable[..., Notebook], simulator: Simulated, page: Page
+) -> None:
+    """The cell stays empty, and neither the page nor the kernel reports an error."""
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    nb = notebook(
+        simulator.setup,
+        "%%codex -b -o late\n[[echo: the answer]]",
+        "print(late.text)",
+        "get_ipython().run_line_magic('codex', f'journal {late.id}')",
+    )
+    nb.run(0)
+    nb.wait()
+    with simulator.held("the answer"):
+        nb.run(1)
+        nb.wait()
+        expect(nb.panel).to_have_count(1)
+        nb.clear(1)
+        expect(nb.panel).to_have_count(0)
+    for index in (2, 3):
+        nb.run(index)
+        nb.wait()
+        nb.until(lambda index=index: "the answer\n" in nb.text(index))
+    assert [output["output_type"] for output in nb.outputs(3)] == ["stream"]
+    assert nb.outputs(1) == []
+    assert errors == []

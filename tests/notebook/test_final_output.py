@@ -93,6 +93,26 @@ def test_answer_in_the_background_replaces_its_output(cell: Kernel, slow: Simula
     assert message["content"]["transient"]["display_id"] == display_id
 
 
+@pytest.mark.kernel
+def test_picture_of_an_answer_in_the_background_lands_in_its_cell(
+    cell: Kernel, slow: Simulated
+) -> None:
+    """Only the answer's own output is reserved; a picture is a new one, which the thread adds."""
+    pytest.importorskip("ipykernel", minversion="7")
+    cell.run("%config Codex.display = 'text'")
+    with slow.held("a cat"):
+        tool = '{"tools": [{"type": "image_generation"}]}'
+        asked = cell.start(f"%%codex --raw -b -o drawn -p '{tool}'\na cat")
+        cell.finish(asked)
+        cell.run("1 + 1")
+    cell.start("len(drawn.images)")
+    while True:
+        message = cell.client.get_iopub_msg(timeout=60)
+        if "image/png" in message["content"].get("data", {}):
+            break
+    assert message["parent_header"]["msg_id"] == asked
+
+
 class SlotHarness:
     """An `OutputSlot` without a front end, and what it displays."""
 

@@ -6,6 +6,7 @@ all the same. `widget_views` imports ipywidgets, which is slow, and is imported 
 
 from __future__ import annotations
 
+import contextvars
 import importlib
 import logging
 import os
@@ -139,6 +140,7 @@ class CellOutput:
         self._state = state or PanelState()
         self._is_open = self._is_prepared = False
         self._created_at = time.monotonic()
+        self._cell_context = contextvars.copy_context()
 
     @property
     def render_interval_s(self) -> float | None:
@@ -208,7 +210,8 @@ class CellOutput:
             second, others = others[:1] or [{"text/plain": ""}], others[1:]
             self._second_slot.show(second[0])
         for other in others:
-            OutputSlot().show(other)
+            # ipykernel 7 takes the cell from the context; in an empty one, it takes the last cell.
+            self._cell_context.run(OutputSlot().show, other)
 
     def final_bundles(self, reply: Reply) -> tuple[MimeBundle, ...]:
         """Return the outputs that stay in the notebook: the answer, and one line of figures."""
