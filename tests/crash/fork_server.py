@@ -126,7 +126,7 @@ def main() -> None:
 
     import nbcodex.journal.journal
     import nbcodex.notebook.commands
-    import nbcodex.notebook.magics
+    import nbcodex.notebook.extension
     import nbcodex.requests.runner  # noqa: F401
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # dead children are reaped at once

@@ -46,7 +46,7 @@ def test_autoreload_of_changed_modules_works(cell: Kernel) -> None:
     touched = cell.run(
         "import importlib.util, os, time, pathlib\n"
         "for name in ('client', 'runtime.event_loop', 'models', 'events', 'errors', "
-        "'notebook.magics'):\n"
+        "'notebook.extension'):\n"
         "    path = importlib.util.find_spec('nbcodex.' + name).origin\n"
         "    os.utime(path, (time.time() + 5, time.time() + 5))"
     )
