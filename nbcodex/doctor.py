@@ -20,13 +20,15 @@ from nbcodex.errors import (
     TransportError,
 )
 from nbcodex.models import Request
+from nbcodex.openai_api.api_errors import is_wrong_address
+from nbcodex.openai_api.endpoints import Endpoint, key_for_host
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_duration
+from nbcodex.runtime.sqlite_files import UnsafePathError, check_owner, is_on_network
 from nbcodex.settings import DEFAULT_MODEL, JOURNAL_FILENAME, Settings, data_folder
 
 if TYPE_CHECKING:
     from nbcodex.client import Client
-    from nbcodex.openai_api.endpoints import Endpoint
 
 _PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # also read in lower case
 # Variables of other HTTP clients, requests and curl, which httpx2 does not read.
@@ -49,9 +51,7 @@ class Finding:
         return f"{line}\n{'':<13}→ {self.advice}" if self.advice else line
 
 
-def report(
-    settings: Settings, client: Client, environ: Mapping[str, str] = os.environ
-) -> Iterator[Finding]:
+def report(settings: Settings, client: Client) -> Iterator[Finding]:
     """Yield the findings on the settings, and on environment variables that httpx2 reads."""
     endpoint = None
     try:
@@ -62,8 +62,8 @@ def report(
         where = endpoint.base_url or "at an address that is known after the first request"
         yield Finding("server", f"{endpoint.kind}, {where}")
         yield Finding("key", _key_source(settings, endpoint))
-    yield from check_proxies(environ)
-    yield from check_authorities(environ)
+    yield from check_proxies(os.environ)
+    yield from check_authorities(os.environ)
     if endpoint is not None:
         yield from _check_server(settings, client, endpoint)
     patience, idle_timeout = format_duration(settings.patience), settings.idle_timeout
@@ -91,32 +91,31 @@ def check_proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 def check_authorities(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Check the certificate authorities in the environment."""
-    file, folder = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
-    if file:
+    problems: dict[str, str] = {}  # by the variable; empty if it is right
+    if file := environ.get("SSL_CERT_FILE"):
         problem = ""
         try:
             ssl.create_default_context(cafile=file)
         except FileNotFoundError:
-            problem = "does not exist."
+            problem = " does not exist."
         except (OSError, ValueError) as error:  # an SSLError is an OSError
-            problem = f"contains no certificates ({type(error).__name__})."
-        text, advice = f"SSL_CERT_FILE: {file} {problem}".rstrip(), "Correct it, or unset it."
-        yield Finding("CA", text, advice if problem else "", wrong=bool(problem))
-    if folder:
-        problem = "" if Path(folder).is_dir() else "is not a folder."
-        text, advice = f"SSL_CERT_DIR: {folder} {problem}".rstrip(), "Correct it, or unset it."
-        yield Finding("CA", text, advice if problem else "", wrong=bool(problem))
+            problem = f" contains no certificates ({type(error).__name__})."
+        problems[f"SSL_CERT_FILE: {file}"] = problem
+    if folder := environ.get("SSL_CERT_DIR"):
+        problem = "" if Path(folder).is_dir() else " is not a folder."
+        problems[f"SSL_CERT_DIR: {folder}"] = problem
+    for variable, problem in problems.items():
+        advice = "Correct it, or unset it." if problem else ""
+        yield Finding("CA", variable + problem, advice, wrong=bool(problem))
     unused = [name for name in _UNUSED_CA_VARIABLES if environ.get(name)]
-    if unused and not (file or folder):
+    if not problems and unused:
         yield Finding("CA", f"{unused[0]} is set but not used.", "Set SSL_CERT_FILE to the same.")
-    elif not (file or folder):
+    elif not problems:
         yield Finding("CA", "the default ones")
 
 
 def check_journal(settings: Settings) -> Iterator[Finding]:
     """Check the folder of the journal without creating anything."""
-    from nbcodex.runtime.sqlite_files import is_on_network
-
     if not settings.journal:
         yield Finding("journal", "off: prompts and answers are kept in memory only")
         return
@@ -139,18 +138,16 @@ def _folder_problem(folder: Path) -> str:
             return f"{existing} is not a folder."
         if not os.access(existing, os.W_OK | os.X_OK):
             return f"{existing} is not writable."
-        if existing == folder and hasattr(os, "geteuid"):
-            status = folder.stat()
-            if status.st_uid != os.geteuid():
-                return f"{folder} belongs to another user."
-            if status.st_mode & 0o022:  # the bits of group and others
-                return f"Other users can write to {folder}; run chmod 700 on it."
+        if existing == folder:
+            check_owner(folder, folder.stat(), kind="folder")
         path = folder / JOURNAL_FILENAME
         if path.exists():
             # Read-only, because a kernel may be writing to the file.
             uri = f"{path.absolute().as_uri()}?mode=ro"
             with closing(sqlite3.connect(uri, uri=True, timeout=1.0)) as database:
                 database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except UnsafePathError as error:
+        return str(error)
     except (OSError, sqlite3.Error, ValueError) as error:
         return f"{folder} cannot be used ({type(error).__name__})."
     return ""
@@ -160,8 +157,6 @@ def _key_source(settings: Settings, endpoint: Endpoint) -> str:
     """Return where the key comes from, but never the key itself."""
     if settings.client is not None:
         return "from Codex.client"
-    from nbcodex.openai_api.endpoints import key_for_host
-
     keys = {
         "Codex.keys, or `%codex login`": key_for_host(settings, urlsplit(endpoint.base_url)),
         "AZURE_OPENAI_API_KEY": settings.azure_key if endpoint.kind == "azure" else None,
@@ -178,8 +173,6 @@ def _key_source(settings: Settings, endpoint: Endpoint) -> str:
 
 def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Iterator[Finding]:
     """Check the key, the configured model, the API and the limits."""
-    from nbcodex.openai_api.api_errors import is_wrong_address
-
     # The only request of the doctor lists the models, which costs nothing.
     timeout_s = min(settings.idle_timeout, MODEL_LIST_TIMEOUT_S)
     api_client = client.services().api_client

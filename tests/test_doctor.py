@@ -102,7 +102,7 @@ def findings_by_title(server: Simulated | None, **values: Any) -> dict[str, Find
     given: dict[str, Any] = {"api_key": Secret(KEY), "model": "gpt-5.6-sol"}
     if server:
         given["base_url"] = f"{server.url}/v1"
-    found = list(doctor.report(Settings(**{**given, **values}), Client(), {}))
+    found = list(doctor.report(Settings(**{**given, **values}), Client()))
     assert KEY not in "".join(map(str, found))
     return {finding.title: finding for finding in found}
 

@@ -1,6 +1,6 @@
 """The options in a cell's first line: their names, help, checks and effects on the request.
 
-An option in `_OPTIONS` that has the name of a field of `RequestOptions` becomes that field without
+An option of `parser` that has the name of a field of `RequestOptions` becomes that field without
 further code here.
 """
 
@@ -108,75 +108,17 @@ def _variable(text: str) -> str:
     return text
 
 
-def _option(
-    syntax: str, explanation: str, *, check: Callable[[str], object] | None = None, **settings: Any
-) -> tuple[str, str, dict[str, Any]]:
-    """Return the syntax and help of an option, and argparse's settings for it."""
+def _checked(check: Callable[[str], object]) -> Callable[[str], str]:
+    """Return a type whose values are the texts that `check` accepts."""
 
-    def checked(text: str) -> str:
+    def text_if_valid(text: str) -> str:
         try:
-            check(text) if check else None
+            check(text)
         except ConfigurationError as error:
             raise ArgumentTypeError(str(error)) from None
         return text
 
-    return syntax, explanation, {"type": checked, **settings} if check else settings
-
-
-# The options by the titles of the help. An option without the name of a value is a flag.
-_OPTIONS = {
-    "the question": (
-        _option("MODEL", "model (on Azure: deployment) to ask", nargs="?", type=_model),
-        _option("-m --model MODEL", "the same, as an option", type=_model),
-        _option("--system TEXT", "instructions that precede the prompt"),
-        _option(
-            "--image EXPR", "picture to send: a path or a variable", action="append", default=[]
-        ),
-        _option("--map NAME", "ask once for each row of a variable: {column}, {}", type=_variable),
-        _option("--eval", "run the cell and send what it prints"),
-        _option("--raw", "leave {…} in the prompt as it is"),
-        _option("--max-output N", "maximum of output tokens", type=_token_count),
-        _option("--effort LEVEL", "reasoning effort, such as low or high"),
-        _option(
-            f"{' '.join(_PARAMS_NAMES)} JSON",
-            "further parameters of the API: '{\"temperature\": 0}'",
-            type=_params,
-        ),
-    ),
-    "the answer": (
-        _option("-o --out NAME", "variable to assign the Reply to", type=_variable),
-        _option(
-            "-f --format FORMAT",
-            f"one of {', '.join(FORMATS)}; code goes into a new cell, and is never run",
-            choices=FORMATS,
-        ),
-        _option("--schema NAME", "variable: a pydantic class or a JSON schema", type=_variable),
-    ),
-    "the conversation": (
-        _option("--thread NAME", "conversation to join (default: main)", check=check_thread_name),
-        _option("--new", "start the conversation afresh with this cell"),
-        _option("--no-history", "neither use nor join the conversation"),
-    ),
-    "waiting and paying": (
-        _option("-b --background", "run other cells meanwhile"),
-        _option(
-            "--patience DURATION",
-            "longest wait after refusals, without time in the queue: 90s, 10m, 2h",
-            check=parse_duration,
-        ),
-        _option("--dry-run", "show tokens and cost, send nothing"),
-        _option("--reuse", "show the answer to an equal earlier prompt, at no cost"),
-        _option("--durable", "let the server keep the answer until it has arrived"),
-    ),
-    "the server": (
-        _option(
-            "--api-base URL",
-            "base URL for this request",
-            check=lambda text: parse_base_url(text, "This"),
-        ),
-        _option(f"--api {{{','.join(APIS)}}}", "API to use", choices=APIS),
-    ),
-}
+    return text_if_valid
 
 
 @functools.cache
@@ -192,16 +134,48 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for title, options in _OPTIONS.items():
-        group = cell.add_argument_group(title)
-        for syntax, explanation, settings in options:
-            *names, last_word = syntax.split()
-            if last_word.startswith("-"):
-                group.add_argument(*names, last_word, help=explanation, action="store_true")
-            elif names:
-                group.add_argument(*names, help=explanation, metavar=last_word, **settings)
-            else:
-                group.add_argument(last_word, help=explanation, **settings)
+    add = cell.add_argument_group("the question").add_argument
+    add("MODEL", nargs="?", type=_model, help="model (on Azure: deployment) to ask")
+    add("-m", "--model", metavar="MODEL", type=_model, help="the same, as an option")
+    add("--system", metavar="TEXT", help="instructions that precede the prompt")
+    image_help = "picture to send: a path or a variable"
+    add("--image", metavar="EXPR", action="append", default=[], help=image_help)
+    map_help = "ask once for each row of a variable: {column}, {}"
+    add("--map", metavar="NAME", type=_variable, help=map_help)
+    add("--eval", action="store_true", help="run the cell and send what it prints")
+    add("--raw", action="store_true", help="leave {…} in the prompt as it is")
+    add("--max-output", metavar="N", type=_token_count, help="maximum of output tokens")
+    add("--effort", metavar="LEVEL", help="reasoning effort, such as low or high")
+    params_help = "further parameters of the API: '{\"temperature\": 0}'"
+    add(*_PARAMS_NAMES, metavar="JSON", type=_params, help=params_help)
+
+    add = cell.add_argument_group("the answer").add_argument
+    add("-o", "--out", metavar="NAME", type=_variable, help="variable to assign the Reply to")
+    format_help = f"one of {', '.join(FORMATS)}; code goes into a new cell, and is never run"
+    add("-f", "--format", metavar="FORMAT", choices=FORMATS, help=format_help)
+    schema_help = "variable: a pydantic class or a JSON schema"
+    add("--schema", metavar="NAME", type=_variable, help=schema_help)
+
+    add = cell.add_argument_group("the conversation").add_argument
+    thread_help = "conversation to join (default: main)"
+    add("--thread", metavar="NAME", type=_checked(check_thread_name), help=thread_help)
+    add("--new", action="store_true", help="start the conversation afresh with this cell")
+    add("--no-history", action="store_true", help="neither use nor join the conversation")
+
+    add = cell.add_argument_group("waiting and paying").add_argument
+    add("-b", "--background", action="store_true", help="run other cells meanwhile")
+    patience_help = "longest wait after refusals, without time in the queue: 90s, 10m, 2h"
+    add("--patience", metavar="DURATION", type=_checked(parse_duration), help=patience_help)
+    add("--dry-run", action="store_true", help="show tokens and cost, send nothing")
+    reuse_help = "show the answer to an equal earlier prompt, at no cost"
+    add("--reuse", action="store_true", help=reuse_help)
+    durable_help = "let the server keep the answer until it has arrived"
+    add("--durable", action="store_true", help=durable_help)
+
+    add = cell.add_argument_group("the server").add_argument
+    base_url = _checked(lambda text: parse_base_url(text, "This"))
+    add("--api-base", metavar="URL", type=base_url, help="base URL for this request")
+    add("--api", choices=APIS, help="API to use")
     return cell
 
 

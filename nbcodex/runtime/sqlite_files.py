@@ -55,14 +55,19 @@ def _restrict(path: Path, *, kind: str, mode: int) -> None:
     found = path.stat() if kind == "folder" else path.lstat()
     if not (stat.S_ISDIR if kind == "folder" else stat.S_ISREG)(found.st_mode):
         raise UnsafePathError(f"{path} is not a plain {kind}.")
+    check_owner(path, found, kind=kind)
+    if hasattr(os, "geteuid") and stat.S_IMODE(found.st_mode) & 0o077:
+        path.chmod(mode)
+
+
+def check_owner(path: Path, found: os.stat_result, *, kind: str) -> None:
+    """Raise UnsafePathError if others own `path`, or can write to it if it is a folder."""
     if not hasattr(os, "geteuid"):
         return
     if found.st_uid != os.geteuid():
         raise UnsafePathError(f"The {kind} {path} belongs to another user.")
     if kind == "folder" and found.st_mode & 0o022:
         raise UnsafePathError(f"Others can write to the {kind} {path}: run chmod 700 on it.")
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        path.chmod(mode)
 
 
 def is_on_network(folder: Path) -> bool:
