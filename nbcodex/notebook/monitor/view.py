@@ -13,20 +13,9 @@ from nbcodex.journal.reads import OtherKernels
 from nbcodex.models import Reply, Usage, UsageTotals
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.panel import ACTIONS, MAX_SHOWN_WAIT_S, PanelState
-from nbcodex.notebook.monitor.state import (
-    LogEntry,
-    MonitorState,
-    earliest_last_send,
-    last_hour,
-)
+from nbcodex.notebook.monitor.state import LogEntry, MonitorState, earliest_last_send, last_hour
 from nbcodex.ratelimit.limit_model import stated_bucket
-from nbcodex.rendering.figures import (
-    figures_line,
-    format_dollars,
-    token_figures,
-    total_cost,
-    totals_line,
-)
+from nbcodex.rendering import figures
 from nbcodex.runtime.clock import format_duration, format_time
 
 # Open requests that are listed one by one; the others are only counted.
@@ -37,15 +26,15 @@ def monitor_text(state: MonitorState, now: float, wall: float) -> str:
     """Return the monitor as lines of text, at this instant of both clocks."""
     all_time, elsewhere = "", _elsewhere(state.other_kernels, wall)
     if state.all_time is not None:
-        totals = totals_line(state.all_time, count_requests=False)
+        totals = figures.totals_line(state.all_time, count_requests=False)
         all_time = f"{_all_time_label(state).lower()}: {totals}"
     lines = [
         "Codex monitor",
         "simulated: nothing is charged" if _is_simulated(state) else "",
         *(_limits_line(state, label, now) for label in state.limits),
         *_open_requests(state, now, wall),
-        f"last request: {figures_line(state.last)}" if state.last else "",
-        f"this session: {totals_line(state.session)}",
+        f"last request: {figures.figures_line(state.last)}" if state.last else "",
+        f"this session: {figures.totals_line(state.session)}",
         all_time,
         _hour_line(state, now),
         *(f"budget: {budget}" for budget in state.budgets),
@@ -175,8 +164,9 @@ def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]
 def _totals_row(totals: UsageTotals | None) -> list[str]:
     if totals is None:
         return [""] * len(TABLE_COLUMNS)
-    # Under the heading "cost", in a narrow column.
-    cost = "unknown" if totals.unpriced and not totals.cost else total_cost(totals, at_least="≥ ")
+    cost = "unknown" if totals.unpriced else ""
+    if totals.cost:
+        cost = figures.total_cost(totals, at_least="≥ ")  # the column is narrow
     about = "≥ " if totals.unknown else "~" if totals.usage.estimated else ""
     return _row(totals.answers, totals.usage, about, cost, totals.waited)
 
@@ -186,7 +176,7 @@ def _last_row(reply: Reply | None) -> list[str]:
         return [""] * len(TABLE_COLUMNS)
     about = "~" if reply.usage.estimated else ""
     if reply.cost is not None:
-        cost = ("≥ " if reply.unpriced_tools else about) + format_dollars(reply.cost)
+        cost = ("≥ " if reply.unpriced_tools else about) + figures.format_dollars(reply.cost)
     else:
         cost = "unknown" if reply.usage.total_tokens and not reply.simulated else ""
     return _row(int(reply.status == "done"), reply.usage, about, cost, reply.waited)
@@ -204,8 +194,8 @@ def _limits_view(state: MonitorState, label: str) -> dict[str, Any]:
     for kind, reading in (("tokens", limits.tokens), ("requests", limits.requests)):
         if reading is not None:
             bucket, at = stated_bucket(reading), _ms(state.limits_at)
-            figures = {"size": bucket.limit, "rate": bucket.rate, "left": bucket.level_at(0.0)}
-            readings.append({"kind": kind, "at": at, **figures})
+            level = {"size": bucket.limit, "rate": bucket.rate, "left": bucket.level_at(0.0)}
+            readings.append({"kind": kind, "at": at, **level})
     queue = None
     if limits.waiting:
         queue = {
@@ -238,7 +228,7 @@ def _request_view(id_: str, request: PanelState) -> dict[str, Any]:
         "due": _ms(request.resume_at),
         "since": _ms(request.phase_started_at),
         "attempt": request.attempt,
-        "tokens": ", ".join(token_figures(request.usage)),
+        "tokens": ", ".join(figures.token_figures(request.usage)),
         "disabled": {name: panel.disabled_reason(request, name) for name in ACTIONS},
     }
 
