@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from nbcodex.errors import (
-    ConfigurationError,
-    CredentialsError,
-    ModelError,
-    NbcodexError,
-    TransportError,
-)
+from nbcodex.errors import CredentialsError, ModelError, NbcodexError, TransportError
 from nbcodex.models import Request
 from nbcodex.openai_api.api_errors import is_wrong_address
 from nbcodex.openai_api.endpoints import Endpoint, key_for_host
@@ -189,8 +183,6 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
                 advice = f"{endpoint.host} rejects the key. Is it the key of this host?"
             case TransportError():
                 advice = "Check the address, the proxy and the CA above."
-            case ConfigurationError():
-                advice = error.advice
             case _:
                 advice = error.advice or "Try again later."
         yield Finding("reached", text, advice, wrong=not has_no_list)

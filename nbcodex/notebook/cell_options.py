@@ -235,15 +235,13 @@ def fill_options(chosen: Namespace, namespace: Mapping[str, object]) -> list[str
 
 def _fill_values(value: Any, namespace: Mapping[str, object]) -> Any:
     """Return a JSON value with the fields in its texts filled in; all other braces stay."""
-    match value:
-        case str():
-            return fill(value, namespace).text
-        case dict():
-            return {key: _fill_values(item, namespace) for key, item in value.items()}
-        case list():
-            return [_fill_values(item, namespace) for item in value]
-        case _:
-            return value
+    if isinstance(value, str):
+        return fill(value, namespace).text
+    if isinstance(value, dict):
+        return {key: _fill_values(item, namespace) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill_values(item, namespace) for item in value]
+    return value
 
 
 def _quote_params(line: str) -> str:

@@ -95,35 +95,34 @@ def resume_one(session: Session, id_or_prefix: str, **how: bool) -> bool:
 
 
 def resume_all(
-    session: Session, notebook: str | None, failures: dict[str, NbcodexError], *flags: str
-) -> int:
-    """Resume the unfinished maps of a notebook, or of all; return how many there are.
+    session: Session, notebook: str | None, *, at_reset: bool = False, any_server: bool = False
+) -> tuple[int, NbcodexError | None]:
+    """Resume the unfinished maps of a notebook, or of all; return their number, and an error.
 
-    `flags` are those of `%codex resume`. If maps are not finished, an error that names them is
-    added to `failures`, by its text.
+    The error names the maps that are not finished.
     """
     # A map that is running in this kernel has parked rows in the journal, too.
     running = {runner.run.id for runner in active_runners()}
     maps = session.journal.maps.unfinished(notebook=notebook)
     ids = [each.id for each in maps if each.id not in running]
-    errors: list[NbcodexError] = []
-    names_by_reason: dict[str, list[str]] = {}
+    failed_ids: dict[str, list[str]] = {}  # by the message of their error
+    last_error = None
     for map_id in ids:
-        if "--at-reset" in flags:
+        if at_reset:
             command = f"`%codex resume {map_id}`"
             print(f"{map_id} was not resumed: {NOT_AT_RESET}. {command} resumes it.")
             continue
         try:
-            resume_one(session, map_id, any_server="--new-server" in flags)
+            resume_one(session, map_id, any_server=any_server)
         except NbcodexError as error:  # which must not keep the others from being resumed
-            errors.append(error)
-            names_by_reason.setdefault(error.message, []).append(map_id)
-    if len(errors) > 1:
-        reasons = [f"{why} ({', '.join(names)})" for why, names in names_by_reason.items()]
-        text = f"{len(errors)} of {len(ids)} maps are not finished: {'; '.join(reasons)}"
-        errors = [NbcodexError(text, advice="`%codex resume ID` continues one of them.")]
-    failures.update((str(error), error) for error in errors)
-    return len(ids)
+            last_error = error
+            failed_ids.setdefault(error.message, []).append(map_id)
+    count = sum(map(len, failed_ids.values()))
+    if count > 1:
+        reasons = [f"{why} ({', '.join(names)})" for why, names in failed_ids.items()]
+        text = f"{count} of {len(ids)} maps are not finished: {'; '.join(reasons)}"
+        last_error = NbcodexError(text, advice="`%codex resume ID` continues one of them.")
+    return len(ids), last_error
 
 
 def journal_line(session: Session, map_id: str, entry: Entry, now: float) -> str:

@@ -85,34 +85,28 @@ def _is_chain(node: ast.expr) -> bool:
     match node:
         case ast.Name():
             return True
-        case ast.Attribute(value=value):
-            return _is_chain(value)
-        case ast.Subscript(value=value, slice=index):
-            return _is_chain(value) and _is_index(index)
+        case ast.Attribute(value=owner):
+            return _is_chain(owner)
+        case ast.Subscript(value=owner, slice=index):
+            return _is_chain(owner) and _is_index(index)
         case ast.Call(func=func, args=args, keywords=keywords):
             arguments = [*args, *(keyword.value for keyword in keywords)]
             has_no_dictionary = all(keyword.arg for keyword in keywords)  # such as ``**options``
             return _is_chain(func) and has_no_dictionary and all(map(_is_argument, arguments))
-        case _:
-            return False
+    return False
 
 
 def _is_index(node: ast.expr) -> bool:
     match node:
         case ast.Slice(lower=lower, upper=upper, step=step):
-            return all(bound is None or _is_argument(bound) for bound in (lower, upper, step))
+            return all(map(_is_argument, filter(None, (lower, upper, step))))
         case ast.Tuple(elts=elements) | ast.List(elts=elements):
             return all(map(_is_index, elements))
-        case _:
-            return _is_argument(node)
+    return _is_argument(node)
 
 
 def _is_argument(node: ast.expr) -> bool:
-    match node:
-        case ast.Constant():
-            return True
-        # Python's parser reads -1 as an operator and the constant 1.
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return _is_argument(operand)
-        case _:
-            return _is_chain(node)
+    # Python's parser reads -1 as an operator and the constant 1.
+    while isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        node = node.operand
+    return isinstance(node, ast.Constant) or _is_chain(node)

@@ -20,6 +20,7 @@ from nbcodex.notebook.display.panel import PanelState
 from nbcodex.notebook.monitor import collector_of
 from nbcodex.notebook.variables import CallerScope
 from nbcodex.rendering import formats
+from nbcodex.rendering.figures import join_figures
 from nbcodex.requests.handle import Handle, PendingReply, reply_or_raise, run_uninterrupted
 from nbcodex.runtime import event_loop
 from nbcodex.settings import Settings
@@ -119,14 +120,9 @@ class Session:
         base_url = client.services().api_client.endpoint(request, self.settings).base_url
         tokens = estimate.input_tokens + estimate.output_tokens
         budgets = client.budget_outlook(self.settings, base_url, tokens=tokens, cost=estimate.cost)
-        figures = [
-            shorten(model or "", 80),
-            str(estimate),
-            "" if estimate.cost else "cost unknown",
-            *event_loop.run(budgets),
-            *notes,
-        ]
-        print(f"Dry run, nothing was sent: {' · '.join(filter(None, figures))}")
+        cost = "" if estimate.cost else "cost unknown"
+        figures = [shorten(model or "", 80), str(estimate), cost, *event_loop.run(budgets), *notes]
+        print(f"Dry run, nothing was sent: {join_figures(*figures)}")
 
     def map_listener(self, *, preview: Callable[[bool], str] = lambda _: "") -> MapListener:
         """Return a listener that shows a map's progress below the cell; see `MapOutput`."""

@@ -597,7 +597,7 @@ def test_resume_all_skips_active_maps(
     parked_row(journal, "m77")
     runner = SimpleNamespace(run=SimpleNamespace(id="m77"))
     monkeypatch.setattr(map_cells, "active_runners", lambda: [runner])
-    assert map_cells.resume_all(session_with(journal), None, {}) == 0
+    assert map_cells.resume_all(session_with(journal), None) == (0, None)
 
 
 def test_resume_reports_rows_missing_from_the_journal(

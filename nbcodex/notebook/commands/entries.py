@@ -85,12 +85,15 @@ def resume(session: Session, prefix: str = "all", *flags: str) -> None:
         prefix, flags = "all", (prefix, *flags)
     if unknown := set(flags) - {"--everywhere", "--at-reset", "--new-server"}:
         raise UsageError(f"%codex resume: there is no option {unknown.pop()}")
-    journal, map_count, at_reset = session.journal, 0, "--at-reset" in flags
-    any_server, failures = "--new-server" in flags, dict[str, NbcodexError]()
+    at_reset, any_server = "--at-reset" in flags, "--new-server" in flags
+    journal, map_count, failures = session.journal, 0, dict[str, NbcodexError]()
     if prefix == "all":
         notebook = None if "--everywhere" in flags else session.notebook
         entries = journal.resumable_entries(notebook=notebook)
-        map_count = map_cells.resume_all(session, notebook, failures, *flags)
+        map_count, error = map_cells.resume_all(
+            session, notebook, at_reset=at_reset, any_server=any_server
+        )
+        failures = {str(error): error} if error else {}
     elif at_reset and map_cells.rows_of(session, prefix):
         raise UsageError(f"%codex resume: {map_cells.NOT_AT_RESET}")
     elif map_cells.resume_one(session, prefix, any_server=any_server):
