@@ -13,7 +13,7 @@ park, resume   keep a request for later; continue with it
 durable        kept by the server, so that a broken stream can be continued
 event          something that happens to a request; `emit` sends it to the listeners, callables
 ending         the last event: finished, parked, interrupted (by Stop), cancelled or failed
-handle         a request as the calling thread holds it; its runner lives on the event loop
+handle         a request as the calling thread holds it; its runner is on the event loop
 limit          the server's cap on tokens or requests in a window of time, such as a minute
 budget, cap    the user's own caps on tokens or dollars; one of them
 quota          credit with the provider: a matter of billing, so waiting does not help
@@ -22,12 +22,8 @@ probe          an attempt during a cooldown, to find out whether it is over
 bucket         a token bucket, by which a limit is modelled: it is refilled at a constant rate
 reservation    capacity taken from a rate limit for one attempt, or from a budget for a request
 permit         the data of a reservation of a rate limit
-snapshot       the limits as the headers of one response state them
 charge policy  whether a server gives back what an answer did not use: kept (no), refunded (yes),
                or actual (it charges only what was used)
-reply          the result of a request: the answer so far, its usage and its status
-usage          tokens that a request consumed; unknown figures are None, never zero
-cost           US dollars for a usage; None where no price is known
 cut            of a finished answer: it ends early, at `max_output` or by a content filter
 note           a remark in the line of figures, which stands below an answer
 simulated      answered by `nbcodex.simulator`, which imitates a server and costs nothing
@@ -37,8 +33,6 @@ kernel         a process that runs requests: of a notebook, a terminal or a scri
 owner          the kernel that runs an entry's request; the entry is abandoned if it has died
 host           the program that runs nbcodex: a notebook's shell, or a plain script
 front end      the program that shows a notebook: JupyterLab, VS Code, Colab
-settings       what the user and the environment have configured
-options        what is given for one request, beside its prompt
 thread         a named conversation of one notebook
 turn           one prompt and its answer in a thread
 chapter        the turns since a thread was started anew; its number is larger than earlier ones
@@ -95,8 +89,7 @@ class TurnPosition:
 
     chapter: int = 0
     number: int | None = None  # Orders the turns of a chapter; None comes after all numbers
-    # Whether it was asked with ``--new``: the chapter's turns before it are then left out
-    starts_new: bool = False
+    starts_new: bool = False  # Whether the chapter's turns before it are left out (``--new``)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +105,7 @@ class Origin:
     engine: str = "live"  # How the map's rows are answered: as ``live`` requests, or by ``batch``
     data_kind: str = "list"  # The map's data: ``list``, ``tuple``, ``pandas`` or ``polars``
     position: TurnPosition = TurnPosition()  # Of the answer, if it joins a conversation
-    # The `Endpoint.server` that an entry was written for; None in a request that is not an entry
-    server: str | None = None
+    server: str | None = None  # The `Endpoint.server` that an entry was written for
 
 
 # The first bytes of a file; WebP has a length between the two parts of its signature.
@@ -170,11 +162,9 @@ class Turn:
     images: tuple[Image, ...] = ()  # Images of the prompt
     # Items of the answer that the server wants back, such as encrypted reasoning
     carried: tuple[Mapping[str, Any], ...] = ()
-    # The model and the server that may receive `carried`; None: any
-    model: str | None = None
+    model: str | None = None  # Which may receive `carried`, like the server; None: any
     base_url: str | None = None
-    # `seq` of its entry in the journal; no part of the conversation itself
-    entry: int | None = field(default=None, compare=False)
+    entry: int | None = field(default=None, compare=False)  # `seq` of its entry in the journal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,8 +211,7 @@ class Request:
 
     prompt: str
     id: str = field(default_factory=new_id)
-    # Name of the model (on Azure: of the deployment); None lets the provider decide
-    model: str | None = None
+    model: str | None = None  # On Azure, the name of its deployment; None: the provider's choice
     system: str | None = None  # Instructions that precede the prompt
     images: tuple[Image, ...] = ()
     turns: tuple[Turn, ...] = ()  # The conversation so far, oldest first
@@ -230,17 +219,14 @@ class Request:
     schema: Schema | None = None  # The structure that the answer must have
     max_output: int | None = None  # Upper bound on output tokens, reasoning included
     effort: str | None = None  # Reasoning effort, by the server's name for it
-    # Further parameters of the API, which are added to the body
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)  # Added to the body that is sent
     api: Api = "auto"
     api_base: str | None = None  # Base URL for this request only
-    # Seconds of waiting, caused by refusals and faults, after which the request is parked
-    patience: float = 600.0
+    patience: float = 600.0  # Seconds of waits after which the request is parked
     created_at: float = field(default_factory=time.time)  # Seconds since the epoch
     origin: Origin = field(default_factory=Origin)
     reuse: bool = False  # Whether the journal's answer to an equal request is acceptable
-    # Whether the server keeps the answer, so that a broken stream can be continued
-    durable: bool = False
+    durable: bool = False  # Whether the server keeps the answer, to continue a broken stream
     row: str | None = None  # Distinguishes it from another row of a map with the same prompt
 
     def with_server(self, server: str | None) -> Self:
@@ -252,9 +238,8 @@ class Request:
 class StreamPosition:
     """How far a durable answer has been read; it is continued from there."""
 
-    response_id: str  # The server's id of the response
-    # `sequence_number` of the last event that was read; None: continue from the beginning
-    sequence: int | None = None
+    response_id: str
+    sequence: int | None = None  # Of the last event that was read; None: read from the beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,8 +290,7 @@ class LimitReading:
 
     limit: float  # Tokens or requests in the window (``x-ratelimit-limit-*``)
     remaining: float  # What may still be used now (``x-ratelimit-remaining-*``)
-    # Seconds until all of it may be used again (``x-ratelimit-reset-*``); a request needs less
-    full_in: float | None = None
+    full_in: float | None = None  # Seconds until all may be used (``x-ratelimit-reset-*``)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,10 +298,8 @@ class LimitSnapshot:
     """The limits as one response's headers state them."""
 
     at: float  # The instant at which the headers arrived
-    # Seconds that the server worked before it answered (``openai-processing-ms``)
-    processing: float | None = None
-    # The tightest limit of each kind that the headers name
-    tokens: LimitReading | None = None
+    processing: float | None = None  # Seconds that the server worked (``openai-processing-ms``)
+    tokens: LimitReading | None = None  # The tightest that the headers name, like the next
     requests: LimitReading | None = None
     organization: str | None = None  # Whose limits they are (``openai-organization``)
 
@@ -346,8 +328,7 @@ class Usage:
     cache_written_tokens: int | None = None  # Part of the input: written to the prompt cache
     service_tier: str | None = None  # The provider's class of service, which has its own prices
     stated_cost: float | None = None  # US dollars, where the provider states a cost itself
-    # Calls of tools that the provider runs and charges for: for each, the tool's name
-    hosted_tool_calls: tuple[str, ...] = ()
+    hosted_tool_calls: tuple[str, ...] = ()  # For each call that the provider charges: the tool
 
     def __add__(self, other: Usage) -> Usage:
         """Return the sum; a figure that is unknown in one of them is unknown in the sum."""
@@ -379,14 +360,12 @@ class Reply:
     model: str | None = None  # The model that answered, as the server names it
     usage: Usage = Usage()  # Tokens of all attempts; those of broken attempts are estimates
     cost: float | None = None  # US dollars; None where no price is known
-    # Tools of the provider whose calls are not in `cost`, which is then a lower bound
-    unpriced_tools: tuple[str, ...] = ()
+    unpriced_tools: tuple[str, ...] = ()  # Their calls are not in `cost`: it is a lower bound
     attempts: int = 1  # HTTP attempts, the successful one included
     waited: float = 0.0  # Seconds spent waiting because of limits and faults
     queued: float = 0.0  # Seconds spent in the queue for capacity, which use no patience
     seconds: float = 0.0  # From the prompt to the end of the answer, without those two
-    # Why a finished answer ends early: ``max_output_tokens`` or ``content_filter``
-    cut: str | None = None
+    cut: str | None = None  # Why it ends early: ``max_output_tokens`` or ``content_filter``
     parsed: Any = None  # The validated object, where a schema or JSON was requested
     images: tuple[Image, ...] = ()  # Images that the model made
     sources: tuple[Source, ...] = ()  # Web pages that the answer cites, in the provider's order
@@ -394,8 +373,7 @@ class Reply:
     simulated: bool = False  # Whether it came from the simulator
     notes: tuple[str, ...] = ()  # Remarks for the reader, in a few words each
     error: str | None = None  # Why there is no answer, in a map, where nothing is raised
-    # Reasoning that the next turn of the conversation sends back
-    carried: CarriedReasoning | None = field(default=None, repr=False)
+    carried: CarriedReasoning | None = field(default=None, repr=False)  # For the next turn
 
     def __bool__(self) -> bool:
         return self.status == "done"
@@ -432,18 +410,14 @@ class UsageTotals:
     def of(cls, reply: Reply, *, refusals: int = 0) -> UsageTotals:
         """Return what one reply adds."""
         usage, is_priced = reply.usage, reply.cost is not None and not reply.unpriced_tools
+        names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+        known: dict[str, Any] = {name: getattr(usage, name) or 0 for name in names}
         return cls(
             requests=1,
             answers=int(reply.status == "done"),
             attempts=reply.attempts,
             refusals=refusals,
-            usage=Usage(
-                input_tokens=usage.input_tokens or 0,
-                cached_tokens=usage.cached_tokens or 0,
-                output_tokens=usage.output_tokens or 0,
-                reasoning_tokens=usage.reasoning_tokens or 0,
-                estimated=usage.estimated,
-            ),
+            usage=Usage(**known, estimated=usage.estimated),
             cost=reply.cost or 0.0,
             waited=reply.waited,
             unknown=int(usage.total_tokens is None),
@@ -470,8 +444,7 @@ class MapStats:
     failed: int = 0  # Rows that ended without an answer
     parked: int = 0  # Rows that are kept for later
     sent: int = 0  # Rows at the server
-    # All other rows: done, failed, parked, sent and waiting add up to `total`, where that is known
-    waiting: int = 0
+    waiting: int = 0  # All other rows, so that these five add up to a known `total`
     totals: UsageTotals = UsageTotals()  # What the rows have used so far
     closed_until: float | None = None  # The end of the model's cooldown
     limit: Limit | None = None  # The limit that caused the cooldown

@@ -42,7 +42,6 @@ _OTHER_BRACES = re.compile(
     r"\\[A-Za-z]+\*?(?:\[[^\[\]{}\n]*\])?(?:\{[^{}\n]*\})+|\$\{[^{}\n]*\}|\{\{[^{}\n]*\}\}"
     r"|\{(?P<body>[^{}\n]*)\}"
 )
-_CONVERSIONS: dict[str, Callable[[object], str]] = {"r": repr, "s": str, "a": ascii}
 _FORMATTER = string.Formatter()
 
 
@@ -67,9 +66,7 @@ class Field(Generic[ExpressionT]):
 
     def format(self, value: object) -> str:
         """Return a value's text with the field's conversion and format."""
-        if self.conversion:
-            value = _CONVERSIONS[self.conversion](value)
-        return format(value, self.spec)
+        return format(_FORMATTER.convert_field(value, self.conversion or None), self.spec)
 
 
 # Returns the expression in a text, and whether all names in it exist; None if it is none.

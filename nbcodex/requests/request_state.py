@@ -10,7 +10,7 @@ from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
 from nbcodex.errors import Advice, LimitError, ParkedError, TransientError
-from nbcodex.events import BackingOff, CoolingDown, Event, Sent
+from nbcodex.events import BackingOff, CoolingDown
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import (
     NO_USAGE,
@@ -148,14 +148,6 @@ class RequestState:
             return SpendAmount()
         cost = pricing.cost(self.broken_usage, self.model, self.base_url)
         return SpendAmount(tokens=self.broken_usage.total_tokens or 0, dollars=cost or 0.0)
-
-    def apply(self, event: Event) -> None:
-        """Update what is derived from the events."""
-        match event:
-            case BackingOff() | CoolingDown(queued=False):
-                self.wait = event
-            case Sent() | CoolingDown():
-                self.wait = None
 
     def start_over(self) -> None:
         """Expect a new answer instead of the last attempt's."""

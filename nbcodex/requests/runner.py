@@ -513,7 +513,11 @@ class RequestRunner:
         self._emit(events.Delta, text=text, reasoning=reasoning, simulated=self.state.is_simulated)
 
     def _send_event(self, event: events.Event) -> None:
-        self.state.apply(event)
+        match event:
+            case events.BackingOff() | events.CoolingDown(queued=False):
+                self.state.wait = event
+            case events.Sent() | events.CoolingDown():
+                self.state.wait = None
         self._listener(event)
 
     def _report_defect(self, task: asyncio.Task[None]) -> None:
