@@ -182,7 +182,7 @@ def _handle(prompt: str, options: RequestOptions) -> Handle:
     """Return the handle of a request that joins its thread, if it names one."""
     settings, client = host.current.settings(), current()
     # Without the cell's id: all calls in a cell would be one turn, each replacing the last.
-    origin = Origin(notebook=host.current.notebook())
+    origin = Origin(notebook=host.current.origin().notebook)
     request = build_request(prompt, settings, options, origin=origin)
     if request.thread is not None:
         request, _ = client.join(request, settings)

@@ -66,10 +66,6 @@ def _describe(wait: CoolingDown | BackingOff) -> str:
     return f"Queued for capacity of {figures}."
 
 
-def _follow_with_log(handle: Handle) -> Ending:
-    return handle.follow(_WaitLog().on_events, max_idle_s=lambda: WAIT_CHECK_INTERVAL_S)
-
-
 def _confirm_in_terminal(question: str) -> bool | None:
     """Ask at the terminal, if there is one."""
     if not (sys.stdin and sys.stdin.isatty()):
@@ -83,9 +79,9 @@ class Host:
 
     settings: Callable[[], Settings] = Settings.read  # Returns the settings in force
     # Starts a request, shows its progress where it can, and returns its ending
-    follow: Callable[[Handle], Ending] = _follow_with_log
-    # Returns the notebook that requests belong to
-    notebook: Callable[[], str | None] = lambda: None
+    follow: Callable[[Handle], Ending] = lambda handle: handle.follow(
+        _WaitLog().on_events, max_idle_s=lambda: WAIT_CHECK_INTERVAL_S
+    )
     origin: Callable[[], Origin] = Origin  # Returns the notebook and cell that call nbcodex
     # Returns what shows the progress of a map; called in the thread that runs the map
     map_listener: Callable[[], MapListener] = lambda: lambda _: None

@@ -44,7 +44,6 @@ class Session:
         # From here on, `nbcodex.ask` and `nbcodex.map` use this notebook's settings and display.
         host.current.settings = config.settings
         host.current.follow = self._follow_ask
-        host.current.notebook = partial(identity.notebook_id, shell)
         host.current.origin = partial(identity.current_origin, shell)
         host.current.map_listener = self.map_listener
         host.current.confirm = _confirm

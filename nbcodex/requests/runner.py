@@ -19,20 +19,7 @@ from typing import Any, TypeVar
 
 import tenacity
 
-from nbcodex import events
-from nbcodex.errors import (
-    LONG_CONVERSATION_ADVICE,
-    AnswerError,
-    AnswerLostError,
-    ConfigurationError,
-    LimitError,
-    NbcodexError,
-    ParkedError,
-    TooLargeError,
-    TransientError,
-    join_advice,
-    shorten,
-)
+from nbcodex import errors, events
 from nbcodex.events import EndAction, Listener
 from nbcodex.journal.entry_writer import EntryWriter
 from nbcodex.journal.journal import Journal
@@ -165,7 +152,7 @@ class RequestRunner:
             events.Queued,
             model=state.model,
             patience=self._request.patience,
-            prompt=shorten(self._request.prompt, PROMPT_PREVIEW_CHARS),
+            prompt=errors.shorten(self._request.prompt, PROMPT_PREVIEW_CHARS),
         )
         ending = await self._find_ending()
         # From here on, Stop cannot turn an answer into an interruption.
@@ -204,14 +191,14 @@ class RequestRunner:
                 return self._event(events.Interrupted, reply=state.reply("interrupted"))
             error = state.parked_by_user_error()
             return self._event(events.Parked, error=error, reply=state.reply("parked"))
-        except ParkedError as error:
+        except errors.ParkedError as error:
             return self._event(events.Parked, error=error, reply=state.reply("parked"))
-        except NbcodexError as error:
-            if isinstance(error, AnswerError):
+        except errors.NbcodexError as error:
+            if isinstance(error, errors.AnswerError):
                 state.partial.add_note(error.note)
-            if isinstance(error, TooLargeError) and self._request.turns:
-                error.advice = join_advice(error.advice, LONG_CONVERSATION_ADVICE)
-            if self._is_unclaimed and isinstance(error, ConfigurationError):
+            if isinstance(error, errors.TooLargeError) and self._request.turns:
+                error.advice = errors.join_advice(error.advice, errors.LONG_CONVERSATION_ADVICE)
+            if self._is_unclaimed and isinstance(error, errors.ConfigurationError):
                 error.message += " The request stays in the journal as it was."
             reply = state.reply("failed")
             return self._event(
@@ -225,7 +212,7 @@ class RequestRunner:
         endpoint = api_client.endpoint(request, settings)
         if resumption is not None:
             if endpoint.server is None:  # a custom client, which this makes
-                with contextlib.suppress(NbcodexError):
+                with contextlib.suppress(errors.NbcodexError):
                     await api_client.resolve_model(request, settings)
                 endpoint = api_client.endpoint(request, settings)
             check_server(request, endpoint)
@@ -284,7 +271,7 @@ class RequestRunner:
         state.partial.start_over()
         try:
             second = await self._retry()
-        except NbcodexError as error:
+        except errors.NbcodexError as error:
             raise structured_output.mismatch_error(
                 self._request.schema, mismatch, asked="once", repair_error=error
             ) from error
@@ -296,7 +283,7 @@ class RequestRunner:
     async def _retry(self) -> CompletedAnswer:
         """Make attempts until one brings an answer, or the patience is used up."""
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(TransientError),
+            retry=tenacity.retry_if_exception_type(errors.TransientError),
             wait=lambda call: self.state.backoff_s(_exponential_wait(call)),
             stop=lambda call: not self.state.patience.covers(call.upcoming_sleep),
             sleep=self._back_off,
@@ -324,16 +311,16 @@ class RequestRunner:
                 await self._announce_attempt()
                 text = state.partial.continue_from(position)
                 stream = api_client.resume_stream(request, settings, position=position, text=text)
-                with contextlib.suppress(AnswerLostError):
+                with contextlib.suppress(errors.AnswerLostError):
                     return await self._read(stream)
                 state.partial.add_note(NOTE_SENT_AGAIN)
             salt = await self._limiter.salt()
             limits_id = api_client.limits_id(endpoint, state.model, salt=salt)
             return await self._send(limits_id, state.model)
-        except NbcodexError as error:
+        except errors.NbcodexError as error:
             if error.simulated:
                 self._services.simulators.add(state.base_url)
-            if isinstance(error, TransientError):
+            if isinstance(error, errors.TransientError):
                 self._charge_failure(error)
             raise
 
@@ -359,11 +346,11 @@ class RequestRunner:
             answer = await self._read(
                 self._services.api_client.stream(state.sent_request, self._settings, model=model)
             )
-        except NbcodexError as error:
+        except errors.NbcodexError as error:
             state.fail_attempt(unbilled=error.is_unbilled)
             # A refused reservation stays open: `_start_cooldown` ends it and begins the cooldown in
             # one step, so that no other request is sent between the two.
-            if not isinstance(error, LimitError):
+            if not isinstance(error, errors.LimitError):
                 reservation.release(ended_early=getattr(error, "ended_early", False))
             raise
         except asyncio.CancelledError:
@@ -457,7 +444,7 @@ class RequestRunner:
                         return event
         raise AssertionError("the API client ends a stream with an answer or an error")
 
-    def _charge_failure(self, error: TransientError) -> None:
+    def _charge_failure(self, error: errors.TransientError) -> None:
         """Charge the patience and the retry budget for a failed attempt."""
         state, now, wait = self.state, self._clock.now(), error.wait
         state.is_sent = False
@@ -465,7 +452,7 @@ class RequestRunner:
             state.note_unknown_response(NOTE_POSSIBLY_PAID_TWICE)
         state.error, state.retry_budget_wait = error, 0.0
         state.stated_wait = None if wait is None else backoff.with_jitter(wait, self._services.rng)
-        if not isinstance(error, LimitError):
+        if not isinstance(error, errors.LimitError):
             # The time without data before a fault counts as a wait.
             state.patience.waited += now - state.last_activity_at
             state.retry_budget_wait = self._services.retry_budgets[state.base_url].spend(now)
@@ -484,7 +471,7 @@ class RequestRunner:
         )
         await self._entry.record_wait(resume_at)
         # A cooldown is waited out in `acquire`, before the next attempt.
-        if not (isinstance(error, LimitError) and self.state.reservation):
+        if not (isinstance(error, errors.LimitError) and self.state.reservation):
             await self._waiter.sleep_until(resume_at)
 
     async def _park(self, call: tenacity.RetryCallState) -> CompletedAnswer:
@@ -492,14 +479,14 @@ class RequestRunner:
         error, now = self.state.error, self._clock.now()
         resume_at = now + call.upcoming_sleep
         # A limit on tokens may admit a smaller request at once, so there is no cooldown.
-        is_token_limit = isinstance(error, LimitError) and error.limit.resource == "tokens"
+        is_token_limit = isinstance(error, errors.LimitError) and error.limit.resource == "tokens"
         closed_until = await self._start_cooldown(error, now if is_token_limit else resume_at)
         raise self.state.patience_error(error, max(resume_at, closed_until)) from error
 
-    async def _start_cooldown(self, error: TransientError, resume_at: float) -> float:
+    async def _start_cooldown(self, error: errors.TransientError, resume_at: float) -> float:
         """Begin a cooldown if a limit refused the attempt; return when the next one is due."""
         reservation = self.state.reservation
-        if reservation is None or not isinstance(error, LimitError):
+        if reservation is None or not isinstance(error, errors.LimitError):
             return resume_at
         return await reservation.refuse(error.limit, error.snapshot, until=resume_at)
 
@@ -525,7 +512,7 @@ class RequestRunner:
         if task.cancelled() or (defect := task.exception()) is None:
             return
         log.error("request %s met a defect", self._request.id, exc_info=defect)
-        error = NbcodexError(
+        error = errors.NbcodexError(
             f"A defect in nbcodex: {type(defect).__name__}.", advice="Please report it."
         )
         reply = Reply(id=self._request.id, text=self.state.partial.text, status="failed")
