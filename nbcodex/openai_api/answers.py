@@ -14,8 +14,8 @@ from typing import Any
 
 from nbcodex.errors import AnswerError, shorten
 from nbcodex.models import CONTENT_FILTER, Image, LimitSnapshot, Source, StreamPosition, Usage
-from nbcodex.openai_api import dialects
 from nbcodex.openai_api.api_errors import AnswerFailedError
+from nbcodex.openai_api.dialects import WORDS
 from nbcodex.openai_api.pricing import IMAGE_TOOL
 
 # Of tokens, events or requests: twice the longest context. More would use up any budget.
@@ -29,6 +29,11 @@ NOTE_EMPTY = "the answer is empty"  # in the line of figures
 
 # Values of `CompletedAnswer.cut`; others are CONTENT_FILTER and endings that we do not know.
 CUT_MAX_OUTPUT, CUT_MAX_ANSWER, CUT_TOOL_CALLS = "max_output_tokens", "max_answer", "tool_calls"
+_CUTS = {
+    "max_output_endings": CUT_MAX_OUTPUT,
+    "filter_endings": CONTENT_FILTER,
+    "tool_endings": CUT_TOOL_CALLS,
+}
 
 # What the Responses API accepts of a reasoning item in its input (openai 3.54,
 # ResponseReasoningItemParam), and the member of DeepSeek's messages in Chat Completions.
@@ -139,19 +144,14 @@ class RawAnswer:
         """Note how the answer ended; raise an AnswerFailedError if that was a failure."""
         # Google's enum has a prefix: ``FINISH_REASON_STOP``.
         name = reason.strip().lower().replace("-", "_").removeprefix("finish_reason_")
-        if name in dialects.FAILED_ENDINGS:
+        if name in WORDS["failed_endings"]:
             message = f'the server ended the answer with "{shorten(reason, 100)}"'
             raise AnswerFailedError({"error": {"message": message}})
         if self.cut:  # the first ending counts
             return
-        if name in dialects.MAX_OUTPUT_ENDINGS:
-            self.cut = CUT_MAX_OUTPUT
-        elif name in dialects.FILTER_ENDINGS:
-            self.cut = CONTENT_FILTER
-        elif name in dialects.TOOL_ENDINGS:
-            self.cut = CUT_TOOL_CALLS
-        elif name not in dialects.NORMAL_ENDINGS:
-            self.cut = shorten(reason, 100)
+        if name not in WORDS["normal_endings"]:
+            known = (cut for endings, cut in _CUTS.items() if name in WORDS[endings])
+            self.cut = next(known, shorten(reason, 100))
 
     def completed(self, text: str, redactor: Redactor) -> CompletedAnswer:
         """Return the answer without secrets; `text` has been cleaned as it arrived."""

@@ -12,21 +12,10 @@ import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from nbcodex.errors import (
-    LONG_CONVERSATION_ADVICE,
-    AnswerLostError,
-    ConfigurationError,
-    LimitError,
-    ModelError,
-    NbcodexError,
-    OverloadedError,
-    RequestError,
-    ServerError,
-    TransportError,
-    shorten,
-)
+from nbcodex import errors
+from nbcodex.errors import ConfigurationError, NbcodexError, shorten
 from nbcodex.models import LimitSnapshot, Request, StreamPosition, Usage
-from nbcodex.openai_api import answers, api_errors, connections, endpoints, rate_limits
+from nbcodex.openai_api import answers, api_errors, connections, endpoints, request_body
 from nbcodex.openai_api.answers import (
     CompletedAnswer,
     Notice,
@@ -39,18 +28,9 @@ from nbcodex.openai_api.answers import (
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.endpoints import Endpoint
 from nbcodex.openai_api.pricing import IMAGE_TOOL, is_local_server, paid_tools, requested_tier
+from nbcodex.openai_api.rate_limits import Headers, read_snapshot
 from nbcodex.openai_api.readers import AnswerReader, ChatReader, ResponsesReader, safe_response_id
-from nbcodex.openai_api.request_body import (
-    NO_IMAGES_ADVICE,
-    PATHS,
-    REASONING_NEEDED,
-    SCHEMA_IN_PROMPT_NOTICE,
-    TURNS_LEFT_OUT_NOTICE,
-    UNSTREAMED_NOTICE,
-    PreparedRequest,
-    ServerCapabilities,
-    check_params,
-)
+from nbcodex.openai_api.request_body import PATHS, PreparedRequest, ServerCapabilities
 from nbcodex.openai_api.stream import FIRST_TEXT_FACTOR, WHOLE_BODY_FACTOR, AnswerStream, read_body
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import DEFAULT_MODEL, Settings
@@ -84,7 +64,7 @@ class ApiClient:
 
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
         """Return where a request goes, or raise a ConfigurationError; nothing is sent."""
-        check_params(request.params)
+        request_body.check_params(request.params)
         if settings.client is None or request.api_base is not None:
             return endpoints.resolve(settings, request)
         # A client that an async factory makes is known only after `await_endpoint`.
@@ -157,7 +137,7 @@ class ApiClient:
         follows_empty_streams = empty_streams == 2
         if follows_empty_streams:
             prepared.unsupported |= {"stream"}
-        headers: rate_limits.Headers | None = None
+        headers: Headers | None = None
         stream: AnswerStream | None = None
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -182,10 +162,10 @@ class ApiClient:
                 # Missing capacity of the flex tier, for which OpenAI publishes no code, is HTTP 429
                 # that names no limit. It must not close the model to requests of other tiers.
                 is_flex = requested_tier(request) == "flex"
-                if is_flex and isinstance(failure, LimitError):
+                if is_flex and isinstance(failure, errors.LimitError):
                     text, limit, wait = failure.message, failure.limit, failure.wait
                     if limit.resource is None and limit.limit is None:
-                        failure = OverloadedError(text, advice=FLEX_ADVICE, wait=wait)
+                        failure = errors.OverloadedError(text, advice=FLEX_ADVICE, wait=wait)
                 _improve_advice(failure, prepared)
                 raise failure from None
             # Groq validates the schema itself, and refuses what it has generated and charged. It is
@@ -203,11 +183,11 @@ class ApiClient:
         if is_not_kept and self.capabilities.mark_not_durable(prepared):
             yield Notice(NOT_DURABLE_NOTICE)
         if prepared.is_unstreamed and not follows_empty_streams:
-            yield Notice(UNSTREAMED_NOTICE)
+            yield Notice(request_body.UNSTREAMED_NOTICE)
         if count := len(request.turns) - len(prepared.turns):
-            yield Notice(TURNS_LEFT_OUT_NOTICE.format(count=count))
+            yield Notice(request_body.TURNS_LEFT_OUT_NOTICE.format(count=count))
         if prepared.has_schema_in_prompt:
-            yield Notice(SCHEMA_IN_PROMPT_NOTICE)
+            yield Notice(request_body.SCHEMA_IN_PROMPT_NOTICE)
         yield reader.answer.completed(stream.text, redactor)
 
     async def resume_stream(
@@ -219,7 +199,7 @@ class ApiClient:
         AnswerLostError if the answer is lost, so that only sending the request again can help.
         """
         if safe_response_id(position.response_id) is None:
-            raise AnswerLostError("The answer is lost: the journal has no valid id for it.")
+            raise errors.AnswerLostError("The answer is lost: the journal has no valid id for it.")
         _, client, redactor = await self._connect(request, settings)
         start = position
         # The calls are those of OpenAI's guide "Background mode": ``GET /responses/{id}``, first
@@ -258,14 +238,14 @@ class ApiClient:
                 failure = self.translate(error, redactor)
                 status = getattr(error, "status_code", None)
                 is_lost = isinstance(error, AnswerFailedError) or status in _ANSWER_UNKNOWN_STATUSES
-                is_disconnected = isinstance(failure, TransportError | ServerError)
+                is_disconnected = isinstance(failure, errors.TransportError | errors.ServerError)
                 # The answer may still be there when its stream fails: the server may have dropped
                 # its events, a cancelled answer's stream merely ends, and an `error` event may
                 # concern the stream or the answer.
                 if streamed and (is_lost or (is_disconnected and position == start)):
                     continue
                 if is_lost:
-                    raise AnswerLostError(f"The answer is lost. {failure.message}") from None
+                    raise errors.AnswerLostError(f"The answer is lost. {failure.message}") from None
                 raise failure from None
             else:
                 return
@@ -336,7 +316,7 @@ class ApiClient:
         redactor = Redactor([*settings.secrets(), *connections.secrets_of(client)])
         return endpoint, client, redactor
 
-    def is_simulated(self, headers: rate_limits.Headers, url: str) -> bool:
+    def is_simulated(self, headers: Headers, url: str) -> bool:
         """Return whether a response is the simulator's, whose answers cost nothing."""
         # Any server could send the header and so escape the budget. The simulator runs on this
         # machine, or in this process as the transport.
@@ -344,7 +324,7 @@ class ApiClient:
         return is_possible and headers.get("x-nbcodex-simulated") == "true"
 
     def translate(
-        self, error: Exception, redactor: Redactor, headers: rate_limits.Headers | None = None
+        self, error: Exception, redactor: Redactor, headers: Headers | None = None
     ) -> NbcodexError:
         """Return one of our errors, to be raised without its cause, which holds secrets."""
         failure = api_errors.from_exception(
@@ -353,7 +333,7 @@ class ApiClient:
         response = getattr(error, "response", None)
         if response is not None:
             failure.simulated = self.is_simulated(response.headers, str(response.url))
-            failure.snapshot = failure.snapshot or rate_limits.read_snapshot(
+            failure.snapshot = failure.snapshot or read_snapshot(
                 response.headers, at=self.clock.now(), clean=redactor.clean
             )
         # The SDK's frames and requests hold the key, which debuggers and verbose tracebacks would
@@ -420,7 +400,7 @@ class ApiClient:
         return ResponseStarted(
             api=api,
             model=model,
-            snapshot=rate_limits.read_snapshot(headers, at=now, clean=redactor.clean),
+            snapshot=read_snapshot(headers, at=now, clean=redactor.clean),
             simulated=self.is_simulated(headers, str(response.url)),
             request_id=shorten(request_id, 100) or None,
         )
@@ -428,11 +408,13 @@ class ApiClient:
 
 def _improve_advice(failure: NbcodexError, prepared: PreparedRequest) -> None:
     """Replace the advice of a refusal whose cause the request shows."""
-    is_refusal = isinstance(failure, RequestError | ModelError)
-    if is_refusal and IMAGE_TOOL in paid_tools(prepared.request, prepared.model):
-        failure.advice = NO_IMAGES_ADVICE
-    elif is_refusal and prepared.request.turns and REASONING_NEEDED.search(failure.message):
-        failure.advice = LONG_CONVERSATION_ADVICE
+    if not isinstance(failure, errors.RequestError | errors.ModelError):
+        return
+    demands_reasoning = request_body.REASONING_NEEDED.search(failure.message)
+    if IMAGE_TOOL in paid_tools(prepared.request, prepared.model):
+        failure.advice = request_body.NO_IMAGES_ADVICE
+    elif prepared.request.turns and demands_reasoning:
+        failure.advice = errors.LONG_CONVERSATION_ADVICE
     else:
         api_errors.explain_wrong_address(failure, prepared.endpoint.base_url, PATHS[prepared.api])
 

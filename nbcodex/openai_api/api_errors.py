@@ -14,21 +14,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from nbcodex.errors import (
-    Advice,
-    ConfigurationError,
-    CredentialsError,
-    LimitError,
-    ModelError,
-    NbcodexError,
-    OverloadedError,
-    QuotaError,
-    RequestError,
-    ServerError,
-    TooLargeError,
-    TransportError,
-    shorten,
-)
+from nbcodex import errors
+from nbcodex.errors import NbcodexError, ServerError, TooLargeError, TransportError, shorten
 from nbcodex.models import DAY, Limit, Resource
 from nbcodex.openai_api import dialects, rate_limits
 from nbcodex.openai_api.rate_limits import MAX_MESSAGE_CHARS, Headers
@@ -38,18 +25,18 @@ CleanText = Callable[[str], str]  # removes secrets
 MAX_ERROR_BODY_CHARS = 1_000_000
 _MAX_CAUSES = 16  # exceptions can be chained in a circle
 _ADVICE: dict[type[NbcodexError], str] = {
-    LimitError: "It is retried automatically.",
-    OverloadedError: "It is retried automatically; another model may be less busy.",
+    errors.LimitError: "It is retried automatically.",
+    errors.OverloadedError: "It is retried automatically; another model may be less busy.",
     ServerError: "It is retried automatically; if it persists, see the provider's status page.",
     TransportError: "It is retried automatically; check the network, the VPN or the proxy.",
-    QuotaError: "Waiting does not help: add credit, or raise the budget, at the provider.",
+    errors.QuotaError: "Waiting does not help: add credit, or raise the budget, at the provider.",
     TooLargeError: "Shorten the prompt, lower --max-output, or use a model with a larger limit.",
-    CredentialsError: Advice(
+    errors.CredentialsError: errors.Advice(
         "`%codex login` sets another key; this key may lack access to the model.",
         "OPENAI_API_KEY sets another key; this key may lack access to the model.",
     ),
-    ModelError: "See `%codex models` or `nbcodex doctor`; check the base URL, too.",
-    RequestError: "Change the prompt or the options; as it is, it can never succeed.",
+    errors.ModelError: "See `%codex models` or `nbcodex doctor`; check the base URL, too.",
+    errors.RequestError: "Change the prompt or the options; as it is, it can never succeed.",
 }
 _LIMIT_ADVICE: dict[Resource | None, str] = {
     "tokens": "It is retried automatically; a lower --max-output needs less of the limit.",
@@ -88,10 +75,13 @@ class ErrorInfo:
     is_google: bool = False  # whether the shape is that of Google's errors
     headers: Headers = field(default_factory=dict)  # of the provider behind a gateway
 
-    @property
-    def codes(self) -> set[str]:
-        """Code and type in lower case, as `dialects` lists them."""
-        return {self.code.lower(), self.kind.lower()}
+    def has_code(self, listed: str) -> bool:
+        """Return whether its code or type is in a list of `dialects`."""
+        return dialects.has_code((self.code.lower(), self.kind.lower()), listed)
+
+    def has_phrase(self, listed: str) -> bool:
+        """Return whether its message contains a phrase of a list of `dialects`."""
+        return dialects.has_phrase(self.message.lower(), listed)
 
     def sentence(self, words: str) -> str:
         """Return `words`, the status and what the server states, as one line."""
@@ -112,7 +102,7 @@ def from_status(
         with contextlib.suppress(ValueError):
             location = urlsplit(clean(headers.get("location", "")))
             host = shorten(location.netloc.rpartition("@")[2], 100)
-        return RequestError(
+        return errors.RequestError(
             f"The server redirects (HTTP {status}) to {host or 'another address'}; neither the key "
             "nor the prompt was sent there.",
             advice="If you trust that address, make it the base URL.",
@@ -125,18 +115,13 @@ def from_status(
     return _classify(_describe(text, clean, status=status), headers, wall)
 
 
-def from_event(
-    payload: object, headers: Headers, *, wall: float, clean: CleanText = str
-) -> NbcodexError:
-    """Return the error for a decoded event of a stream, which came with `headers`."""
-    # Azure states the wait in the headers of the stream's 200.
-    return _classify(_describe(payload, clean), headers, wall)
-
-
 def from_exception(
     error: BaseException, *, wall: float, headers: Headers | None = None, clean: CleanText = str
 ) -> NbcodexError:
-    """Return the error for an exception of the SDK, of HTTP or of decoding."""
+    """Return the error for an exception of the SDK, of HTTP or of decoding.
+
+    `headers` are those of the HTTP 200 whose stream failed: Azure states the wait in them.
+    """
     import httpx2
     import openai
 
@@ -165,11 +150,11 @@ def from_exception(
                 message += " Is the server running?"
             return _disconnected(error, message, advice=advice)
         case openai.APIError():  # of an SSE `error` event: it has neither status nor headers
-            return from_event({"error": error.body}, headers or {}, wall=wall, clean=clean)
+            return _classify(_describe({"error": error.body}, clean), headers or {}, wall)
         case AnswerFailedError():
-            return from_event(error.payload, headers or {}, wall=wall, clean=clean)
+            return _classify(_describe(error.payload, clean), headers or {}, wall)
         case openai.OpenAIError():
-            return ConfigurationError(
+            return errors.ConfigurationError(
                 f"The SDK cannot send the request{_reason(error, clean)}.",
                 advice="Check the key, or the client that Codex.client returns.",
             )
@@ -288,7 +273,7 @@ def _with_provider(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText) 
     provider = _one_line(metadata.get("provider_name"), clean)[:60]
     is_temporary = (
         inner.status == 429
-        or any(phrase in inner.message.lower() for phrase in dialects.TEMPORARY_PHRASES)
+        or inner.has_phrase("temporary_phrases")
         or rate_limits.wait_in_message(inner.message) is not None
     )
     return replace(
@@ -348,8 +333,8 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     """Decide which error it is, the most specific first."""
     # The order matters: quota and size errors arrive as HTTP 429 with the codes of rate limits, and
     # must never be retried.
-    codes, status, lower = info.codes, info.status, info.message.lower()
-    if status is not None and status >= 500 and codes & dialects.WRAPPED_REQUEST_CODES:
+    status = info.status
+    if status is not None and status >= 500 and info.has_code("wrapped_request_codes"):
         status = 400
     headers = {**headers, **info.headers} if info.headers else headers
     limit = info.limit or rate_limits.limit_in_message(info.message, kind=info.kind)
@@ -358,36 +343,41 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
         or info.wait
         or rate_limits.wait_in_message(info.message, wall=wall)
     )
-    is_refusal = status == 429 or bool(codes & dialects.LIMIT_CODES)
-    is_refusal |= any(code.startswith(dialects.LIMIT_CODE_PREFIXES) for code in codes)
-    is_refusal |= status is None and any(p in lower for p in dialects.LIMIT_PHRASES)
+    is_refusal = status == 429 or info.has_code("limit_codes")
+    is_refusal |= status is None and info.has_phrase("limit_phrases")
     # Gemini's per-minute limits are also "exceeded your current quota": a stated wait or limit
     # shows that waiting helps.
-    is_quota = any(p in lower for p in dialects.QUOTA_PHRASES) and not (wait or limit.limit)
-    is_credit = (status or 400) < 500 and any(p in lower for p in dialects.CREDIT_PHRASES)
-    if codes & dialects.QUOTA_CODES or status == 402 or is_credit or (is_refusal and is_quota):
+    is_quota = info.has_phrase("quota_phrases") and not (wait or limit.limit)
+    is_credit = (status or 400) < 500 and info.has_phrase("credit_phrases")
+    is_quota = is_credit or (is_refusal and is_quota)
+    if info.has_code("quota_codes") or status == 402 or is_quota:
         return _quota_error(info, wall)
-    exceeds = bool(limit.limit and limit.requested and limit.requested > limit.limit)
+    excess = limit.requested - limit.limit if limit.limit and limit.requested else 0.0
     # A 5xx page can talk about a context window that has nothing to do with the request.
-    is_too_large = (status or 400) < 500 and any(p in lower for p in dialects.TOO_LARGE_PHRASES)
-    is_too_large |= status == 413 or bool(codes & dialects.TOO_LARGE_CODES)
-    if is_too_large or (is_refusal and exceeds):
-        return _too_large(info, limit, exceeds=exceeds)
+    is_too_large = (status or 400) < 500 and info.has_phrase("too_large_phrases")
+    is_too_large |= status == 413 or info.has_code("too_large_codes")
+    if is_too_large or (is_refusal and excess > 0):
+        message = info.sentence("The request is too large")
+        if excess > 0:
+            over = f"{excess:,.0f} over the limit of {limit.limit:,.0f} {limit.name}"
+            message = f"The request is too large: {over}."
+        stated = limit if limit.limit is not None else None
+        return TooLargeError(message, advice=_ADVICE[TooLargeError], limit=stated)
     if is_refusal and limit.limit == 0:
-        return QuotaError(
+        return errors.QuotaError(
             info.sentence("The plan does not include this model: its limit is 0"),
             advice="Choose another model (`%codex models`, `nbcodex doctor`), or another plan.",
         )
-    if codes & dialects.MODEL_CODES or any(p in lower for p in dialects.MODEL_PHRASES):
-        return _new_error(ModelError, info, "The server does not have this model")
-    if dialects.GROWTH_CODE in codes:
+    if info.has_code("model_codes") or info.has_phrase("model_phrases"):
+        return _new_error(errors.ModelError, info, "The server does not have this model")
+    if info.has_code("growth_codes"):
         return _limit_error(info, Limit(resource="traffic growth"), wait, headers, wall)
     # Before limits: overload also arrives as 429, and closes no limit of this account.
-    is_overload = is_refusal and any(p in lower for p in dialects.OVERLOADED_PHRASES)
+    is_overload = is_refusal and info.has_phrase("overloaded_phrases")
     if status is None or status == 429 or status >= 500:  # not a 400 such as "model_unavailable"
-        is_overload |= any(word in code for code in codes for word in dialects.OVERLOADED_WORDS)
+        is_overload |= info.has_code("overloaded_codes")
     if status in {498, 503, 529} or is_overload:
-        return _new_error(OverloadedError, info, "The server is overloaded", wait=wait)
+        return _new_error(errors.OverloadedError, info, "The server is overloaded", wait=wait)
     if is_refusal:
         return _limit_error(info, limit, wait, headers, wall)
     return _classify_status(info, status, wait)
@@ -395,32 +385,23 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
 
 def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) -> NbcodexError:
     """Decide which error it is if it is not about limits, credit or size."""
-    codes, lower = info.codes, info.message.lower()
-    if status in {401, 403, 407} or codes & dialects.CREDENTIALS_CODES:
-        return _new_error(CredentialsError, info, "The server does not accept the key")
-    is_no_call = any(phrase in lower for phrase in dialects.NO_SUCH_CALL_PHRASES)
+    if status in {401, 403, 407} or info.has_code("credentials_codes"):
+        return _new_error(errors.CredentialsError, info, "The server does not accept the key")
+    is_no_call = info.has_phrase("no_such_call_phrases")
     # If the message does not name the model, a 404 usually means a wrong base URL.
-    if is_no_call or (status in {404, 405} and "model" not in lower and not info.code):
-        error = _new_error(ModelError, info, "The server does not have this address")
+    is_no_call |= status in {404, 405} and "model" not in info.message.lower() and not info.code
+    if is_no_call:
+        error = _new_error(errors.ModelError, info, "The server does not have this address")
         error.advice = _ADDRESS_ADVICE
         return error
     if status == 404:
-        return _new_error(ModelError, info, "The server does not have this model or address")
+        return _new_error(errors.ModelError, info, "The server does not have this model or address")
     # The SDK retries 408 and 409, too; 425 is "Too Early" (RFC 8470).
     if status in {408, 409, 425}:
         return _new_error(ServerError, info, "The server asks to try again", wait=wait)
-    is_rejected = (
-        400 <= status < 500
-        if status is not None
-        else any(
-            code in dialects.REQUEST_CODES
-            or code.startswith(dialects.REQUEST_CODE_PREFIXES)
-            or code.endswith(dialects.REQUEST_CODE_SUFFIXES)
-            for code in codes
-        )
-    )
+    is_rejected = info.has_code("request_codes") if status is None else 400 <= status < 500
     if is_rejected:
-        return _new_error(RequestError, info, "The server rejects the request")
+        return _new_error(errors.RequestError, info, "The server rejects the request")
     failure = _new_error(ServerError, info, "The server failed", wait=wait)
     # After 502 to 504 of a gateway that gave up, the server may still have made a paid answer.
     failure.is_unbilled = status in {500, 501}
@@ -434,9 +415,9 @@ def _new_error(kind: type[Any], info: ErrorInfo, words: str, **details: Any) -> 
 
 def _limit_error(
     info: ErrorInfo, limit: Limit, wait: float | None, headers: Headers, wall: float
-) -> LimitError:
+) -> errors.LimitError:
     """Return the error of a rate limit, with figures from the headers that the body lacks."""
-    if dialects.PARALLEL_CODE in info.codes and limit.resource is None:
+    if info.has_code("parallel_codes") and limit.resource is None:
         limit = replace(limit, resource="parallel requests")
     by_time = limit.resource in (None, "tokens", "requests")
     limits = rate_limits.header_limits(headers, wall=wall) if by_time else []
@@ -469,29 +450,20 @@ def _limit_error(
     if limit.limit is not None:
         model = f" for {limit.model}" if limit.model else ""
         message = f"{limit.name[0].upper()}{limit.name[1:]} reached{model}: {limit.figures}."
-    advice = _LIMIT_ADVICE.get(limit.resource, _ADVICE[LimitError])
-    return LimitError(message, limit=limit, advice=advice, wait=wait)
+    advice = _LIMIT_ADVICE.get(limit.resource, _ADVICE[errors.LimitError])
+    return errors.LimitError(message, limit=limit, advice=advice, wait=wait)
 
 
 def _quota_error(info: ErrorInfo, wall: float) -> NbcodexError:
     """Return the error of billing: credit, or a spend limit, which resets each month."""
-    code = next((code for code in info.codes if code in dialects.QUOTA_TEXTS), None)
-    if code is None:
-        return _new_error(QuotaError, info, "The account has no credit left")
-    words, advice = dialects.QUOTA_TEXTS[code]
+    words, advice = dialects.QUOTA_TEXTS.get(info.code.lower(), ("", ""))
+    if not words:
+        return _new_error(errors.QuotaError, info, "The account has no credit left")
     today = datetime.fromtimestamp(wall, UTC)
     year, month = divmod(today.year * 12 + today.month, 12)
     reset = datetime(year, month + 1, 1, tzinfo=UTC)
-    return QuotaError(info.sentence(words), advice=advice.format(reset=f"1 {reset:%B} (UTC)"))
-
-
-def _too_large(info: ErrorInfo, limit: Limit, *, exceeds: bool) -> TooLargeError:
-    message = info.sentence("The request is too large")
-    if exceeds and limit.limit and limit.requested:
-        over = f"{limit.requested - limit.limit:,.0f} over the limit of {limit.limit:,.0f}"
-        message = f"The request is too large: {over} {limit.name}."
-    known = limit if limit.limit is not None else None
-    return TooLargeError(message, advice=_ADVICE[TooLargeError], limit=known)
+    advice = advice.format(reset=f"1 {reset:%B} (UTC)")
+    return errors.QuotaError(info.sentence(words), advice=advice)
 
 
 def _disconnected(error: BaseException, message: str, *, advice: str = "") -> TransportError:

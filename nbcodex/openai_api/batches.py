@@ -182,10 +182,8 @@ class BatchClient:
         reader = ResponsesReader() if "output" in body else ChatReader()
         try:
             reader.read_body(body)
-        except AnswerFailedError as failed:
-            return api_errors.from_event(failed.payload, {}, wall=wall, clean=redactor.clean)
-        except NbcodexError as failure:
-            return failure
+        except (AnswerFailedError, NbcodexError) as error:
+            return api_errors.from_exception(error, wall=wall, clean=redactor.clean)
         return reader.answer.completed(redactor.clean(reader.answer.text), redactor)
 
 

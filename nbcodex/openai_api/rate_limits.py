@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, Limit, LimitReading, LimitSnapshot, Resource
-from nbcodex.openai_api.dialects import HEADER_FIGURES, HEADER_RESOURCES, WINDOWS_S
+from nbcodex.openai_api.dialects import WINDOWS_S, WORDS
 
 Headers = Mapping[str, str]  # lower-case names; httpx2's own, which ignore case, will do
 
@@ -209,16 +209,17 @@ def header_limits(headers: Headers, *, wall: float) -> list[HeaderLimit]:
             continue
         words = lower.split("-")
         words = words[words.index("ratelimit") + 1 :] if "ratelimit" in words else []
-        figure = next((word for word in words if word in HEADER_FIGURES), None)
+        figure = next((word for word in words if word in WORDS["header_figures"]), None)
         if figure is None:
             continue
         words.remove(figure)
-        resource = next((_resource(word) for word in words if word in HEADER_RESOURCES), None)
+        kinds = [word for word in words if word in WORDS["header_resources"]]
+        resource = _resource(kinds[0]) if kinds else None
         # The window is named like ``minute``, ``1h`` or ``5-minute``.
         counted = _COUNTED_WORD.findall("-".join(words))
         windows = [float(n or 1) * WINDOWS_S[word] for n, word in counted if word in WINDOWS_S]
         window = windows[0] if windows else None
-        scope = tuple(word for word in words if word not in HEADER_RESOURCES)
+        scope = tuple(word for word in words if word not in kinds)
         key = (resource, window, *scope)
         limit = limits.setdefault(key, HeaderLimit(resource, window, scope))
         if figure == "reset":

@@ -235,7 +235,7 @@ class ChatReader(_Reader):
         refusal = text_value(delta.get("refusal"))
         self.answer.refused |= bool(refusal)
         text, reasoning = _read_content(delta.get("content"))
-        reasonings = filter(None, map(delta.get, dialects.REASONING_MEMBERS))
+        reasonings = filter(None, map(delta.get, dialects.WORDS["reasoning_members"]))
         more, _ = _read_content(next(reasonings, None))
         if delta.get("reasoning_content"):
             self.answer.reasoning_content.append(more)

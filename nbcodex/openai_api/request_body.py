@@ -147,16 +147,17 @@ class PreparedRequest:
         status = getattr(error, "status_code", None)
         if isinstance(error, AnswerFailedError):  # with HTTP 200
             text = f"{error.payload!s:.4000}".lower()
-            if any(phrase in text for phrase in dialects.NO_SUCH_CALL_PHRASES):
+            if dialects.has_phrase(text, "no_such_call_phrases"):
                 status = 404
         elif status and status >= 500:
-            codes = {str(getattr(error, name, "")).lower() for name in ("code", "type")}
+            codes = [str(getattr(error, name, "")).lower() for name in ("code", "type")]
             # Relays answer 500 for a provider's 400; llama-cpp-python for a schema it cannot use.
             is_about_schema = self.request.schema and "json_schema" in f"{error!s:.4000}"
-            if codes & dialects.WRAPPED_REQUEST_CODES or is_about_schema:
+            if dialects.has_code(codes, "wrapped_request_codes") or is_about_schema:
                 status = 400
         no_such_call = status in _NO_SUCH_CALL_STATUSES
-        if no_such_call and str(getattr(error, "code", "")).lower() in dialects.MODEL_CODES:
+        code = str(getattr(error, "code", "")).lower()
+        if no_such_call and dialects.has_code([code], "model_codes"):
             return False
         # Ollama, llama.cpp and most gateways have Chat Completions only.
         if self.is_api_assumed and self.api == "responses" and no_such_call:
@@ -342,7 +343,7 @@ def _refused_param(words: str, request: Request, body: Body) -> str | None:
     first = (body.get("messages") or [{}])[0]
     if _NO_SYSTEM.search(words) and ("instructions" in body or first.get("role") == "system"):
         return "system"
-    is_unsupported = any(phrase in words for phrase in dialects.UNSUPPORTED_PHRASES)
+    is_unsupported = dialects.has_phrase(words, "unsupported_phrases")
     has_reasoning = any("reasoning_content" in message for message in body.get("messages", ()))
     if has_reasoning and "reasoning_content" in words and is_unsupported:
         return _REASONING_IN_TURNS

@@ -83,6 +83,11 @@ def test_status_and_body_become_one_error_with_advice(
     assert "<" not in error.message
 
 
+def from_event(payload: object, headers: dict[str, str] | None = None) -> NbcodexError:
+    failed = api_errors.AnswerFailedError(payload)
+    return api_errors.from_exception(failed, wall=WALL, headers=headers)
+
+
 @pytest.mark.parametrize(
     ("payload", "name"),
     [
@@ -117,7 +122,7 @@ def test_status_and_body_become_one_error_with_advice(
     ],
 )
 def test_error_event_is_classified_by_code_and_type(payload: object, name: str) -> None:
-    assert type(api_errors.from_event(payload, {}, wall=WALL)).__name__ == name
+    assert type(from_event(payload)).__name__ == name
 
 
 REQUEST = httpx2.Request("POST", "https://x.example/v1/responses")
@@ -152,7 +157,7 @@ def test_exceptions_of_sdk_http_and_decoder_become_our_errors(error: Exception, 
 def test_exhausted_quota_is_permanent_despite_status_429(status: int | None) -> None:
     raw_body = body(type="insufficient_quota", code="insufficient_quota", message="You exceeded …")
     if status is None:
-        error = api_errors.from_event(json.loads(raw_body), {"retry-after": "5"}, wall=WALL)
+        error = from_event(json.loads(raw_body), {"retry-after": "5"})
     else:
         error = api_errors.from_status(status, {"retry-after": "5"}, raw_body, wall=WALL)
     assert not isinstance(error, TransientError)
@@ -237,7 +242,7 @@ def test_any_status_and_body_become_an_error_with_a_valid_wait(
     raw = raw_body if isinstance(raw_body, bytes) else json.dumps(raw_body).encode()
     for error in (
         api_errors.from_status(status, {"retry-after": header}, raw, wall=WALL),
-        api_errors.from_event(raw_body, {"retry-after": header}, wall=WALL),
+        from_event(raw_body, {"retry-after": header}),
     ):
         assert isinstance(error, NbcodexError)
         wait = getattr(error, "wait", None)
