@@ -298,6 +298,6 @@ def request_options(
         if chosen.api == "chat":
             raise UsageError("%%codex: -f image needs the Responses API: drop --api chat")
         arguments["api"] = "responses"
-        arguments["params"] = request_body.image_generation_params() | (chosen.params or {})
+        arguments["params"] = request_body.IMAGE_PARAMS | (chosen.params or {})
     # Arguments that are not fields of `RequestOptions` are ignored.
     return RequestOptions.from_arguments(arguments), format_

@@ -31,7 +31,7 @@ from nbcodex.openai_api.pricing import IMAGE_TOOL, is_local_server, paid_tools, 
 from nbcodex.openai_api.rate_limits import Headers, read_snapshot
 from nbcodex.openai_api.readers import AnswerReader, ChatReader, ResponsesReader, safe_response_id
 from nbcodex.openai_api.request_body import PATHS, PreparedRequest, ServerCapabilities
-from nbcodex.openai_api.stream import FIRST_TEXT_FACTOR, WHOLE_BODY_FACTOR, AnswerStream, read_body
+from nbcodex.openai_api.stream import FIRST_TEXT_FACTOR, WHOLE_BODY_FACTOR, AnswerStream
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import DEFAULT_MODEL, Settings
 
@@ -111,10 +111,9 @@ class ApiClient:
         async with (
             self.connected(request, settings, path="/models") as (client, redactor),
             asyncio.timeout(settings.idle_timeout),
-            client.models.with_streaming_response.list() as response,
         ):
-            body = await read_body(response.iter_bytes())
-            payload = answers.json_object(body.decode("utf-8", "replace"))
+            response = await client.models.with_raw_response.list()
+            payload = answers.json_object(response.content.decode("utf-8", "replace"))
             if answers.is_error_object(payload):  # LM Studio, with HTTP 200
                 raise AnswerFailedError(payload)
         models = answers.dict_items(payload, "data")
@@ -307,12 +306,11 @@ class ApiClient:
         self, request: Request, settings: Settings
     ) -> tuple[Endpoint, AsyncOpenAI, Redactor]:
         """Return a request's endpoint, the client for it, and a redactor of all secrets in use."""
-        if settings.client is None or request.api_base is not None:
-            endpoint = self.endpoint(request, settings)
-            client = self._connections.client(endpoint)
-        else:
-            client = await self._connections.custom_client(settings.client)
-            endpoint = self.endpoint(request, settings)
+        made: AsyncOpenAI | None = None
+        if settings.client is not None and request.api_base is None:
+            made = await self._connections.custom_client(settings.client)
+        endpoint = self.endpoint(request, settings)
+        client = made or self._connections.client(endpoint)
         redactor = Redactor([*settings.secrets(), *connections.secrets_of(client)])
         return endpoint, client, redactor
 
@@ -363,8 +361,10 @@ class ApiClient:
             resource: Any = client.chat.completions if is_chat else client.responses
             create = resource.with_streaming_response.create
             # The answers of Chat Completions do not list the calls of paid tools.
-            calls = paid_tools(prepared.request, prepared.model) if is_chat else ()
-            reader = ChatReader(calls) if is_chat else ResponsesReader(durable=prepared.durable)
+            reader = ChatReader() if is_chat else ResponsesReader(durable=prepared.durable)
+            if is_chat:
+                tools = paid_tools(prepared.request, prepared.model)
+                reader.answer.hosted_tool_calls = tools
             try:
                 # Without streaming, the headers come when the answer is complete.
                 factor = WHOLE_BODY_FACTOR if prepared.is_unstreamed else FIRST_TEXT_FACTOR

@@ -18,7 +18,7 @@ from nbcodex import errors
 from nbcodex.errors import NbcodexError, ServerError, TooLargeError, TransportError, shorten
 from nbcodex.models import DAY, Limit, Resource
 from nbcodex.openai_api import dialects, rate_limits
-from nbcodex.openai_api.rate_limits import MAX_MESSAGE_CHARS, Headers
+from nbcodex.openai_api.rate_limits import MAX_SEARCHED_CHARS, Headers
 
 CleanText = Callable[[str], str]  # removes secrets
 
@@ -194,10 +194,7 @@ def is_wrong_address(error: NbcodexError) -> bool:
 
 def failed_generation(error: Exception) -> str | None:
     """Return the answer in Groq's error ``json_validate_failed``, as a status or as an event."""
-    payload = (
-        error.payload if isinstance(error, AnswerFailedError) else getattr(error, "body", None)
-    )
-    details = _error_object(payload)
+    details = _error_object(getattr(error, "payload", None) or getattr(error, "body", None))
     if isinstance(details, str) or details.get("code") != "json_validate_failed":
         return None
     generation = details.get("failed_generation")
@@ -326,7 +323,7 @@ def _one_line(value: object, clean: CleanText) -> str:
         return ""  # its digits alone could take minutes to compute
     # Cleaned before it is cut, because a cut through a secret would leave half of it.
     text = clean(str(value)[:MAX_ERROR_BODY_CHARS])
-    return shorten(text[:MAX_MESSAGE_CHARS], MAX_MESSAGE_CHARS)
+    return shorten(text[:MAX_SEARCHED_CHARS], MAX_SEARCHED_CHARS)
 
 
 def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:

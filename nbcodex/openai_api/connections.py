@@ -33,7 +33,7 @@ MAX_IDLE_CONNECTIONS = 10
 
 # Bounds on the decoded bodies that the SDK reads whole, before our code gets them.
 MAX_ERROR_BODY_BYTES = 65_536
-MAX_JSON_BODY_BYTES = 4 * 1024 * 1024  # a list of a hundred batches has some 100 kB
+MAX_JSON_BODY_BYTES = 4 * 1024 * 1024  # a list of a hundred batches, or of models, has some 100 kB
 
 _MAX_CLIENTS = 64  # each Entra ID token, valid for an hour, has a client of its own
 _PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -191,7 +191,7 @@ async def _read_bounded_body(response: httpx2.Response) -> None:
     """Read a body that the SDK would read whole, up to a bound on what it decodes to."""
     path = response.request.url.path.rstrip("/")
     is_error = response.status_code >= 300
-    is_listing = "/batches" in path or "/files" in path
+    is_listing = "/batches" in path or "/files" in path or path.endswith("/models")
     # Answers and result files are streams, which their readers bound.
     if not is_error and (not is_listing or path.endswith("/content")):
         return

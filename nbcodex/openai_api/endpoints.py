@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, urlsplit
 from nbcodex.errors import Advice, ConfigurationError, EntryError, MissingKeyError, join_advice
 from nbcodex.models import Request
 from nbcodex.openai_api.answers import effective_secrets
-from nbcodex.openai_api.pricing import is_local_server, is_loopback, provider_of
+from nbcodex.openai_api.pricing import is_local_server, provider_of
 from nbcodex.settings import OPENAI_BASE_URL, Secret, Settings
 
 ServerKind = Literal["openai", "azure", "compatible"]
@@ -236,7 +236,7 @@ def _missing_key(endpoint: Endpoint, settings: Settings, *, is_configured: bool)
                 f"host with `%codex login {endpoint.host}`.",
                 script=_OTHER_HOST_SCRIPT_ADVICE,
             )
-    elif is_loopback(urlsplit(endpoint.base_url).hostname or ""):
+    elif is_local_server(endpoint.base_url):
         entry = f'`%config Codex.keys = {{"{endpoint.host}": ""}}`'
         entry += ", or set OPENAI_API_KEY=none" * is_configured
         advice = Advice(
@@ -283,7 +283,7 @@ def parse_base_url(text: str, name: str) -> SplitResult:
 
 
 def _is_secure(url: SplitResult) -> bool:
-    return url.scheme == "https" or is_loopback(url.hostname or "")
+    return url.scheme == "https" or is_local_server(url.geturl())
 
 
 def _without_slash(url: SplitResult) -> str:

@@ -52,7 +52,7 @@ _loader: threading.Thread | None = None
 
 def provider_of(base_url: str) -> Literal["openai", "azure"] | None:
     """Return ``openai`` or ``azure``, or None for a server without known prices."""
-    host = _host(base_url)
+    host = _host(base_url).rstrip(".")
     if f".{host}".endswith(f".{_OPENAI_HOST}"):
         return "openai"
     return "azure" if host.endswith(_AZURE_HOSTS) else None
@@ -60,12 +60,7 @@ def provider_of(base_url: str) -> Literal["openai", "azure"] | None:
 
 def is_local_server(base_url: str) -> bool:
     """Return whether a server runs on this machine, where answers are free."""
-    return is_loopback(_host(base_url))
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host's name or address is this machine's own."""
-    host = host.lower()
+    host = _host(base_url)
     # RFC 6761: every name under .localhost is this machine.
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -77,7 +72,7 @@ def is_loopback(host: str) -> bool:
 
 def _host(base_url: str) -> str:
     try:
-        return (urlsplit(base_url).hostname or "").rstrip(".")
+        return urlsplit(base_url).hostname or ""
     except ValueError:
         return ""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
@@ -22,7 +22,7 @@ from nbcodex.openai_api.dialects import WINDOWS_S, WORDS
 Headers = Mapping[str, str]  # lower-case names; httpx2's own, which ignore case, will do
 
 MAX_LIMIT = 1e15  # larger values are treated as "no limit stated"
-MAX_MESSAGE_CHARS = 4000  # of an error message that are searched
+MAX_SEARCHED_CHARS = 4000  # of an error message
 _MAX_VALUE_CHARS = 64  # of a header
 
 # Go's time.Duration.String(): "6m0s", "17ms", "8m51.438s".
@@ -284,7 +284,7 @@ def limit_in_message(message: str, *, kind: str | None = None) -> Limit:
     """Return the limit that a message names, with its figures; `kind` is the error's ``type``."""
     # "Rate limit reached for M in organization O on tokens per min (TPM): Limit 30000, Used 22999,
     # Requested 12528."
-    text = message[:MAX_MESSAGE_CHARS]
+    text = message[:MAX_SEARCHED_CHARS]
     resource: Resource | None = None
     window = None
     if found := _PER_WINDOW.search(text) or _ACRONYM.search(text):
@@ -299,38 +299,39 @@ def limit_in_message(message: str, *, kind: str | None = None) -> Limit:
     figures = {name.lower(): _figure(value) for name, value in reversed(_FIGURE.findall(text))}
     if found := _RATE.search(text):
         figures.setdefault("limit", _figure(found[1]))
-    if crossed := _crossed_limit(text):
-        resource, window, figures = crossed
-    model = _MODEL.search(text)
+    found = _MODEL.search(text)
+    model = shorten(found[1].rstrip("."), 100) if found else None
+    if limit := _reworded_limit(text):
+        return replace(limit, model=model)
     return Limit(
         resource=resource,
         window=window,
         limit=figures.get("limit"),
         used=figures.get("used", figures.get("current")),
         requested=figures.get("requested"),
-        model=shorten(model[1].rstrip("."), 100) if model else None,
+        model=model,
     )
 
 
-def _crossed_limit(text: str) -> tuple[Resource, float | None, dict[str, float | None]] | None:
+def _reworded_limit(text: str) -> Limit | None:
     """Return the limit that LiteLLM, GitHub Models, Moonshot or others state in other words."""
     if found := _LIMIT_OF.search(text):
-        return _resource(found[3] or "requests"), float(found[2]), {"limit": float(found[1])}
+        resource = _resource(found[3] or "requests")
+        return Limit(resource=resource, window=float(found[2]), limit=float(found[1]))
     if found := _MAX_LIMIT.search(text):
-        return _resource(found[1]), WINDOWS_S[found[2].lower()], {"limit": float(found[3])}
+        window = WINDOWS_S[found[2].lower()]
+        return Limit(resource=_resource(found[1]), window=window, limit=float(found[3]))
     if found := _LIMIT_TYPE.search(text):
         bound = _FIGURE.search(text, found.end())
-        figure = _figure(bound[2]) if bound else None
-        return cast(Resource, found[1].lower()), None, {"limit": figure}
+        return Limit(resource=_resource(found[1]), limit=_figure(bound[2]) if bound else None)
     limits = {(r.lower(), w.lower()): float(n) for r, w, n in _CURRENT_LIMIT.findall(text)}
-    for resource, window, used in _CURRENT.findall(text):
-        limit = limits.get((resource.lower(), window.lower()))
+    for kind, unit, used in _CURRENT.findall(text):
+        limit, window = limits.get((kind.lower(), unit.lower())), WINDOWS_S[unit.lower()]
         if limit is not None and float(used) >= limit:
-            figures: dict[str, float | None] = {"limit": limit, "used": float(used)}
-            return _resource(resource), WINDOWS_S[window.lower()], figures
+            return Limit(resource=_resource(kind), window=window, limit=limit, used=float(used))
     if _PARALLEL.search(text):
         count = _MAX_PARALLEL.search(text) or _PARALLEL_COUNT.search(text)
-        return "parallel requests", None, {"limit": float(count[1]) if count else None}
+        return Limit(resource="parallel requests", limit=float(count[1]) if count else None)
     return None
 
 
@@ -371,7 +372,7 @@ def seconds_to_pacific_midnight(wall: float) -> float:
 def wait_in_message(message: str, *, wall: float = 0.0) -> float | None:
     """Return the seconds after which a message asks to try again, in any mix of units."""
     # Letters and words: "80ms", "7m12s", "35 seconds" (openai/codex #506).
-    text = message[:MAX_MESSAGE_CHARS]
+    text = message[:MAX_SEARCHED_CHARS]
     for phrase in _WAIT.finditer(text):
         seconds = 0.0
         for amount, unit in re.findall(_WAIT_PART, phrase[1].lower()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
+from dataclasses import dataclass, field
 from typing import Any
 
 from nbcodex.models import Image, StreamPosition
@@ -37,23 +38,22 @@ _DONE_TEXTS = {"response.output_text.done": "text", "response.refusal.done": "re
 _SAFE_ID = re.compile(r"[A-Za-z0-9][\w.:-]{0,199}", re.ASCII)
 
 
+@dataclass(slots=True, kw_only=True)
 class _Reader:
     """The state of reading one answer, of either API."""
 
-    def __init__(self, position: StreamPosition | None = None) -> None:
-        self.answer = RawAnswer()
-        self.position = position  # from where a durable answer can be continued
-        self.is_complete = False  # the answer is whole; its usage may still follow
-        self.is_closed = False  # nothing of interest follows
+    answer: RawAnswer = field(default_factory=RawAnswer)
+    position: StreamPosition | None = None  # from where a durable answer can be continued
+    is_complete: bool = False  # the answer is whole; its usage may still follow
+    is_closed: bool = False  # nothing of interest follows
 
 
+@dataclass(slots=True, kw_only=True)
 class ResponsesReader(_Reader):
     """Reads answers of the Responses API; `durable` if the server was asked to store them."""
 
-    def __init__(self, *, durable: bool = False, position: StreamPosition | None = None) -> None:
-        super().__init__(position)
-        self._durable = durable
-        self._has_reasoning = False
+    durable: bool = False
+    _has_reasoning: bool = False
 
     def read_event(self, name: str, data: str) -> tuple[str, str]:
         """Return the text and the reasoning that an event adds."""
@@ -124,7 +124,7 @@ class ResponsesReader(_Reader):
         self.answer.response_id = name_value(response.get("id")) or self.answer.response_id
         id_ = safe_response_id(response.get("id"))
         # A server that does not know `background` ignores it, and would not have the answer later.
-        if self._durable and self.position is None and id_ and response.get("background") is True:
+        if self.durable and self.position is None and id_ and response.get("background") is True:
             self.position = StreamPosition(id_)
 
     def _finish(self, response: dict[str, Any], kind: str = "") -> None:
@@ -157,14 +157,12 @@ class ResponsesReader(_Reader):
         self.is_complete = self.is_closed = True
 
 
+@dataclass(slots=True, kw_only=True)
 class ChatReader(_Reader):
     """Reads the chunks of Chat Completions."""
 
-    def __init__(self, hosted_tool_calls: tuple[str, ...] = ()) -> None:
-        super().__init__()
-        self.answer.hosted_tool_calls = hosted_tool_calls
-        self._unrecognized: dict[str, Any] | None = None
-        self._service_tier: object = None
+    _unrecognized: dict[str, Any] | None = None
+    _service_tier: object = None
 
     def read_event(self, name: str, data: str) -> tuple[str, str]:
         """Return the text and the reasoning that an event adds."""

@@ -38,6 +38,9 @@ NO_IMAGES_ADVICE = (
     "Pictures need the Responses API's tool image_generation: this model or server may lack it."
 )
 
+# The params that make the model answer with a picture.
+IMAGE_PARAMS = {"tools": [{"type": IMAGE_TOOL}], "tool_choice": {"type": IMAGE_TOOL}}
+
 # Parameters that cannot be set with -p, and what to use instead.
 RESERVED_PARAMS = {
     name: advice
@@ -369,11 +372,6 @@ def check_params(params: Mapping[str, Any]) -> None:
                 f"The parameter {str(name)[:40]!r} cannot be set in the params.",
                 advice=RESERVED_PARAMS.get(name, "Names must be strings."),
             )
-
-
-def image_generation_params() -> dict[str, Any]:
-    """Return the params that make the model answer with a picture."""
-    return {"tools": [{"type": IMAGE_TOOL}], "tool_choice": {"type": IMAGE_TOOL}}
 
 
 def _reasoning_items(turn: Turn, api: DetectedApi) -> list[Body]:

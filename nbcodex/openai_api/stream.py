@@ -166,16 +166,14 @@ class AnswerStream:
             self._first_chunk = chunk.lstrip(_BOM + b" \t\r\n")
         if not self._first_chunk.startswith((b"{", b"[")):
             return
-
-        async def chunks() -> AsyncIterator[bytes]:
-            chunk = self._first_chunk
-            while chunk:
-                yield chunk
-                chunk = await self._next_chunk(self._deadline())
-
+        body, chunk = bytearray(), self._first_chunk
+        while chunk:
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise invalid_answer(f"The server sent more than {MAX_BODY_BYTES >> 20} MB.")
+            chunk = await self._next_chunk(self._deadline())
         # A relay can append a stream's end marker (decolua/9router #3492).
-        body = (await read_body(chunks())).rstrip().removesuffix(b"[DONE]").rstrip()
-        body = body.removesuffix(b"data:")
+        body = body.rstrip().removesuffix(b"[DONE]").rstrip().removesuffix(b"data:")
         self._payload = json_object(body.decode("utf-8", "replace"))
         if is_error_object(self._payload):  # raised here, the request can still be adapted
             raise AnswerFailedError(self._payload)
@@ -391,17 +389,3 @@ async def close_body(chunks: AsyncIterator[bytes]) -> None:
     if isinstance(chunks, AsyncGenerator):
         with contextlib.suppress(Exception):
             await chunks.aclose()
-
-
-async def read_body(chunks: AsyncIterator[bytes]) -> bytes:
-    """Return a whole body, or raise a ServerError if it exceeds `MAX_BODY_BYTES`."""
-    parts, size = [], 0
-    try:
-        async for chunk in chunks:
-            parts.append(chunk)
-            size += len(chunk)
-            if size > MAX_BODY_BYTES:
-                raise invalid_answer(f"The server sent more than {MAX_BODY_BYTES >> 20} MB.")
-    finally:
-        await close_body(chunks)
-    return b"".join(parts)

@@ -100,9 +100,7 @@ def test_refusal_of_chat_is_text_and_marked() -> None:
 def test_picture_repeated_in_the_final_event_counts_once(twice: bool) -> None:
     item = {"type": "response.output_item.done", "item": picture(PNG)}
     end = completed(output=[picture(PNG)]) if twice else completed()
-    done = ending_of(
-        play(Server(Script([event(item), end])), params=request_body.image_generation_params())
-    )
+    done = ending_of(play(Server(Script([event(item), end])), params=request_body.IMAGE_PARAMS))
     assert [(i.data, i.media_type) for i in done.images] == [(PNG, "image/png")]
 
 
@@ -122,7 +120,7 @@ def test_data_without_an_image_signature_is_left_out(data: Any) -> None:
     ],
 )
 def test_error_of_a_server_without_image_tool_names_the_tool(answer: Script, kind: type) -> None:
-    error = fails(Server(answer), params=request_body.image_generation_params())
+    error = fails(Server(answer), params=request_body.IMAGE_PARAMS)
     assert isinstance(error, kind)
     assert error.advice == request_body.NO_IMAGES_ADVICE
 
