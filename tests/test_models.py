@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from nbcodex.journal.codec import decode
-from nbcodex.models import Origin, TurnPosition, new_id
+from nbcodex.models import Origin, Request, TurnPosition, new_id
 
 
 def test_ids_of_200_000_requests_do_not_repeat() -> None:
@@ -17,4 +17,6 @@ def test_records_of_release_0_1_0_are_read_under_their_new_names() -> None:
     origin = {"__record__": "Origin", "batch": "m1", "item": 3, "of": 9, "place": place}
     text = json.dumps({"__record__": "Request", "prompt": "x", "origin": origin})
     position = TurnPosition(chapter=2, number=7)
-    assert decode(text).origin == Origin(map_id="m1", row_index=3, row_count=9, position=position)
+    decoded = decode(Request, text)
+    assert decoded is not None
+    assert decoded.origin == Origin(map_id="m1", row_index=3, row_count=9, position=position)

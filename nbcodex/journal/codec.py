@@ -6,6 +6,7 @@ What is read back is data only: no class outside of `nbcodex.models` is ever bui
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,6 +18,7 @@ from nbcodex import models
 from nbcodex.models import Reply, Request, Usage, UsageTotals
 
 TextT = TypeVar("TextT", str, str | None)
+RecordT = TypeVar("RecordT")
 
 # Columns of `totals` that are fields of `UsageTotals`, and of its `usage`.
 TOTALS_COLUMNS = ("requests", "answers", "cost", "waited", "unknown", "unpriced", "estimated")
@@ -64,9 +66,13 @@ def encode(record: Any) -> str:
     return json.dumps(record, default=_to_json, skipkeys=True)
 
 
-def decode(text: str) -> Any:
-    """Return the record that `encode` turned into `text`; ValueError or TypeError if damaged."""
-    return json.loads(text, object_hook=_from_json)
+def decode(cls: type[RecordT], text: str) -> RecordT | None:
+    """Return the record that `encode` turned into `text`; None if that is damaged."""
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        record = json.loads(text, object_hook=_from_json)
+        # The types of its fields are not checked: in a damaged file, these may hold anything.
+        return record if isinstance(record, cls) else None
+    return None
 
 
 def storable(text: TextT) -> TextT:

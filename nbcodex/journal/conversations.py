@@ -7,7 +7,6 @@ removes its words from every later one, and a long conversation is not written a
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -85,10 +84,8 @@ class ConversationStore:
         def work(connection: Connection) -> str | None:
             query = "SELECT request FROM entries WHERE seq = ?"
             row = connection.execute(query, (entry,)).fetchone()
-            with contextlib.suppress(ValueError, TypeError, RecursionError):
-                request = decode(row["request"])
-                return request.prompt if isinstance(request, Request) else None
-            return None
+            request = row and decode(Request, row["request"])
+            return request.prompt if request else None
 
         return self._worker.call(work, default=None)
 
@@ -152,13 +149,10 @@ def _read_turn(connection: Connection, entry: int) -> Turn | None:
     # An empty answer is not a turn: servers refuse an assistant's message without text.
     if row is None or not row["text"].strip():
         return None
-    with contextlib.suppress(ValueError, TypeError, RecursionError):
-        request, reply = decode(row["request"]), decode(row["reply"])
-        if not (isinstance(request, Request) and isinstance(reply, Reply)):
-            return None
-        turn = Turn(prompt=request.prompt, answer=row["text"], images=request.images, entry=entry)
-        carried = reply.carried
-        if not isinstance(carried, CarriedReasoning):
-            return turn
-        return replace(turn, carried=carried.items, model=carried.model, base_url=carried.base_url)
-    return None
+    request, reply = decode(Request, row["request"]), decode(Reply, row["reply"])
+    if request is None or reply is None:
+        return None
+    turn = Turn(prompt=request.prompt, answer=row["text"], images=request.images, entry=entry)
+    if not isinstance(carried := reply.carried, CarriedReasoning):
+        return turn
+    return replace(turn, carried=carried.items, model=carried.model, base_url=carried.base_url)

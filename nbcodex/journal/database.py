@@ -31,12 +31,14 @@ from nbcodex.settings import JOURNAL_FILENAME
 Insertion = Callable[[Connection], None]  # inserts one entry
 
 FILE_RETRY_S = 60.0
-# Longest waits for other processes' locks: to copy memory back, and where failing does no harm.
-RETURN_LOCK_TIMEOUT_S, SHORT_LOCK_TIMEOUT_S = 1.0, 0.1
+# Longest waits for other processes' locks: usually, to copy memory back, and where failing does no
+# harm.
+LOCK_TIMEOUT_S, RETURN_LOCK_TIMEOUT_S, SHORT_LOCK_TIMEOUT_S = 10.0, 1.0, 0.1
 # Deleting this many takes milliseconds: jobs that wait behind it are not delayed noticeably.
 EXPIRED_PER_STEP = 100
 CHECKPOINT_RETRY_S = 1.0
-OWNER_RETENTION_S = 1.0 * DAY  # for owners without open entries
+RETENTION_S = 90.0 * DAY  # of entries, after their last change
+OWNER_RETENTION_S = 1.0 * DAY  # of owners without open entries
 
 _PERMANENT = "Prompts work, but this kernel keeps them in memory only, until it ends."
 _TEMPORARY = "Prompts work, but are kept in memory only; the file is tried again every minute."
@@ -62,12 +64,9 @@ class FileVanishedError(UnusableFileError):
 class JournalDatabase:
     """Runs the worker's jobs on a file in `folder`, or in memory; opened by the first job."""
 
-    def __init__(
-        self, folder: Path | None, *, clock: Clock, retention: float | None, lock_timeout: float
-    ) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, clock: Clock) -> None:
+        self.folder, self._clock = folder, clock
         self.groups_commits = folder is not None  # a commit to a disk is expensive
-        self._clock, self._retention, self._lock_timeout = clock, retention, lock_timeout
         self._reset()
 
     def _reset(self) -> None:
@@ -83,7 +82,7 @@ class JournalDatabase:
         self._active: dict[str, Insertion | None] = {}
         self._heartbeat_at = 0.0  # when the next one is due
         self._is_expiring = False  # whether expired entries may be left
-        self._checkpoint_at: float | None = None  # when it is due; None: it is not
+        self.checkpoint_at: float | None = None  # when it is due; None: it is not
         # The budget, and the spending by day, when memory replaced the file.
         self._baseline: tuple[str, dict[str, SpendAmount]] = "", {}
 
@@ -135,7 +134,7 @@ class JournalDatabase:
         if self.folder is None:
             connection = open_memory()
         else:
-            connection = open_file(self.folder, lock_timeout=self._lock_timeout)
+            connection = open_file(self.folder, lock_timeout=LOCK_TIMEOUT_S)
         self._use(connection)
         self._start_maintenance(connection)
         return connection
@@ -145,7 +144,7 @@ class JournalDatabase:
         # The owner stays the same until `disconnect`, in the file and in memory.
         self._owner = connection.owner = self._owner or Owner.of_this_process()
         connection.clock = self._clock
-        _set_lock_timeout(connection, self._lock_timeout)
+        _set_lock_timeout(connection, LOCK_TIMEOUT_S)
         self._connection, self._synchronous = connection, JobLevel.READ
         self._inode = self._found_inode()
         self.problem, self.is_fallback, self._retry_at = problem, problem is not None, None
@@ -206,16 +205,16 @@ class JournalDatabase:
         if self._is_expiring:
             return 0.0
         instants = [self._heartbeat_at] if self._active else []
-        instants += [self._checkpoint_at] if self._checkpoint_at is not None else []
+        instants += [self.checkpoint_at] if self.checkpoint_at is not None else []
         return max(0.0, min(instants) - self._clock.now()) if instants else None
 
     def _maintain(self, connection: Connection) -> None:
         if self._active:
             self.ensure_heartbeat(connection)
-        if self._checkpoint_at is not None and self._clock.now() >= self._checkpoint_at:
-            self.checkpoint(connection)
-        if self._is_expiring and self._retention is not None:
-            before = self._clock.wall() - self._retention
+        if self.checkpoint_at is not None and self._clock.now() >= self.checkpoint_at:
+            self._checkpoint(connection)
+        if self._is_expiring:
+            before = self._clock.wall() - RETENTION_S
             connection.execute("DELETE FROM chapters WHERE begun_at < ?", (before,))
             # `added_at` is indexed, and is hardly ever later than `updated_at`.
             erased = connection.execute(
@@ -225,17 +224,17 @@ class JournalDatabase:
             ).rowcount
             self._is_expiring = erased == EXPIRED_PER_STEP
             if erased and not self._is_expiring:
-                self.checkpoint(connection)
+                self._checkpoint(connection)
 
-    def checkpoint(self, connection: Connection) -> None:
+    def _checkpoint(self, connection: Connection) -> None:
         """Write the log back to the file and truncate it: it still holds erased text."""
         _set_lock_timeout(connection, SHORT_LOCK_TIMEOUT_S)
         try:
             blocked = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         finally:
-            _set_lock_timeout(connection, self._lock_timeout)
+            _set_lock_timeout(connection, LOCK_TIMEOUT_S)
         # A reader in another process may block it. It is tried again until it succeeds.
-        self._checkpoint_at = self._clock.now() + CHECKPOINT_RETRY_S if blocked else None
+        self.checkpoint_at = self._clock.now() + CHECKPOINT_RETRY_S if blocked else None
 
     def _start_maintenance(self, connection: Connection) -> None:
         """Delete old owners; let `maintain` delete expired entries."""
@@ -244,8 +243,7 @@ class JournalDatabase:
             WHERE status IN ('pending', 'running', 'waiting', 'parked') AND owner IS NOT NULL)""",
             (self._clock.wall() - OWNER_RETENTION_S,),
         )
-        self._is_expiring = self._retention is not None
-        self._heartbeat_at = 0.0
+        self._is_expiring, self._heartbeat_at = True, 0.0
 
     # The change from the file to memory, and back. Without copying, a failure of the file would
     # lose parked prompts and the budget of the day, and answered entries would be paid for twice.
@@ -254,7 +252,7 @@ class JournalDatabase:
         """Continue in memory if `error` is the file's fault; return whether it is."""
         if self.folder is None or self.is_fallback:
             return False
-        if (cause := diagnose(error, path=self.folder / JOURNAL_FILENAME)) is None:
+        if (cause := _diagnose(error, path=self.folder / JOURNAL_FILENAME)) is None:
             return False
         file, self._connection = self._connection, None
         # Numbers in memory are larger than any in the file: they are unique when copied back.
@@ -333,7 +331,7 @@ class JournalDatabase:
             self.ensure_heartbeat(file)
 
 
-def diagnose(error: Exception, *, path: Path) -> UnusableFileError | None:
+def _diagnose(error: Exception, *, path: Path) -> UnusableFileError | None:
     """Return what `error` says about the file at `path`; None if the file is not at fault."""
     match error:
         case UnusableFileError():
@@ -389,12 +387,11 @@ def _copy_entries(source: Connection, target: Connection, where: str) -> None:
         if updated.rowcount:
             continue
         if row["batch"] is None:  # the rows of a map have no turns
-            with contextlib.suppress(ValueError, TypeError, RecursionError):
-                request = decode(row["request"])
-                if isinstance(request, Request) and request.turns:
-                    # The target may lack earlier turns, which the request then holds in full.
-                    turns = compact_turns(target, resolve_turns(source, request.turns))
-                    values["request"] = encode(replace(request, turns=turns))
+            request = decode(Request, row["request"])
+            if request and request.turns and isinstance(request.turns, tuple):
+                # The target may lack earlier turns, which the request then holds in full.
+                turns = compact_turns(target, resolve_turns(source, request.turns))
+                values["request"] = encode(replace(request, turns=turns))
         columns = [name for name in values if name != "seq"]
         # An entry keeps its number, by which turns refer to it, unless another entry has it: that
         # can happen in a new file, after the old one was deleted.

@@ -21,31 +21,19 @@ from nbcodex.journal.owner import Connection
 from nbcodex.journal.reads import Entry, OtherKernels
 from nbcodex.journal.spending import SpendAmount, Spending
 from nbcodex.journal.sqlite_worker import JobLevel, SqliteWorker
-from nbcodex.models import DAY, Reply, Request, UsageTotals
+from nbcodex.models import Reply, Request, UsageTotals
 from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.settings import JOURNAL_FILENAME
-
-RETENTION_S = 90.0 * DAY
 
 
 class Journal:
     """Every request of this user: in a file in `folder`, or only in memory if that is None.
 
-    Entries are deleted `retention` seconds after their last change, or never if that is None. The
-    journal waits at most `lock_timeout` seconds for another process that keeps the file locked.
+    Entries are deleted `database.RETENTION_S` after their last change.
     """
 
-    def __init__(
-        self,
-        folder: Path | None = None,
-        *,
-        clock: Clock | None = None,
-        retention: float | None = RETENTION_S,
-        lock_timeout: float = 10.0,
-    ) -> None:
-        self._database = JournalDatabase(
-            folder, clock=clock or BootClock(), retention=retention, lock_timeout=lock_timeout
-        )
+    def __init__(self, folder: Path | None = None, *, clock: Clock | None = None) -> None:
+        self._database = JournalDatabase(folder, clock or BootClock())
         self._worker = SqliteWorker(self._database)
         self._was_interrupted = False
         self.maps = Maps(self._worker)
@@ -227,12 +215,13 @@ class Journal:
             where, values = reads.where_of(connection, prefix)
             if prefix is None:  # chapters hold the names of notebooks and threads
                 connection.execute("DELETE FROM chapters")
+            # `secure_delete` overwrites the text in the file; the log still holds it until then.
+            self._database.checkpoint_at = 0.0
             return connection.execute(f"DELETE FROM entries {where}", values).rowcount  # noqa: S608 - constants
 
-        # `secure_delete` overwrites the text in the file; the log still holds it until truncated.
         deleted = await self._worker.run(work, level=JobLevel.SAFE, default=0)
-        checkpoint, alone = self._database.checkpoint, JobLevel.NO_TRANSACTION
-        await self._worker.run(checkpoint, level=alone, default=None)
+        # The checkpoint follows that transaction, and is over before another one begins.
+        await self._worker.run(lambda _: None, level=JobLevel.READ, default=None)
         return deleted
 
     def shut_down(self, *, within: float) -> None:

@@ -99,10 +99,16 @@ def is_gone(connection: Connection, row: sqlite3.Row) -> bool:
         start_ticks=row["start"],
     )
     observer, clock = connection.owner, connection.clock
-    # Proof first: a kernel that was killed is recognised at once, not after a minute of silence.
-    return is_provably_dead(owner, observer=observer) or is_silent(
-        owner, wall=row["beat_at"], now=row["beat_now"], observer=observer, clock=clock
-    )
+    # A kernel that was killed is recognised at once, not after a minute without a heartbeat.
+    if is_provably_dead(owner, observer=observer):
+        return True
+    # Within one boot the boot clock decides, because nothing can set it. Between hosts there is
+    # only the wall clock: a heartbeat from the future counts as a sign of life.
+    if owner.boot and owner.boot == observer.boot:
+        silence: float = clock.now() - row["beat_now"]
+    else:
+        silence = clock.wall() - row["beat_at"]
+    return silence > HEARTBEAT_TIMEOUT_S
 
 
 def read_process(pid: int) -> tuple[str, int] | None:
@@ -138,15 +144,3 @@ def is_provably_dead(owner: Owner, *, observer: Owner) -> bool:
     # A process that cannot be read may be alive. "Z" and "X" are dead; another start means that
     # the pid was given to another process.
     return state != "?" and (state in "ZX" or start != owner.start_ticks)
-
-
-def is_silent(owner: Owner, *, wall: float, now: float, observer: Owner, clock: Clock) -> bool:
-    """Return whether the last heartbeat of `owner` is older than HEARTBEAT_TIMEOUT_S.
-
-    It was written at `wall` of the wall clock, and at `now` of the boot clock of the owner's host.
-    """
-    # Within one boot the boot clock decides, because nothing can set it. Between hosts there is
-    # only the wall clock: a heartbeat from the future counts as a sign of life.
-    if owner.boot and owner.boot == observer.boot:
-        return clock.now() - now > HEARTBEAT_TIMEOUT_S
-    return clock.wall() - wall > HEARTBEAT_TIMEOUT_S

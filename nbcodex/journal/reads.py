@@ -9,7 +9,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 from nbcodex.errors import EntryError
 from nbcodex.journal.codec import TOTALS_COLUMNS, USAGE_COLUMNS, decode, storable
@@ -28,8 +28,6 @@ from nbcodex.models import (
     Usage,
     UsageTotals,
 )
-
-RecordT = TypeVar("RecordT")
 
 # For an `equality_key`. SQLite uses the index `entries_answered` only if its condition is repeated.
 KEY_IS_ANSWERED = (
@@ -231,15 +229,15 @@ def _with_turns(connection: Connection, entry: Entry) -> Entry:
 
 def _entry(row: sqlite3.Row, *, abandoned: bool) -> Entry:
     """Return the entry in a row; raise an error that `entries_of` catches if it is damaged."""
-    request, reply = _decode_as(row["request"], Request), _decode_as(row["reply"], Reply)
-    if reply is None:  # not `or`: a reply without an answer is false
-        reply = Reply(id=row["id"])
+    request = decode(Request, row["request"])
+    reply = Reply(id=row["id"]) if row["reply"] is None else decode(Reply, row["reply"])
     # SQLite does not check the types of values, so a damaged file may hold any.
     if not (
         request
         and isinstance(request.prompt, str)
         and isinstance(request.origin, Origin)
         and isinstance(request.turns, tuple)
+        and reply is not None  # one without an answer is false
         and isinstance(reply.usage, Usage)
         and isinstance(row["text"], str)
         and row["status"] in get_args(Status)
@@ -268,10 +266,3 @@ def _entry(row: sqlite3.Row, *, abandoned: bool) -> Entry:
         stream_position=stream_position,
         batch_job=row["part"],
     )
-
-
-def _decode_as(text: str | None, cls: type[RecordT]) -> RecordT | None:
-    record = None if text is None else decode(text)
-    if record is not None and not isinstance(record, cls):
-        raise TypeError(f"not a {cls.__name__}")
-    return record

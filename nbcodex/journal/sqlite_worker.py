@@ -49,7 +49,7 @@ class JobLevel(IntEnum):
     READ = 0
     WRITE = 1  # survives the end of the process
     SAFE = 2  # survives a power failure as well
-    NO_TRANSACTION = 3  # runs by itself, outside of a transaction
+    NO_TRANSACTION = 3  # runs outside of a transaction: the database's own maintenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +154,13 @@ class SqliteWorker:
                 undelayed_until = began_at + UNDELAYED_PERIOD_S
             follows_closely = undelayed_until <= began_at < ended_at + 2 * GROUP_INTERVAL_S
             with self.fork_lock:
-                for group in split_into_transactions([job for job in taken if job is not None]):
-                    self._database.perform(group)
-                    # Each loop gets the outcomes of its jobs with one wake-up for all of them.
-                    outcomes, self._outcomes = self._outcomes, {}
-                    for loop, of_loop in outcomes.items():
-                        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
-                            loop.call_soon_threadsafe(_resolve, of_loop)
+                if shared := [job for job in taken if job is not None]:
+                    self._database.perform(shared)
+                # Each loop gets the outcomes of its jobs with one wake-up for all of them.
+                outcomes, self._outcomes = self._outcomes, {}
+                for loop, of_loop in outcomes.items():
+                    with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                        loop.call_soon_threadsafe(_resolve, of_loop)
                 if None in taken:
                     return self._database.disconnect()
                 timeout = self._database.maintain()
@@ -185,17 +185,6 @@ def take_jobs(jobs: JobQueue, timeout: float | None, *, not_before: float) -> li
         while taken[-1] is not None and len(taken) < MAX_JOBS_PER_COMMIT:
             taken.append(jobs.get_nowait())
     return taken
-
-
-def split_into_transactions(jobs: list[Job]) -> list[list[Job]]:
-    """Return the jobs in order, grouped by the transaction that they share."""
-    groups: list[list[Job]] = []
-    for job in jobs:
-        is_alone = job.level is JobLevel.NO_TRANSACTION
-        if not groups or is_alone or groups[-1][-1].level is JobLevel.NO_TRANSACTION:
-            groups.append([])
-        groups[-1].append(job)
-    return groups
 
 
 def _resolve(outcomes: list[_Outcome]) -> None:

@@ -5,7 +5,6 @@ Only its owner may change an entry, except that any kernel may store the first a
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from datetime import date
 
@@ -127,9 +126,8 @@ def claim(
     ):
         return False
     request = row["request"]
-    if server is not None:
-        with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
-            request = encode(decode(request).with_server(server))
+    if server is not None and (stored := decode(Request, request)):
+        request = encode(stored.with_server(server))
     # The transaction holds the write lock since before the row was read, so no other kernel has
     # claimed the entry meanwhile.
     connection.execute(

@@ -110,6 +110,7 @@ def stop_heartbeats(journal: Journal) -> None:
 PRELUDE = """
 import asyncio, os, sys, time
 from pathlib import Path
+from nbcodex.journal import database
 from nbcodex.journal.journal import Journal
 from nbcodex.models import Origin, Reply, Request
 folder = Path(sys.argv[1])

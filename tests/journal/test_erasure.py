@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nbcodex.errors import EntryError
-from nbcodex.journal.journal import RETENTION_S, Journal
+from nbcodex.journal.journal import Journal
 from nbcodex.models import DAY, Reply
 from nbcodex.settings import JOURNAL_FILENAME, Settings, data_folder
 
@@ -129,14 +129,3 @@ def test_entries_expire_90_days_after_their_last_change(
     assert [entry.id for entry in later.recent_entries()] == [parked.id]
     later.read_totals()
     assert SECRET.encode() not in everything(folder)
-
-
-def test_entries_are_kept_forever_without_retention(
-    journal: Journal, open_journal: Open, clock: ManualClock
-) -> None:
-    added(journal, status="done")
-    journal.close()
-    clock.advance(RETENTION_S * 10)
-    later = open_journal(retention=None)
-    later.read_totals()
-    assert len(later.recent_entries()) == 1

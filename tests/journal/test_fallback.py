@@ -23,9 +23,10 @@ OURS = "ours"
 
 
 @pytest.fixture
-def journal(open_journal: Open) -> Journal:
+def journal(open_journal: Open, monkeypatch: pytest.MonkeyPatch) -> Journal:
     """A journal that does not wait for locks."""
-    return open_journal(lock_timeout=0.0)
+    monkeypatch.setattr("nbcodex.journal.database.LOCK_TIMEOUT_S", 0.0)
+    return open_journal()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 
 from nbcodex.errors import EntryError
 from nbcodex.journal.codec import equality_key
+from nbcodex.journal.database import LOCK_TIMEOUT_S
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.schema import MIGRATIONS, SCHEMA_VERSION, migrate
 from nbcodex.models import Origin, Reply
@@ -309,9 +310,14 @@ def test_file_of_another_program_is_left_alone(folder: Path, open_journal: Open)
 
 @pytest.mark.parametrize("when", ["from the start", "in mid-life"])
 def test_locked_file_delays_a_request_and_stops_none(
-    written: Path, open_journal: Open, clock: ManualClock, when: str
+    written: Path,
+    open_journal: Open,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
 ) -> None:
-    journal = open_journal(lock_timeout=0.05)
+    monkeypatch.setattr("nbcodex.journal.database.LOCK_TIMEOUT_S", 0.05)
+    journal = open_journal()
     if when == "in mid-life":
         journal.read_totals()
     with closing(sqlite3.connect(written, isolation_level=None)) as other:
@@ -345,9 +351,8 @@ def test_writes_after_a_deletion_go_to_a_new_file(
 
 
 @pytest.mark.parametrize("event", ["outage", "checkpoint"])
-def test_lock_timeout_stays_the_same(open_journal: Open, folder: Path, event: str) -> None:
+def test_lock_timeout_stays_the_same(journal: Journal, folder: Path, event: str) -> None:
     """For what happens then it is shorter."""
-    journal = open_journal(lock_timeout=7.0)
     added(journal)
     if event == "outage":
         (folder / JOURNAL_FILENAME).unlink()
@@ -358,7 +363,7 @@ def test_lock_timeout_stays_the_same(open_journal: Open, folder: Path, event: st
     found = journal._worker.call(
         lambda c: c.execute("PRAGMA busy_timeout").fetchone()[0], default=0
     )
-    assert found == 7_000
+    assert found == 1_000 * LOCK_TIMEOUT_S
 
 
 def test_entry_claimed_during_an_outage_stays_with_its_new_owner(

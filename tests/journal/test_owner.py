@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.owner import Owner, is_provably_dead, is_silent, read_process
+from nbcodex.journal.owner import Owner, is_gone, is_provably_dead, read_process
 from nbcodex.models import NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE, Reply
 
 from .conftest import ManualClock, added, output, request, run, stop_heartbeats
@@ -71,27 +72,43 @@ def test_real_process_is_dead_once_killed_even_as_a_zombie() -> None:
     assert is_provably_dead(owner, observer=Owner.of_this_process())
 
 
+def gone_owner(owner: Owner, clock: ManualClock) -> Callable[[], bool]:
+    """Return a function that asks whether an owner is gone whose heartbeat is of this moment."""
+    connection: Any = SimpleNamespace(owner=HERE, clock=clock)
+    row: Any = {
+        "owner": owner.id,
+        "host": owner.host,
+        "boot": owner.boot,
+        "space": owner.pid_namespace,
+        "pid": owner.pid,
+        "start": owner.start_ticks,
+        "beat_at": clock.wall(),
+        "beat_now": clock.now(),
+    }
+    return lambda: is_gone(connection, row)
+
+
 @pytest.mark.parametrize("jump", [3600.0, -3600.0, 86_400.0 * 365])
 def test_wall_clock_jump_does_not_change_heartbeat_age_within_a_boot(
     clock: ManualClock, jump: float
 ) -> None:
     """Within a boot only the boot clock counts."""
-    wall, now = clock.wall(), clock.now()
+    is_owner_gone = gone_owner(replace(OTHER, pid_namespace="t"), clock)
     clock.epoch += jump
-    assert not is_silent(OTHER, wall=wall, now=now, observer=HERE, clock=clock)
+    assert not is_owner_gone()
     clock.boot += 61
-    assert is_silent(OTHER, wall=wall, now=now, observer=HERE, clock=clock)
+    assert is_owner_gone()
 
 
 def test_heartbeat_of_another_host_ages_by_the_wall_clock(clock: ManualClock) -> None:
     """A heartbeat from the future is a sign of life."""
-    far, wall = replace(OTHER, host="g", boot="c"), clock.wall()
+    is_owner_gone = gone_owner(replace(OTHER, host="g", boot="c"), clock)
     clock.epoch += 60
-    assert not is_silent(far, wall=wall, now=99.0, observer=HERE, clock=clock)
+    assert not is_owner_gone()
     clock.epoch += 1
-    assert is_silent(far, wall=wall, now=99.0, observer=HERE, clock=clock)
+    assert is_owner_gone()
     clock.epoch -= 3600
-    assert not is_silent(far, wall=wall, now=99.0, observer=HERE, clock=clock)
+    assert not is_owner_gone()
 
 
 @pytest.mark.parametrize("step", ["pending", "running", "waiting"])

@@ -41,7 +41,8 @@ WRITES_UNTIL_KILLED = """
 """
 
 WRITES_FOR_A_WHILE = """
-    journal = Journal(folder, lock_timeout=100.0)
+    database.LOCK_TIMEOUT_S = 100.0
+    journal = Journal(folder)
     until = time.monotonic() + float(sys.argv[2])
     async def one(n):
         asked = Request(prompt="p" * 500, origin=Origin(notebook=str(os.getpid())))

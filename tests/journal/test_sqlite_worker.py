@@ -1,4 +1,4 @@
-"""How jobs are taken from the queue, and which of them share a transaction."""
+"""How jobs are taken from the queue: those that are taken together share a transaction."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from queue import SimpleQueue
 import pytest
 
 from nbcodex.journal import sqlite_worker
-from nbcodex.journal.sqlite_worker import (
-    Job,
-    JobLevel,
-    JobQueue,
-    split_into_transactions,
-    take_jobs,
-)
+from nbcodex.journal.sqlite_worker import Job, JobLevel, JobQueue, take_jobs
 
 
 def job(level: JobLevel) -> Job:
@@ -37,11 +31,3 @@ def test_a_read_does_not_wait_for_the_next_commit(monkeypatch: pytest.MonkeyPatc
     jobs.put(read)
     monkeypatch.setattr(sqlite_worker.time, "sleep", lambda _: pytest.fail("it waited"))
     assert take_jobs(jobs, 1.0, not_before=float("inf")) == [read]
-
-
-def test_a_job_outside_of_transactions_shares_none() -> None:
-    first, second, alone, last = map(
-        job, [JobLevel.READ, JobLevel.SAFE, JobLevel.NO_TRANSACTION, JobLevel.WRITE]
-    )
-    groups = split_into_transactions([first, second, alone, last])
-    assert groups == [[first, second], [alone], [last]]
