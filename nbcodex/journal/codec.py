@@ -11,18 +11,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from nbcodex import models
-from nbcodex.models import Reply, Request, Usage, UsageTotals
+from nbcodex.models import Request
 
 TextT = TypeVar("TextT", str, str | None)
 RecordT = TypeVar("RecordT")
-
-# Columns of `totals` that are fields of `UsageTotals`, and of its `usage`.
-TOTALS_COLUMNS = ("requests", "answers", "cost", "waited", "unknown", "unpriced", "estimated")
-USAGE_COLUMNS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
 # Integers up to here are exact as floats and in JSON; SQLite can add up a thousand of them.
 MAX_STORED_INTEGER = 2**53
@@ -39,15 +34,6 @@ _RENAMED_RECORDS = {"Place": "TurnPosition", "Carried": "CarriedReasoning"}
 _RENAMED_FIELDS = {
     "Origin": {"batch": "map_id", "item": "row_index", "of": "row_count", "place": "position"}
 }
-
-
-def bounded_totals(reply: Reply) -> UsageTotals:
-    """Return what `reply` adds to the totals, with the server's figures cut to plausible ones."""
-    added = UsageTotals.of(reply)
-    tokens: dict[str, Any] = {n: bounded_integer(getattr(added.usage, n)) for n in USAGE_COLUMNS}
-    cost, waited = finite_or_none(added.cost) or 0.0, finite_or_none(added.waited) or 0.0
-    # The request was counted when it was inserted.
-    return replace(added, requests=0, usage=Usage(**tokens), cost=cost, waited=waited)
 
 
 def bounded_integer(number: float | None) -> int:

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from nbcodex.errors import NbcodexError
-from nbcodex.journal import spending, writes
+from nbcodex.journal import spending
 from nbcodex.journal.codec import decode, encode
 from nbcodex.journal.conversations import compact_turns, resolve_turns
 from nbcodex.journal.owner import HEARTBEAT_INTERVAL_S, Connection, Owner, write_heartbeat
-from nbcodex.journal.reads import read_totals
 from nbcodex.journal.schema import DAMAGED, UnusableFileError, open_file, open_memory
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.journal.sqlite_worker import Job, JobLevel
@@ -194,13 +193,13 @@ class JournalDatabase:
 
     def maintain(self) -> float | None:
         """Do a step of what is due; return seconds until the next one, None if none is due."""
-        due = self.due_in()
+        due = self._due_in()
         if due is not None and due <= 0:
             self.perform([Job(self._maintain, JobLevel.NO_TRANSACTION, None, lambda *_: None)])
-            due = self.due_in()
+            due = self._due_in()
         return None if due is None else min(due, CLOCK_RECHECK_S)  # timers stop in a laptop's sleep
 
-    def due_in(self) -> float | None:
+    def _due_in(self) -> float | None:
         """Return seconds until a heartbeat, a checkpoint or a deletion is due; None if none is."""
         if self._is_expiring:
             return 0.0
@@ -325,7 +324,7 @@ class JournalDatabase:
             spending.spend(file, amount - known_days.get(day, SpendAmount()), day=day)
         file.execute("DELETE FROM asides WHERE owner = ?", (memory.owner.id,))
         _copy_rows(memory, file, "asides", f"owner = {memory.owner.id:d}")
-        writes.add_to_totals(file, read_totals(memory))
+        spending.add_to_totals(file, spending.read_totals(memory))
         self._heartbeat_at = 0.0
         if self._active:
             self.ensure_heartbeat(file)

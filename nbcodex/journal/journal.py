@@ -283,7 +283,7 @@ class Journal:
 
     def read_totals(self) -> UsageTotals:
         """Return the totals of all time, deleted entries included."""
-        return self._worker.call(reads.read_totals, default=UsageTotals())
+        return self._worker.call(spending.read_totals, default=UsageTotals())
 
     def other_kernels(self) -> OtherKernels:
         """Return what other kernels of this user are doing."""

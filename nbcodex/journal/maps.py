@@ -22,7 +22,6 @@ from nbcodex.models import Reply, Request
 ResultT = TypeVar("ResultT")
 KeyedRequest = tuple[Request, bytes]  # a request and its `equality_key`
 
-KEYS_PER_JOB = 400  # for some milliseconds, so that other jobs do not wait long
 _SELECT_JOBS = "SELECT tag, base_url, file AS file_id, remote AS remote_id FROM parts"
 
 
@@ -82,17 +81,13 @@ class Maps:
 
     def answered_keys(self, keys: Iterable[bytes]) -> set[bytes]:
         """Return those of `keys` that have an answer."""
-        unique = list(dict.fromkeys(keys))
+        unique = set(keys)
 
-        def work(connection: Connection) -> list[bytes]:
+        def work(connection: Connection) -> set[bytes]:
             query = f"SELECT 1 FROM entries WHERE {KEY_IS_ANSWERED}"  # noqa: S608 - a constant
-            return [key for key in chunk if connection.execute(query, (key,)).fetchone()]
+            return {key for key in unique if connection.execute(query, (key,)).fetchone()}
 
-        found: set[bytes] = set()
-        for start in range(0, len(unique), KEYS_PER_JOB):
-            chunk = unique[start : start + KEYS_PER_JOB]
-            found.update(self._worker.call(work, default=()))
-        return found
+        return self._worker.call(work, default=set())
 
     def find_id(self, prefix: str) -> str | None:
         """Return the id of the map that begins with `prefix`; EntryError if several do."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from nbcodex.errors import EntryError
-from nbcodex.journal.codec import TOTALS_COLUMNS, USAGE_COLUMNS, decode, storable
+from nbcodex.journal.codec import decode, storable
 from nbcodex.journal.conversations import resolve_turns
 from nbcodex.journal.owner import Connection, is_abandoned
 from nbcodex.models import (
@@ -26,7 +26,6 @@ from nbcodex.models import (
     StreamPosition,
     TurnPosition,
     Usage,
-    UsageTotals,
 )
 
 # For an `equality_key`. SQLite uses the index `entries_answered` only if its condition is repeated.
@@ -177,14 +176,6 @@ def durable_entries(connection: Connection, prefix: str | None) -> list[Entry]:
     rows = connection.execute(f"SELECT * FROM book {where}", values)  # noqa: S608 - constants
     with_id = (row for row in rows if row["response_id"])
     return [entry for entry in entries_of(connection, with_id) if entry.stream_position]
-
-
-def read_totals(connection: Connection) -> UsageTotals:
-    """Return the counters of all time, which include deleted entries."""
-    row = connection.execute("SELECT * FROM totals").fetchone()
-    tokens = {name: row[name] for name in USAGE_COLUMNS}
-    usage = Usage(**tokens, estimated=row["estimated"] > 0)
-    return UsageTotals(usage=usage, **{name: row[name] for name in TOTALS_COLUMNS})
 
 
 # SQLite uses the index `entries_open` only for a query that repeats its condition word for word

@@ -1,16 +1,20 @@
-"""What was spent on each day, what is reserved for running requests, and the stored budget.
+"""What was spent on each day and in total, what is reserved, and the stored budget.
 
 Each access to these tables is one function on a connection. `requests.budget` enforces budgets.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Self
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 from nbcodex.journal.codec import bounded_integer, finite_or_none
 from nbcodex.journal.owner import Connection, is_gone
-from nbcodex.models import Reply
+from nbcodex.models import Reply, Usage, UsageTotals
+
+# Columns of `totals` that are fields of `UsageTotals`, and of its `usage`.
+_TOTALS_COLUMNS = ("requests", "answers", "cost", "waited", "unknown", "unpriced", "estimated")
+_USAGE_COLUMNS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,3 +136,28 @@ def read_budget(connection: Connection) -> str:
     """Return the stored budget as its user wrote it; empty if there is none."""
     row = connection.execute("SELECT text FROM budget").fetchone()
     return str(row[0]) if row else ""
+
+
+def bounded_totals(reply: Reply) -> UsageTotals:
+    """Return what `reply` adds to the totals, with the server's figures cut to plausible ones."""
+    added = UsageTotals.of(reply)
+    tokens: dict[str, Any] = {n: bounded_integer(getattr(added.usage, n)) for n in _USAGE_COLUMNS}
+    cost, waited = finite_or_none(added.cost) or 0.0, finite_or_none(added.waited) or 0.0
+    # The request was counted when it was inserted.
+    return replace(added, requests=0, usage=Usage(**tokens), cost=cost, waited=waited)
+
+
+def add_to_totals(connection: Connection, more: UsageTotals) -> None:
+    """Add to the totals of all time."""
+    added = {name: getattr(more, name) for name in _TOTALS_COLUMNS}
+    added |= {name: getattr(more.usage, name) for name in _USAGE_COLUMNS}
+    sums = ", ".join(f"{name} = {name} + :{name}" for name in added)
+    connection.execute(f"UPDATE totals SET {sums}", added)  # noqa: S608 - our columns
+
+
+def read_totals(connection: Connection) -> UsageTotals:
+    """Return the totals of all time, which include deleted entries."""
+    row = connection.execute("SELECT * FROM totals").fetchone()
+    tokens = {name: row[name] for name in _USAGE_COLUMNS}
+    usage = Usage(**tokens, estimated=row["estimated"] > 0)
+    return UsageTotals(usage=usage, **{name: row[name] for name in _TOTALS_COLUMNS})

@@ -9,21 +9,12 @@ from dataclasses import replace
 from datetime import date
 
 from nbcodex.journal import spending
-from nbcodex.journal.codec import (
-    TOTALS_COLUMNS,
-    USAGE_COLUMNS,
-    bounded_integer,
-    bounded_totals,
-    decode,
-    encode,
-    finite_or_none,
-    storable,
-)
+from nbcodex.journal.codec import bounded_integer, decode, encode, finite_or_none, storable
 from nbcodex.journal.conversations import compact_turns, set_position
 from nbcodex.journal.owner import Connection, is_abandoned
 from nbcodex.journal.reads import may_be_claimed
 from nbcodex.journal.spending import SpendAmount
-from nbcodex.models import Reply, Request, UsageTotals
+from nbcodex.models import Reply, Request
 
 # Of a map, only the row that is inserted first is listed: it represents the others.
 _INSERT = """INSERT INTO entries
@@ -100,7 +91,7 @@ def finish(
     )
     if reply.attempts and not (reply.simulated or reply.reused):
         # Counted once per ending, even if another kernel owns the entry by now: tokens were used.
-        add_to_totals(connection, bounded_totals(reply))
+        spending.add_to_totals(connection, spending.bounded_totals(reply))
     settle_spending(connection, reply, assumed)
 
 
@@ -136,11 +127,3 @@ def claim(
         (status, connection.owner.id, connection.clock.wall(), request, row["id"]),
     )
     return True
-
-
-def add_to_totals(connection: Connection, more: UsageTotals) -> None:
-    """Add to the totals of all time."""
-    added = {name: getattr(more, name) for name in TOTALS_COLUMNS}
-    added |= {name: getattr(more.usage, name) for name in USAGE_COLUMNS}
-    sums = ", ".join(f"{name} = {name} + :{name}" for name in added)
-    connection.execute(f"UPDATE totals SET {sums}", added)  # noqa: S608 - our columns

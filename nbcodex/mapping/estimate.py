@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 # Rows from which the cost of all rows is estimated; a dry run looks at each row.
 SAMPLE_ROWS = 200
-# Rows whose answers are looked up in the journal together.
-LOOKUP_CHUNK_ROWS = 2_000
+# Rows whose answers are looked up in the journal together: in a few milliseconds, for which other
+# jobs of the journal wait.
+LOOKUP_CHUNK_ROWS = 400
 # Fingerprints that are kept to find equal rows, some 100 bytes each. Later rows count as new.
 MAX_FINGERPRINTS = 1_000_000
 

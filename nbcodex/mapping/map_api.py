@@ -49,8 +49,7 @@ class MapOptions:
     request: RequestOptions = field(default_factory=RequestOptions)
 
     def __post_init__(self) -> None:
-        is_number = isinstance(self.limit, int) and not isinstance(self.limit, bool)
-        if self.limit is not None and not (is_number and self.limit >= 1):
+        if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
             raise ConfigurationError("limit must be a number of rows, 1 or more.")
         if self.on_error not in ("keep", "raise"):
             raise ConfigurationError("on_error must be 'keep' or 'raise'.")

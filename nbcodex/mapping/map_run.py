@@ -99,17 +99,22 @@ class MapRun:
         # By the row's index, like the failures of rows without an answer.
         self.replies: dict[int, Reply] = {}
         self.failures: dict[int, RowFailure] = {}
-        self.outcome: MapOutcome = ""  # empty while the map is executed
-        # How the user ends the map: nothing is started any more. Any thread may set it.
-        self.end_action: EndAction | None = None
         # Without `requests`, all rows come from the journal.
         self.requests, self._on_error = requests, on_error
         self._unread_rows: Iterator[Row] = inputs.rows()
         self._all_rows_read, self._rows_read = requests is None, 0
-        self._to_start: deque[RowState] = deque()  # rows that are started before more are read
         self._window: deque[RowState] = deque()  # rows of an iterator, in order, not returned yet
-        self._active: dict[str, RowState] = {}  # rows that are started and have not ended, by id
         self._unanswered: dict[int, RowState] = {}  # rows that were read, by index
+        self._reported_at = float("-inf")
+        self._reset()
+
+    def _reset(self) -> None:
+        """Prepare an execution of the map."""
+        self.outcome: MapOutcome = ""  # empty while the map is executed
+        # How the user ends the map: nothing is started any more. Any thread may set it.
+        self.end_action: EndAction | None = None
+        self._to_start: deque[RowState] = deque()  # rows that are started before more are read
+        self._active: dict[str, RowState] = {}  # rows that are started and have not ended, by id
         # By `equality_key`: of equal rows only the first, the leader, is started; when it is
         # answered, its followers are started, and find the answer in the journal.
         self._leader_keys: set[bytes] = set()
@@ -117,7 +122,6 @@ class MapRun:
         self._failed_unsent = self._shared_failures = 0  # rows; consecutive _ALL_ROWS_ERRORS
         self._map_error: NbcodexError | None = None  # ends the map
         self._budget_error: NbcodexError | None = None  # ends it when no row is active any more
-        self._reported_at = float("-inf")
 
     def advance(self) -> bool:
         """Start as many rows as the backend accepts; return whether there is more to wait for."""
@@ -338,11 +342,7 @@ class MapRun:
         """Prepare to execute the rows without an answer; return whether anything is left to do."""
         self.backend.settings = settings
         self.backend.counter.reset_unanswered()
-        for rows in (self._active, self._leader_keys, self._followers, self._to_start):
-            rows.clear()
-        self.outcome, self.end_action = "", None
-        self._map_error, self._budget_error = None, None
-        self._failed_unsent = self._shared_failures = 0
+        self._reset()
         unanswered = [self._unanswered[index] for index in sorted(self._unanswered)]
         for row in unanswered:
             entry = entries.get(f"{self.id}-{row.index}")
