@@ -19,7 +19,13 @@ from nbcodex.journal import spending
 from nbcodex.journal.codec import decode, encode
 from nbcodex.journal.conversations import compact_turns, resolve_turns
 from nbcodex.journal.owner import HEARTBEAT_INTERVAL_S, Connection, Owner, write_heartbeat
-from nbcodex.journal.schema import DAMAGED, UnusableFileError, open_file, open_memory
+from nbcodex.journal.schema import (
+    DAMAGED,
+    FILE_RETRY_S,
+    UnusableFileError,
+    open_file,
+    open_memory,
+)
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.journal.sqlite_worker import Job, JobLevel
 from nbcodex.models import DAY, Request
@@ -29,7 +35,6 @@ from nbcodex.settings import JOURNAL_FILENAME
 
 Insertion = Callable[[Connection], None]  # inserts one entry
 
-FILE_RETRY_S = 60.0
 # Longest waits for other processes' locks: usually, to copy memory back, and where failing does no
 # harm.
 LOCK_TIMEOUT_S, RETURN_LOCK_TIMEOUT_S, SHORT_LOCK_TIMEOUT_S = 10.0, 1.0, 0.1
@@ -54,10 +59,6 @@ _CAUSES = {
 }
 # Caused by the values that are written, not by the file.
 _DATA_CODES = {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}
-
-
-class FileVanishedError(UnusableFileError):
-    """The file was deleted or replaced while it was open; a new one can be used at once."""
 
 
 class JournalDatabase:
@@ -118,7 +119,8 @@ class JournalDatabase:
             return [job.work(connection) for job in jobs]
         if level is JobLevel.SAFE and not self.is_fallback and self._found_inode() != self._inode:
             # SQLite would continue with a file that no other process can open any more.
-            raise FileVanishedError(f"The journal in {self.folder} was deleted while it was open.")
+            message = f"The journal in {self.folder} was deleted while it was open."
+            raise UnusableFileError(message, retry_in=0.0)
         # NORMAL survives the process; FULL waits for the disk, and so survives a power failure.
         if level > JobLevel.READ and level is not self._synchronous:
             mode = "FULL" if level is JobLevel.SAFE else "NORMAL"
@@ -261,10 +263,9 @@ class JournalDatabase:
                 (last,) = file.execute("SELECT max(seq) FROM sqlite_sequence").fetchone()
                 last_number = int(last or 0)
         memory = open_memory(after=last_number)
-        self._use(memory, problem=f"{cause} {_PERMANENT if cause.is_permanent else _TEMPORARY}")
-        if not cause.is_permanent:
-            wait = 0.0 if isinstance(cause, FileVanishedError) else FILE_RETRY_S
-            self._retry_at = self._clock.now() + wait
+        self._use(memory, problem=f"{cause} {_PERMANENT if cause.retry_in is None else _TEMPORARY}")
+        if cause.retry_in is not None:
+            self._retry_at = self._clock.now() + cause.retry_in
         if file is not None:
             with contextlib.suppress(sqlite3.Error):
                 _set_lock_timeout(file, SHORT_LOCK_TIMEOUT_S)
@@ -342,9 +343,10 @@ def _diagnose(error: Exception, *, path: Path) -> UnusableFileError | None:
             if code in _DATA_CODES:
                 return None
             cause = _CAUSES.get(code, "{path} cannot be read or written.")
-            return UnusableFileError(cause.format(path=path), is_permanent=cause == DAMAGED)
+            retry_in = None if cause == DAMAGED else FILE_RETRY_S
+            return UnusableFileError(cause.format(path=path), retry_in=retry_in)
         case UnicodeDecodeError() | IndexError():  # the names of columns are damaged
-            return UnusableFileError(DAMAGED.format(path=path), is_permanent=True)
+            return UnusableFileError(DAMAGED.format(path=path), retry_in=None)
         case OSError():
             reason = error.strerror or "input or output failed"
             return UnusableFileError(f"{path} cannot be used: {reason}.")

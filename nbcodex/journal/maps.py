@@ -26,19 +26,6 @@ _SELECT_JOBS = "SELECT tag, base_url, file AS file_id, remote AS remote_id FROM 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MapSummary:
-    """The progress of a map run: the number of rows in each status, ``abandoned`` included."""
-
-    id: str
-    counts: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def unfinished(self) -> int:
-        """Rows that are parked or abandoned."""
-        return self.counts["parked"] + self.counts["abandoned"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchJob:
     """A batch job that this process has claimed."""
 
@@ -104,10 +91,9 @@ class Maps:
         # Sorted here, because an index on the order would slow down every insertion.
         return sorted(found, key=lambda entry: entry.request.origin.row_index or 0)
 
-    def summary(self, map_id: str) -> MapSummary:
-        """Return the progress of a map."""
-        found = self._summaries("batch = ?", map_id)
-        return found[0] if found else MapSummary(id=map_id)
+    def count_rows(self, map_id: str) -> Counter[str]:
+        """Return the number of a map's rows in each status, ``abandoned`` included."""
+        return self._count_rows("batch = ?", map_id).get(map_id, Counter())
 
     def has_batch_job(self, map_id: str) -> bool:
         """Return whether rows of a map are in a batch job, or may be."""
@@ -117,20 +103,20 @@ class Maps:
             lambda c: bool(c.execute(query, (map_id,)).fetchone()[0]), default=False
         )
 
-    def unfinished(self, *, notebook: str | None = None) -> list[MapSummary]:
-        """Return the maps with parked or abandoned rows: of one notebook, or of all."""
-        found = self._summaries(
+    def unfinished(self, *, notebook: str | None = None) -> list[str]:
+        """Return the ids of maps with parked or abandoned rows: of one notebook, or of all."""
+        counts_by_map = self._count_rows(
             """status IN ('pending', 'running', 'waiting', 'parked') AND batch IS NOT NULL
             AND (?1 IS NULL OR notebook = ?1)""",
             storable(notebook),
         )
-        return [summary for summary in found if summary.unfinished]
+        return [id_ for id_, n in counts_by_map.items() if n["parked"] or n["abandoned"]]
 
-    def _summaries(self, condition: str, value: str | None) -> list[MapSummary]:
-        """Return the maps whose rows meet a condition, with those rows counted."""
+    def _count_rows(self, condition: str, value: str | None) -> dict[str, Counter[str]]:
+        """Return by map the number of rows in each status, of those that meet a condition."""
 
-        def work(connection: Connection) -> list[MapSummary]:
-            found: dict[str, MapSummary] = {}
+        def work(connection: Connection) -> dict[str, Counter[str]]:
+            counts_by_map: dict[str, Counter[str]] = {}
             gone_owners: dict[int, bool] = {}
             rows = connection.execute(
                 f"SELECT *, count(*) AS rows FROM book WHERE {condition} "  # noqa: S608 - constant
@@ -141,11 +127,10 @@ class Maps:
                 # The rows of a group share status and owner, so one of them represents the others.
                 is_gone = is_abandoned(connection, row, gone_owners)
                 status = "abandoned" if is_gone else row["status"]
-                summary = found.setdefault(row["batch"], MapSummary(id=row["batch"]))
-                summary.counts[status] += row["rows"]
-            return list(found.values())
+                counts_by_map.setdefault(row["batch"], Counter())[status] += row["rows"]
+            return counts_by_map
 
-        return self._worker.call(work, default=[])
+        return self._worker.call(work, default={})
 
 
 class BatchJobs:

@@ -17,6 +17,7 @@ from nbcodex.runtime import sqlite_files
 from nbcodex.runtime.sqlite_files import primary_code, retry_while_locked
 from nbcodex.settings import JOURNAL_FILENAME
 
+FILE_RETRY_S = 60.0
 DAMAGED = "{path} is damaged. To begin a new journal, move it away."
 
 # `application_id` and `user_version` of a new file, as schema.sql sets them. The first is "nbcx" in
@@ -39,9 +40,9 @@ _NO_SHARED_MEMORY_CODES = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite
 class UnusableFileError(Exception):
     """The journal's file cannot be used; the message says why, in a sentence for the user."""
 
-    def __init__(self, message: str, *, is_permanent: bool = False) -> None:
+    def __init__(self, message: str, *, retry_in: float | None = FILE_RETRY_S) -> None:
         super().__init__(message)
-        self.is_permanent = is_permanent  # whether it is pointless to try the file again
+        self.retry_in = retry_in  # seconds until the file is tried again; None: never
 
 
 def open_file(folder: Path, *, lock_timeout: float) -> Connection:
@@ -147,7 +148,7 @@ def _check_length(connection: sqlite3.Connection, path: Path) -> None:
         (size,) = connection.execute("PRAGMA page_size").fetchone()
         # Pages that another process has added meanwhile are in its log only.
         if path.stat().st_size < pages * size and not has_log():
-            raise UnusableFileError(DAMAGED.format(path=path), is_permanent=True)
+            raise UnusableFileError(DAMAGED.format(path=path), retry_in=None)
 
 
 def _pending_statements(connection: sqlite3.Connection) -> list[str]:
@@ -168,5 +169,5 @@ def _pending_statements(connection: sqlite3.Connection) -> list[str]:
             "To begin a new journal, move its file away."
         )
     if refusal:
-        raise UnusableFileError(refusal, is_permanent=True)
+        raise UnusableFileError(refusal, retry_in=None)
     return [statement for step in MIGRATIONS[version - SCHEMA_VERSION :] for statement in step]

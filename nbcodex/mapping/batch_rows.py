@@ -75,12 +75,12 @@ class PendingRows:
 
     async def park(self, requests: Iterable[Request], why: str) -> None:
         """Finish rows as kept for later."""
-        await self.finish([self.parked_ending(request, why) for request in requests])
+        await self.finish([self.failed_ending(each, parked_error(each, why)) for each in requests])
 
-    def finish_uncommitted(self, ending: Ending) -> None:
-        """Emit an ending that cost nothing, and leave the journal as it is."""
-        self.services.budget.commit(ending.request_id, Reply(id=ending.request_id, attempts=0))
-        self._emit_ending(ending)
+    def fail_uncommitted(self, request: Request, error: NbcodexError, *, attempts: int = 0) -> None:
+        """Do what `fail` does for one row, but leave the journal as it is."""
+        self.services.budget.commit(request.id, Reply(id=request.id, attempts=0))
+        self._emit_ending(self.failed_ending(request, error, attempts=attempts))
 
     async def _commit(self, endings: Sequence[Ending]) -> list[Ending]:
         """Charge and commit endings; return them with budget warnings, to be emitted."""
@@ -129,15 +129,6 @@ class PendingRows:
         reply = Reply(id=request.id, status="failed", attempts=1, usage=NO_USAGE, cost=0.0)
         return Failed(request_id=request.id, at=now, error=error, reply=reply)
 
-    def parked_ending(self, request: Request, why: str, *, attempts: int = 0) -> Ending:
-        """Return the ending of a row that is kept for later; it cost nothing."""
-        advice = errors.Advice(
-            f"`%codex resume {request.origin.map_id or request.id}` continues it.",
-            script="The same call of nbcodex.map continues it.",
-        )
-        error = errors.ParkedError(why, advice=advice)
-        return self.failed_ending(request, error, attempts=attempts)
-
     async def read_results(self, job: PendingJob) -> None:
         """Finish all rows of a job that has ended at the provider, and erase its files."""
         # In a thread, because loading takes longer than displays may wait for the event loop.
@@ -159,12 +150,15 @@ class PendingRows:
         """Commit the last `endings` of a job by row, erase its files, and emit the endings."""
         status, reason = job.batch.status, job.batch.error or "no reason given"
         for id_, request in job.requests.items():
-            if id_ not in endings and status == "failed":
+            if id_ in endings:
+                continue
+            error: NbcodexError
+            if status == "failed":
                 error = errors.RequestError(f"The provider refused the batch: {reason}")
-                endings[id_] = self.failed_ending(request, error)
-            elif id_ not in endings:
+            else:
                 why = f"The batch is {status}, and this row was not answered."
-                endings[id_] = self.parked_ending(request, why)
+                error = parked_error(request, why)
+            endings[id_] = self.failed_ending(request, error)
         charged = await self._commit(list(endings.values()))
         # Answers first, files second: a kernel that dies in between leaves files, which the next
         # map erases. The other order could lose paid answers.
@@ -176,7 +170,7 @@ class PendingRows:
     def _ending_from_result(self, request: Request, result: RowResult, job: PendingJob) -> Ending:
         """Return a row's ending from the provider's result; a temporary failure parks the row."""
         if isinstance(result, errors.TransientError):
-            return self.parked_ending(request, result.message)
+            result = parked_error(request, result.message)
         if isinstance(result, NbcodexError):
             return self.failed_ending(request, result)
         # The reply is made as for a live request, so that it has the same fields.
@@ -201,3 +195,12 @@ class PendingRows:
             state.partial.add_note(NOTE_REFUSED)
         reply = replace(state.reply("done"), parsed=parsed)
         return Finished(request_id=request.id, at=now, reply=reply)
+
+
+def parked_error(request: Request, why: str) -> errors.ParkedError:
+    """Return the error of a row that is kept for later."""
+    advice = errors.Advice(
+        f"`%codex resume {request.origin.map_id or request.id}` continues it.",
+        script="The same call of nbcodex.map continues it.",
+    )
+    return errors.ParkedError(why, advice=advice)

@@ -19,7 +19,13 @@ from nbcodex import errors, events
 from nbcodex.errors import NbcodexError
 from nbcodex.journal.codec import equality_key
 from nbcodex.mapping.batch_api import BatchApi, PendingJob
-from nbcodex.mapping.batch_rows import COMMIT_CHUNK_ROWS, Destination, PendingRow, PendingRows
+from nbcodex.mapping.batch_rows import (
+    COMMIT_CHUNK_ROWS,
+    Destination,
+    PendingRow,
+    PendingRows,
+    parked_error,
+)
 from nbcodex.models import Request
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.batches import MAX_BATCH_BYTES, MAX_BATCH_REQUESTS
@@ -99,8 +105,8 @@ class BatchUploader:
         for id_, row in remaining.items():
             attempts, state = (1, "still") if id_ in uploaded else (0, "not yet")
             why = f"The row is {state} with the provider."
-            ending = self._pending.parked_ending(row.request, why, attempts=attempts)
-            self._pending.finish_uncommitted(ending)
+            error = parked_error(row.request, why)
+            self._pending.fail_uncommitted(row.request, error, attempts=attempts)
 
     @property
     def stage(self) -> str:
@@ -351,7 +357,7 @@ class BatchUploader:
         else:
             await self._batch_jobs.park_rows([job.tag], [])
             for request in list(job.requests.values()):
-                self._pending.finish_uncommitted(self._pending.failed_ending(request, error))
+                self._pending.fail_uncommitted(request, error)
         await self._close_job(job.tag)
 
     async def _close_job(self, tag: str) -> None:
@@ -379,7 +385,7 @@ class BatchUploader:
             f"A defect in nbcodex: {type(defect).__name__}.", advice="Please report it."
         )
         for row in list(self._pending.rows.values()):
-            self._pending.finish_uncommitted(self._pending.failed_ending(row.request, error))
+            self._pending.fail_uncommitted(row.request, error)
 
 
 async def erase_leftovers(

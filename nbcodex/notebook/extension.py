@@ -197,7 +197,7 @@ def _report_unfinished(shell: InteractiveShell, config: Codex) -> None:
 
     journal, notebook = Session(shell, config).journal, notebook_id(shell)
     ids = [entry.id for entry in journal.resumable_entries(notebook=notebook)]
-    ids += [f"map {map_run.id}" for map_run in journal.maps.unfinished(notebook=notebook)]
+    ids += [f"map {map_id}" for map_id in journal.maps.unfinished(notebook=notebook)]
     if ids:
         listed = ", ".join(ids[:3]) + (" …" if len(ids) > 3 else "")
         print(

@@ -103,8 +103,8 @@ def resume_all(
     """
     # A map that is running in this kernel has parked rows in the journal, too.
     running = {runner.run.id for runner in active_runners()}
-    maps = session.journal.maps.unfinished(notebook=notebook)
-    ids = [each.id for each in maps if each.id not in running]
+    unfinished = session.journal.maps.unfinished(notebook=notebook)
+    ids = [map_id for map_id in unfinished if map_id not in running]
     failed_ids: dict[str, list[str]] = {}  # by the message of their error
     last_error = None
     for map_id in ids:
@@ -127,7 +127,7 @@ def resume_all(
 
 def journal_line(session: Session, map_id: str, entry: Entry, now: float) -> str:
     """Return the line of the journal's list that stands for all rows of a map."""
-    counts = session.journal.maps.summary(map_id).counts
+    counts = session.journal.maps.count_rows(map_id)
     rows = ", ".join(f"{count:,} {status}" for status, count in counts.most_common())
     # Rows that were never started may have no entry.
     total = entry.request.origin.row_count or 0

@@ -55,15 +55,15 @@ def test_rows_that_never_started_are_parked(journal: Journal, open_journal: Open
     assert run(again.claim("m1234-1"))
 
 
-def test_map_summary_counts_rows_by_status(journal: Journal, open_journal: Open) -> None:
-    """Its rows are counted by status; those of a kernel that has gone are abandoned."""
+def test_rows_of_a_map_are_counted_by_status(journal: Journal, open_journal: Open) -> None:
+    """Those of a kernel that has gone are abandoned, so the map is unfinished."""
     add(journal, row(0), "done")
     add(journal, row(1), "failed")
     add(journal, row(2))
     journal.close()
-    summary = open_journal().maps.summary("m1234")
-    assert dict(summary.counts) == {"done": 1, "failed": 1, "abandoned": 1}
-    assert summary.unfinished == 1
+    maps = open_journal().maps
+    assert maps.count_rows("m1234") == {"done": 1, "failed": 1, "abandoned": 1}
+    assert maps.unfinished() == ["m1234"]
 
 
 def test_resumable_entries_exclude_rows_of_maps(journal: Journal) -> None:
@@ -72,8 +72,8 @@ def test_resumable_entries_exclude_rows_of_maps(journal: Journal) -> None:
     add(journal, row(0, "m2", "two.ipynb"), "parked")
     add(journal, row(0, "m3"), "done")
     assert journal.resumable_entries() == []
-    assert [summary.id for summary in journal.maps.unfinished()] == ["m1", "m2"]
-    assert [summary.id for summary in journal.maps.unfinished(notebook="two.ipynb")] == ["m2"]
+    assert journal.maps.unfinished() == ["m1", "m2"]
+    assert journal.maps.unfinished(notebook="two.ipynb") == ["m2"]
 
 
 def test_map_is_found_by_a_unique_prefix(journal: Journal) -> None:

@@ -101,8 +101,7 @@ def test_an_old_thread_continues(journal: Journal) -> None:
 
 
 def test_an_old_map_continues(journal: Journal) -> None:
-    summary = journal.maps.summary("ba7c4000")
-    assert summary.counts == {"done": 1, "parked": 3, "cancelled": 1}
+    assert journal.maps.count_rows("ba7c4000") == {"done": 1, "parked": 3, "cancelled": 1}
     rows = journal.maps.entries("ba7c4000")
     assert [entry.request.origin.row_index for entry in rows] == [0, 1, 2, 3, 4]
     assert {entry.request.origin.row_count for entry in rows} == {5}

@@ -429,7 +429,7 @@ def test_resume_uses_answers_that_another_kernel_got(
     here, other = last(), Client(transport=SimulatorTransport(simulated.simulator))
     journal = simulated.client.journal(host.current.settings())
     # The read waits until all are written.
-    assert journal.maps.summary(here.id).counts.total() == 100
+    assert journal.maps.count_rows(here.id).total() == 100
     with monkeypatch.context() as patch:
         patch.setattr("nbcodex.client._current", other)
         patch.setattr(map_api, "kept_runs", {})
@@ -476,7 +476,7 @@ def test_interrupt_in_user_code_loses_no_row(simulated: SimulatedClient, at: str
     with pytest.raises(Stopped):
         nbcodex.map(prompt, rows, row_key=key, confirm=True)
     journal = simulated.client.journal(host.current.settings())
-    assert journal.maps.summary(last().id).counts.total() == 300
+    assert journal.maps.count_rows(last().id).total() == 300
     run = resume_map(last().id)
     assert run is not None
     assert texts(map_runner.run_map(run)) == [row["n"] for row in rows]
@@ -490,7 +490,7 @@ def test_rows_after_many_without_a_request_are_parked(
     with pytest.raises(Stopped):
         nbcodex.map("{}", [*prompts[:100], *[" "] * 600, *prompts[100:]])
     journal = simulated.client.journal(host.current.settings())
-    assert journal.maps.summary(last().id).counts.total() == 200
+    assert journal.maps.count_rows(last().id).total() == 200
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_map_ended_from_another_thread_can_be_resumed(
     asked = simulated.prompts.count
     assert all(asked(f"[[echo: row {n}]]") == 1 for n in done)
     journal = simulated.client.journal(host.current.settings())
-    assert journal.maps.summary(run.id).counts == {"done": len(ROWS)}
+    assert journal.maps.count_rows(run.id) == {"done": len(ROWS)}
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_active_rows_are_cancelled_or_parked_and_others_parked(
     runner.end(action)
     result.exception(timeout=TIMEOUT_S)
     journal = simulated.client.journal(host.current.settings())
-    counts = journal.maps.summary(runner.run.id).counts
+    counts = journal.maps.count_rows(runner.run.id)
     assert counts.total() == len(ROWS)
     assert (counts["cancelled"] > 0) is (action == "cancel")
     assert counts["parked"] > 0
