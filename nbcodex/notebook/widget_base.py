@@ -56,8 +56,7 @@ class CodexWidget(anywidget.AnyWidget):
     view = traitlets.Dict().tag(sync=True)
     # The id by which the Jupyter server can interrupt this kernel; the page checks its form.
     kernel_id = traitlets.Unicode().tag(sync=True)
-    # The id of the `WidgetSource`.
-    source = traitlets.Unicode().tag(sync=True)
+    source = traitlets.Unicode().tag(sync=True)  # the id of the `WidgetSource`
 
     def __init__(
         self, kind: Kind, view: dict[str, Any], on_message: Callable[[object], None]

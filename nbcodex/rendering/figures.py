@@ -27,18 +27,15 @@ def figures_line(reply: Reply) -> str:
     The model's name in it comes from the server: escape the line for the format it is put into.
     """
     usage = reply.usage
+    price = ""  # nothing was sent, the answer is simulated, or the tokens are not known
     if reply.reused:
         price = "reused, 0 tokens"
-    elif usage.total_tokens == 0:
-        price = ""  # nothing was sent, as "0 tokens" says
-    elif reply.cost is not None:
+    elif reply.cost is not None and usage.total_tokens != 0:
         price = ("~" if usage.estimated else "") + format_dollars(reply.cost)
         if reply.unpriced_tools:
             price = f"at least {price} without {', '.join(reply.unpriced_tools)}"
-    else:
-        # A simulated answer has no price, and without a number of tokens there is none to name.
-        has_price = usage.total_tokens is not None and not reply.simulated
-        price = "cost unknown" if has_price else ""
+    elif usage.total_tokens and not reply.simulated:
+        price = "cost unknown"
     cut = reply.cut or ""
     if cut == CONTENT_FILTER:
         cut = f"cut by {CONTENT_FILTER}: this is not the whole answer"

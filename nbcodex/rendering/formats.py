@@ -139,7 +139,7 @@ def code_blocks(reply: Reply) -> list[CodeBlock]:
     found = []
     for info, code, is_closed in blocks:
         problem = was_cut if reply.cut and not is_closed else ""
-        if not problem and is_closed and _language(info) == "python" and _is_open_ended(code):
+        if is_closed and _language(info) == "python" and _is_open_ended(code):
             problem = "a fence within it may have ended it early"
         if code.strip():
             found.append(CodeBlock(code, problem))
@@ -285,8 +285,7 @@ def _html(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
 
 
 def _math(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
-    text = _unfenced(answer.reply.text).strip()
-    formula = "\n".join(line for line in text.splitlines() if line.strip())
+    formula = "\n".join(filter(str.strip, _unfenced(answer.reply.text).strip().splitlines()))
     for begin, end in _MATH_DELIMITERS:
         if len(formula) > len(begin + end) and formula.startswith(begin) and formula.endswith(end):
             formula = formula[len(begin) : -len(end)].strip()

@@ -359,9 +359,7 @@ def _normalize_formulas(text: str) -> str:
             inner = text[after : max(end, after)]
             # `\[text\](address)` is a link that was escaped.
             if inner.strip() and "$" not in inner and not text.startswith("(", end + 2):
-                delimiter = "$" if opening[1] == "(" else "$$"
-                inner = inner.strip() if delimiter == "$" else inner
-                pieces.append(f"{delimiter}{inner}{delimiter}")
+                pieces.append(f"${inner.strip()}$" if opening == "\\(" else f"$${inner}$$")
                 formulas, position = formulas + 1, end + 2
                 continue
         elif opening in ("$", "$$"):
@@ -459,10 +457,7 @@ def _math_end(text: str, mark: re.Match[str], missing: set[str]) -> int:
         closing = opening.replace("(", ")").replace("[", "]")
     else:
         return -1
-    if closing in missing:
-        return -1
-    end = text.find(closing, mark.end())
+    end = -1 if closing in missing else text.find(closing, mark.end())
     if end < 0:
         missing.add(closing)
-        return -1
-    return -1 if text[end - 1] == "\\" else end + len(closing)
+    return -1 if end < 0 or text[end - 1] == "\\" else end + len(closing)

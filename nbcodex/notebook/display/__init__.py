@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
 MAX_HEADING_CHARS = 80
 
-# Creating a widget holds the interpreter for some milliseconds. Begun at once, it would delay the
-# thread that sends the request; so the view is prepared this much later.
+# Creating a widget keeps the GIL for some milliseconds, which would delay the thread that sends the
+# request. So the view is prepared this much later.
 PREPARE_DELAY_S = 0.0015
-# An answer that arrives within this time after that needs no panel.
+# An answer that arrives within this time after the view was prepared is shown without a panel.
 OPEN_DELAY_S = 0.05
-# A request is shown from this time on, even if it could not be sent: a setting may be wrong.
+# After this time a request is shown even if it was not sent: a wrong setting may prevent that.
 MAX_UNSENT_S = 1.0
 
-# Front ends take seconds to render more than this. The `Reply` holds all of it.
+# Front ends take seconds to render a longer text. The `Reply` holds all of it.
 MAX_RENDERED_CHARS = 200_000
 
 # Characters of the plain text beside rendered Markdown: all of it would double what is sent to the

@@ -54,7 +54,9 @@ class MapState:
     def seconds_left(self) -> float | None:
         """Estimated seconds until the last row has ended; None while there is no basis for it."""
         stats, answered = self.stats, self.stats.paid - self.paid_before
-        if stats.total is None or stats.outcome or answered < MIN_ANSWERED_ROWS:
+        if stats.total is None or stats.outcome:
+            return None
+        if answered < MIN_ANSWERED_ROWS or self.elapsed <= 0:
             return None
         # The longest of three estimates: by the pace so far, which is too fast while a full token
         # bucket is being spent, and by the two limits, which a slow server does not use up.
@@ -153,8 +155,7 @@ def map_view(state: MapState, wall: float) -> dict[str, Any]:
 def failure_lines(stats: MapStats) -> list[str]:
     """Return a line for each of the first failed rows, and one for the number of the others."""
     lines = [f"{shorten(row, 60)}: {shorten(error, 200)}" for row, error in stats.failures]
-    unlisted = stats.failed - len(lines)
-    if unlisted > 0:
+    if (unlisted := stats.failed - len(lines)) > 0:
         lines.append(f"… and {unlisted:,} more: nbcodex.map.last.failed")
     return lines
 
@@ -188,8 +189,7 @@ def _answer_kinds(stats: MapStats) -> str:
 
 
 def _cooldown_text(state: MapState, wall: float) -> str:
-    left = state.cooldown_left
-    if not left:
+    if not (left := state.cooldown_left):
         return ""
     name = state.stats.limit.name if state.stats.limit else "a limit"
     until = format_time(wall + left, now=wall)

@@ -101,20 +101,15 @@ class WidgetView(RequestView):
     def render(self, state: PanelState) -> None:
         """Send what changed; nothing if a message was just sent, unless the phase is new."""
         now = self._clock.now()
-        interval = now - self._rendered_at
-        if self._widget is None or (
-            state.phase == self._state.phase and interval < MIN_MESSAGE_INTERVAL_S
-        ):
+        interval, is_new_phase = now - self._rendered_at, state.phase != self._state.phase
+        if self._widget is None or (interval < MIN_MESSAGE_INTERVAL_S and not is_new_phase):
             return
         with self._send_lock:
             before, self._state, self._rendered_at = self._state, state, now
             old, new = panel_view(before), panel_view(state)
             changes = {name: value for name, value in new.items() if value != old[name]}
-            only_figures = (
-                changes.keys() <= _LIVE_FIGURES
-                and before.resume_at == state.resume_at
-                and interval <= SLEEP_GAP_S
-            )
+            is_same_wait = before.resume_at == state.resume_at and interval <= SLEEP_GAP_S
+            only_figures = is_same_wait and changes.keys() <= _LIVE_FIGURES
             max_chars = MAX_LIVE_CHARS
             if state.phase == "streaming":
                 max_chars = round(MAX_CHARS_PER_S * min(1.0, interval))

@@ -267,7 +267,7 @@ function makeAllButton(action, press) {
   });
 
   function update(count) {
-    // The number changes while the button asks: with many requests it never stands still.
+    // With many requests, the number keeps changing while the button asks for confirmation.
     open = count;
     node.title = open ? ALL_TITLES[action] : `${label} is not possible now. ${NO_REQUESTS}`;
     node.setAttribute("aria-disabled", String(!open));

@@ -19,8 +19,8 @@ const BUSY_KERNEL = "This kernel cannot process buttons while a cell is running.
 
 const now = () => performance.now();
 
-/* The state of a request, as far as this page has received it. It tells its views of changes, and
- * keeps the text while there is no view. */
+/* The state of a request, as far as this page has received it. It updates its views, and keeps the
+ * text for views that are opened later. */
 function openFeed(model) {
   const feed = {
     view: {},
@@ -69,11 +69,12 @@ function openFeed(model) {
 
   function receiveView(isLive) {
     const view = (feed.view = model.get("view"));
-    if (view.phase === "ended") feed.text = ""; // the page would keep it for nothing
+    if (view.phase === "ended") feed.text = ""; // no view shows it now
     const waits = view.remaining_ms !== null;
     // The times of a view that has just arrived are right now, whatever the kernel's clock says. Those
-    // of a stored one are older, by how much its deadline has come nearer. If that makes no sense, the
-    // clocks of kernel and page disagree, and the stored times are taken as they are.
+    // of a stored view are older. Its age is what it says is left, minus what is left until its
+    // deadline by the page's clock. If that is not a possible age, the clocks of kernel and page differ,
+    // and the stored times are used as they are.
     const left = view.deadline_ms - Date.now();
     const wasStored = !isLive && waits && left > 0 && left < view.remaining_ms;
     feed.receivedAt = now() - (wasStored ? view.remaining_ms - left : 0);
