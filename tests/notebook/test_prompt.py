@@ -484,11 +484,11 @@ def test_equal_expressions_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> N
 def test_time_grows_linearly_with_braces(piece: str) -> None:
     """Time grows with the length and no faster."""
     times = []
-    for size in (100_000, 1_000_000):
+    for size in (30_000, 300_000):
         start = time.process_time()
         fill(piece * (size // len(piece)), NAMES)
         times.append(time.process_time() - start)
-    assert times[1] < max(2.0, 30 * times[0])
+    assert times[1] < max(0.6, 30 * times[0])
 
 
 @pytest.mark.slow
