@@ -74,7 +74,7 @@ class _Stream(httpx2.AsyncByteStream):
             yield chunk
 
     async def aclose(self) -> None:
-        await self._answer.body.aclose()
+        await self._answer.aclose()
 
 
 async def _drop_next(drop: Dropped) -> AsyncIterator[bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from typing import Any
 
 from nbcodex.models import DAY, MINUTE, Limit, Resource
@@ -119,17 +120,15 @@ def check_access(request: ParsedRequest, knobs: Knobs) -> None:
 
 
 def _check_length(planned: PlannedRequest) -> None:
-    """Raise a 400 if the input and `max_output` exceed the context window."""
     input_tokens, max_output = planned.plan.input_tokens, planned.request.max_output or 0
     if input_tokens + max_output <= planned.knobs.context:
         return
-    if planned.request.api == "responses":
-        param = "input"
-        message = (
-            "Your input exceeds the context window of this model. Please adjust your input and try "
-            "again."
-        )
-    else:
+    param = "input"
+    message = (
+        "Your input exceeds the context window of this model. Please adjust your input and try "
+        "again."
+    )
+    if planned.request.api == "chat":
         param = "messages"
         message = (
             f"This model's maximum context length is {planned.knobs.context} tokens. However, you "
@@ -162,7 +161,6 @@ _LIMITS: Mapping[str, tuple[Resource, float]] = {
     "tokens_per_day": ("tokens", DAY),
     "requests_per_day": ("requests", DAY),
     "too_large": ("tokens", MINUTE),
-    "azure": ("tokens", MINUTE),
 }
 
 
@@ -175,25 +173,22 @@ def raise_scripted_failure(planned: PlannedRequest, *, tokens: int) -> None:
         case "refused":
             raise Dropped
         case "http":
-            wait = fault.seconds  # without them, this states no wait
-            headers = retry_headers(wait, knobs.retry_after, wall) if wait else {}
-            failure = ErrorResponse(
-                fault.status, SERVER_ERROR_TEXT, type="server_error", headers=headers
-            )
+            failure = ErrorResponse(fault.status, SERVER_ERROR_TEXT, type="server_error")
+            if fault.seconds:  # without them, it states no wait
+                failure.headers = retry_headers(fault.seconds, knobs.retry_after, wall)
         case "quota":
             code = "insufficient_quota"
             failure = ErrorResponse(429, QUOTA_TEXT, type=code, code=code)
         case "overloaded":
             type_, code = "service_unavailable_error", "server_is_overloaded"
             failure = ErrorResponse(503, OVERLOADED_TEXT, type=type_, code=code)
-        case "html_429":
-            page = GATEWAY_HTML.format(title="429 Too Many Requests")
-            failure = ErrorResponse(429, "", html=page)
-        case "html_502":
-            failure = ErrorResponse(502, "", html=GATEWAY_HTML.format(title="502 Bad Gateway"))
+        case "html_429" | "html_502":
+            status = HTTPStatus(int(fault.kind.removeprefix("html_")))
+            page = GATEWAY_HTML.format(title=f"{status} {status.phrase}")
+            failure = ErrorResponse(status, "", html=page)
         case "redirect":
-            status = fault.status if 300 <= fault.status < 400 else 307
-            failure = ErrorResponse(status, "", html=" ", headers={"location": fault.location})
+            redirect = fault.status if 300 <= fault.status < 400 else 307
+            failure = ErrorResponse(redirect, "", html=" ", headers={"location": fault.location})
         case "azure":
             failure = _azure_limit_response(fault.seconds_or_default, "tokens", "seconds", wall)
         case kind if kind in _LIMITS:
@@ -207,8 +202,9 @@ def raise_scripted_failure(planned: PlannedRequest, *, tokens: int) -> None:
                 failure.headers[f"x-ratelimit-reset-{refusal.resource}"] = go_duration(full_in)
         case _:
             return
-    overrides = {"code": fault.code, "type": fault.type, "message": fault.message}
-    failure.error |= {name: value for name, value in overrides.items() if value is not None}
+    failure.code = failure.code if fault.code is None else fault.code
+    failure.type = failure.type if fault.type is None else fault.type
+    failure.message = failure.message if fault.message is None else fault.message
     failure.headers |= fault.headers
     raise failure
 

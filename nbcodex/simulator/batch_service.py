@@ -23,10 +23,10 @@ MAX_BATCH_LINES = 50_000
 BATCH_LIFETIME_S = 86_400.0
 ENDPOINTS = ("/v1/responses", "/v1/chat/completions")
 _OPEN = ("validating", "in_progress")
-# Code and message for the requests that a batch did not answer, by its final status.
+# Why a batch did not answer some of its requests, by its final status.
 _UNANSWERED = {
-    "expired": ("batch_expired", "This request could not be executed before it expired."),
-    "cancelled": ("batch_cancelled", "This request was not executed: the batch was cancelled."),
+    "expired": "This request could not be executed before it expired.",
+    "cancelled": "This request was not executed: the batch was cancelled.",
 }
 
 
@@ -43,7 +43,7 @@ class Batch:
     metadata: dict[str, str]
     requests: list[dict[str, Any]]
     status: str = "validating"
-    duration: float | None = None  # seconds from its creation to its end
+    duration: float = 0.0  # seconds from its creation to its end
     completed: int = 0
     failed: int = 0
     output_file_id: str | None = None
@@ -95,7 +95,6 @@ class BatchService:
         return self._files[key_name, id_]
 
     def _upload(self, request: HttpRequest, key_name: str) -> dict[str, Any]:
-        """Store the file of a multipart form, and return its object."""
         head = f"content-type: {request.headers.get('content-type', '')}\r\n\r\n".encode()
         form = message_from_bytes(head + request.body, policy=policy.HTTP)
         if not form.is_multipart():
@@ -111,28 +110,26 @@ class BatchService:
             raise ErrorResponse(400, "'file' and the purpose 'batch' are required.", param="file")
         if len(fields["file"]) > MAX_FILE_BYTES:
             raise ErrorResponse(413, "The file is too large.", code="file_too_large")
-        return self._store_file(file_name, fields["file"], key_name=key_name, purpose="batch")
-
-    def _store_file(self, name: str, data: bytes, *, key_name: str, purpose: str) -> dict[str, Any]:
-        id_ = f"file-{self.server_id}{next(self._file_numbers):06x}"
-        file = {
-            "id": id_,
+        return {
+            "id": self._store_file(fields["file"], key_name),
             "object": "file",
-            "bytes": len(data),
+            "bytes": len(fields["file"]),
             "created_at": int(self.clock.wall()),
-            "filename": name,
-            "purpose": purpose,
+            "filename": file_name,
+            "purpose": "batch",
             "status": "processed",
         }
+
+    def _store_file(self, data: bytes, key_name: str) -> str:
+        id_ = f"file-{self.server_id}{next(self._file_numbers):06x}"
         self._files[key_name, id_] = data
-        return file
+        return id_
 
     def _create(self, body: dict[str, Any], key_name: str) -> Batch:
         endpoint, window = body.get("endpoint"), body.get("completion_window")
         if endpoint not in ENDPOINTS or window != "24h":
-            raise ErrorResponse(
-                400, "'endpoint' or 'completion_window' is invalid.", param="endpoint"
-            )
+            message = "'endpoint' or 'completion_window' is invalid."
+            raise ErrorResponse(400, message, param="endpoint")
         file_id = str(body.get("input_file_id"))
         requests, problems = parse_batch_file(self._contents(file_id, key_name), endpoint)
         max_requests = self.knobs().batch_queue
@@ -177,37 +174,27 @@ class BatchService:
         succeeded: list[bytes] = []
         failed: list[bytes] = []
         for number, line in enumerate(batch.requests):
-            id_ = line["custom_id"]
-            result: dict[str, Any] = {"id": f"batch_req_{id_}", "custom_id": id_}
-            result |= {"response": None, "error": None}
-            http_status = 0
+            http_status, response, error = 0, None, None
             if number < answered:
                 http_status, body = self.answer_line(line["body"], batch.endpoint, batch.key_name)
                 request_id = f"req_{self.server_id}"
                 response = {"status_code": http_status, "request_id": request_id, "body": body}
-                result["response"] = response
             else:
-                code, message = _UNANSWERED[status]
-                result["error"] = {"code": code, "message": message}
+                error = {"code": f"batch_{status}", "message": _UNANSWERED[status]}
+            ids = {"id": f"batch_req_{line['custom_id']}", "custom_id": line["custom_id"]}
+            result = {**ids, "response": response, "error": error}
             (succeeded if http_status == 200 else failed).append(encode_json(result) + b"\n")
         batch.completed, batch.failed = len(succeeded), len(failed)
         batch.status, batch.duration = status, duration
-        batch.output_file_id = self._store_results(batch, "output", succeeded)
-        batch.error_file_id = self._store_results(batch, "error", failed)
-
-    def _store_results(self, batch: Batch, outcome: str, lines: list[bytes]) -> str | None:
-        """Store a file of results, if there are any, and return its id."""
-        if not lines:
-            return None
-        name, data = f"{batch.id}_{outcome}.jsonl", b"".join(lines)
-        file = self._store_file(name, data, key_name=batch.key_name, purpose="batch_output")
-        return str(file["id"])
+        if succeeded:
+            batch.output_file_id = self._store_file(b"".join(succeeded), batch.key_name)
+        if failed:
+            batch.error_file_id = self._store_file(b"".join(failed), batch.key_name)
 
     def _as_object(self, batch: Batch) -> dict[str, Any]:
         """Return the API's object of a batch at the present time."""
         if batch.status in _OPEN:
             self._advance(batch)
-        ended = None if batch.duration is None else int(batch.created_at + batch.duration)
         has_failed = batch.status == "failed"
         return {
             "id": batch.id,
@@ -221,7 +208,7 @@ class BatchService:
             "error_file_id": batch.error_file_id,
             "created_at": int(batch.created_at),
             "expires_at": int(batch.created_at + BATCH_LIFETIME_S),
-            f"{batch.status}_at": ended or int(batch.created_at),
+            f"{batch.status}_at": int(batch.created_at + batch.duration),
             "request_counts": {
                 "total": len(batch.requests),
                 "completed": batch.completed,

@@ -56,10 +56,10 @@ class Refusal:
 
 @dataclass(slots=True)
 class Charge:
-    """The charge of one request so far, and the part of it for output."""
+    """The charge of one request."""
 
     tokens: int
-    for_output: int
+    for_output: int  # the part of it that admission charged for output
     is_settled: bool = False
 
 
@@ -122,7 +122,6 @@ class Account:
         difference = 0 if knobs.policy == "kept" else output - charge.for_output
         self.charge(difference, now)
         charge.tokens += difference
-        charge.for_output += difference
 
 
 def admission_charge(input_tokens: int, max_output: int, knobs: Knobs) -> Charge:

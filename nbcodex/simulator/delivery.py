@@ -16,7 +16,7 @@ from nbcodex.simulator.admission import PlannedRequest
 from nbcodex.simulator.api_formats import ResponsesFormat, StreamEvent, error_object, format_answer
 from nbcodex.simulator.buckets import Charge
 from nbcodex.simulator.http_messages import ErrorResponse, encode_json
-from nbcodex.simulator.knobs import DELIVERY_FAULTS, GENERATION_FAULTS, Dropped, Fault
+from nbcodex.simulator.knobs import GENERATION_FAULTS, Dropped, Fault
 
 ENDLESS_STALL_S = 30 * 86_400.0  # longer than any client waits
 MIN_TIMER_S = 0.001  # shorter waits only yield to the event loop, because a timer is less precise
@@ -41,11 +41,6 @@ class Generation:
         planned.record.charged = self.charge.tokens
         planned.record.output_tokens = self.tokens
 
-    def fault_among(self, kinds: frozenset[str]) -> Fault | None:
-        """Return the fault if it is one of `kinds`, else None."""
-        fault = self.planned.fault
-        return fault if fault is not None and fault.kind in kinds else None
-
 
 async def wait_until(moment: float, clock: Clock) -> None:
     """Wait until `moment` on the clock; yield to other tasks in any case."""
@@ -57,11 +52,14 @@ async def wait_until(moment: float, clock: Clock) -> None:
 
 async def generate(generation: Generation) -> AsyncGenerator[StreamEvent, None]:
     """Yield the events of an answer at their times, and settle the charge at the end."""
-    api_format, record = format_answer(generation.planned), generation.planned.record
-    fault, deltas = generation.fault_among(GENERATION_FAULTS), 0
+    planned = generation.planned
+    api_format, record = format_answer(planned), planned.record
+    fault = planned.fault if planned.fault and planned.fault.kind in GENERATION_FAULTS else None
+    deltas = 0
     try:
         for event in api_format.stream_events():
-            await wait_until(generation.first_token_at + event.offset_s, generation.clock)
+            offset_s = planned.seconds_until(event.tokens_so_far)
+            await wait_until(generation.first_token_at + offset_s, generation.clock)
             if fault is not None and fault.applies_before(event.role, deltas):
                 for error in api_format.error_events(fault, generation.error_text, event.number):
                     yield error
@@ -80,7 +78,7 @@ async def generate(generation: Generation) -> AsyncGenerator[StreamEvent, None]:
 async def deliver(
     events: AsyncGenerator[StreamEvent, None], fault: Fault | None, clock: Clock
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the bytes of `events` until `fault` applies; `Dropped` ends the connection."""
+    """Yield the bytes of `events`; a fault of delivery ends them, or raises `Dropped`."""
     deltas = 0
     async with aclosing(events):
         async for event in events:
@@ -118,25 +116,25 @@ async def _stall(fault: Fault, clock: Clock) -> None:
 async def generate_unstreamed(generation: Generation) -> bytes:
     """Return an answer that is not streamed, or raise the exception that the fault prescribes."""
     planned, output = generation.planned, generation.planned.plan.output_tokens
-    fault = generation.fault_among(DELIVERY_FAULTS | GENERATION_FAULTS)
-    kind = "" if fault is None else fault.kind
+    fault = planned.fault
     try:
-        if fault is not None and kind == "stalled":
-            await _stall(fault, generation.clock)
-        elif kind in ("dropped", "cut", "truncated"):
-            raise Dropped(reset=kind == "dropped")
-        elif fault is not None and kind in GENERATION_FAULTS:
-            error = error_object(fault, generation.error_text)
-            raise ErrorResponse(
-                fault.status, error["message"] or "", type=error["type"], code=error["code"]
-            )
+        match fault:
+            case Fault(kind="stalled"):
+                await _stall(fault, generation.clock)
+            case Fault(kind="dropped" | "cut" | "truncated" as kind):
+                raise Dropped(reset=kind == "dropped")
+            case Fault(kind=kind) if kind in GENERATION_FAULTS:
+                error = error_object(fault, generation.error_text)
+                raise ErrorResponse(
+                    fault.status, error["message"] or "", type=error["type"], code=error["code"]
+                )
         ends_at = generation.first_token_at + planned.seconds_until(output)
         await wait_until(ends_at, generation.clock)
         generation.tokens, planned.record.finished = output, True
     finally:
         generation.settle_charge()
     data = encode_json(format_answer(planned).as_object())
-    return data[: len(data) // 2] if kind == "malformed" else data
+    return data[: len(data) // 2] if fault and fault.kind == "malformed" else data
 
 
 _UNFINISHED = ("queued", "in_progress")
@@ -176,16 +174,14 @@ class BackgroundResponse:
 
     async def follow(self, after: int = -1) -> AsyncGenerator[StreamEvent, None]:
         """Yield the events with a sequence number above `after`, as they are generated."""
-        index = 0
+        index = max(0, after + 1)  # the sequence numbers are the indexes
         while True:
-            for event in self.events[index:]:
+            while index < len(self.events):
+                yield self.events[index]
                 index += 1
-                if event.number > after:
-                    yield event
-            if index == len(self.events):
-                if self.status not in _UNFINISHED:
-                    return
-                await self._changed.wait()
+            if self.status not in _UNFINISHED:
+                return
+            await self._changed.wait()
 
     async def _generate(self) -> None:
         async with aclosing(generate(self.generation)) as events:

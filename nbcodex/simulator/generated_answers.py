@@ -83,7 +83,6 @@ class AnswerPlan:
     function: str  # name of the function that the answer calls with the text as its arguments
     is_truncated: bool  # whether `max_output` truncates it
     latency: float  # seconds from admission to the first token
-    requested_fault: Fault | None  # the fault that the prompt requests
 
     @property
     def output_tokens(self) -> int:
@@ -97,7 +96,7 @@ class AnswerPlan:
 
 
 def plan_answer(request: ParsedRequest, knobs: Knobs) -> AnswerPlan:
-    """Return the answer to `request`; raise a 400 if the prompt requests an unknown fault."""
+    """Return the answer to `request`."""
     reasoning = _REASONING_TOKENS.get(request.effort or "", 256 if request.effort else 0)
     tokens = answer_tokens(request)
     allowed = request.max_output if request.max_output is not None else knobs.context
@@ -110,7 +109,6 @@ def plan_answer(request: ParsedRequest, knobs: Knobs) -> AnswerPlan:
         function=str(request.required_function["name"]) if request.required_function else "",
         is_truncated=reasoning + len(tokens) > allowed,
         latency=latency(request.text, knobs),
-        requested_fault=_requested_fault(request.prompt),
     )
 
 
@@ -182,7 +180,8 @@ def _filler(length: int, rng: random.Random) -> list[str]:
     return tokens
 
 
-def _requested_fault(prompt: str) -> Fault | None:
+def requested_fault(prompt: str) -> Fault | None:
+    """Return the fault that the prompt requests; raise a 400 if there is no such fault."""
     for name, value in _DIRECTIVE.findall(prompt):
         if name == "fault":
             try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from email.utils import formatdate
 from typing import Any
 
@@ -29,72 +29,52 @@ class HttpRequest:
     body: bytes = b""
 
 
-class ResponseBody:
-    """The chunks of a response. Iterate over them once, until the end or `Dropped`; then close."""
-
-    def __init__(
-        self,
-        chunks: bytes | AsyncGenerator[bytes, None],
-        on_close: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._chunks = _single_chunk(chunks) if isinstance(chunks, bytes) else chunks
-        self._on_close = on_close
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._chunks
-
-    async def aclose(self) -> None:
-        """Stop the generation of what was not read, unless it is a background response."""
-        # `on_close` is needed because a generator that was never started runs no cleanup.
-        await self._chunks.aclose()
-        self._on_close()
-
-
-async def _single_chunk(data: bytes) -> AsyncGenerator[bytes, None]:
-    yield data
-
-
 @dataclass(slots=True)
 class HttpResponse:
-    """An HTTP response; an empty header value is left out, so that a fault can remove a header."""
+    """An HTTP response. Iterate over `body` once, until its end or `Dropped`; then close it."""
 
     status: int
-    headers: dict[str, str]  # by lower-case name
-    body: ResponseBody
+    headers: dict[str, str]  # by lower-case name; an empty value is left out
+    body: AsyncGenerator[bytes, None]
+    # Needed because a generator that was never started runs no cleanup.
+    on_close: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
         self.headers = {name: value for name, value in self.headers.items() if value}
 
+    async def aclose(self) -> None:
+        """Stop the generation of what was not read, unless it is a background response."""
+        await self.body.aclose()
+        if self.on_close is not None:
+            self.on_close()
 
+
+async def single_chunk(data: bytes) -> AsyncGenerator[bytes, None]:
+    """Yield `data`, as the whole body of a response."""
+    yield data
+
+
+@dataclass(eq=False)
 class ErrorResponse(Exception):  # noqa: N818 - a response of the server, not an error of ours
-    """An HTTP error response; `html` is its body if that is not JSON."""
+    """An HTTP error response."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        type: str | None = "invalid_request_error",  # noqa: A002 - the API's name
-        code: str | None = None,
-        param: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        html: str = "",
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = dict(headers or {})
-        self.html = html
-        self.error = {"message": message, "type": type, "param": param, "code": code}
+    status: int
+    message: str
+    _: KW_ONLY
+    type: str | None = "invalid_request_error"  # None: Azure's, with code and message only
+    code: str | None = None
+    param: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    html: str = ""  # its body, if that is not JSON
 
     @property
     def body(self) -> dict[str, str | None]:
-        """The JSON error object; Azure sends code and message only."""
-        if self.error["type"] is None:
-            return {name: self.error[name] for name in ("code", "message")}
-        return self.error
+        """The JSON error object."""
+        azure = {"code": self.code, "message": self.message}
+        return azure if self.type is None else azure | {"type": self.type, "param": self.param}
 
     def as_response(self, common_headers: dict[str, str]) -> HttpResponse:
-        """Return the HTTP response with the headers `common`; a gateway's pages lack them."""
+        """Return the HTTP response; only a gateway's pages lack the `common_headers`."""
         if self.html:
             data = self.html.encode()
             headers = {SIMULATED_HEADER: "true", "content-type": "text/html"}
@@ -102,7 +82,7 @@ class ErrorResponse(Exception):  # noqa: N818 - a response of the server, not an
             data = encode_json({"error": self.body})
             headers = common_headers | JSON_HEADERS
         headers |= self.headers | {"content-length": str(len(data))}
-        return HttpResponse(self.status, headers, ResponseBody(data))
+        return HttpResponse(self.status, headers, single_chunk(data))
 
 
 def encode_json(data: Any) -> bytes:

@@ -45,7 +45,6 @@ class Knobs:
     models: tuple[str, ...] = ("gpt-5.6-sol", "gpt-5.6-mini")
     apis: tuple[str, ...] = ("responses", "chat")  # APIs that exist; the other gets a 404
     keys: tuple[str, ...] = ()  # accepted keys; empty: any
-    require_key: bool = True  # whether a request without a key gets a 401
     # Whether the organization may stream; otherwise ``stream=true`` gets a 400.
     allow_streaming: bool = True
     context: int = 400_000  # context window: largest sum of input and output tokens
@@ -113,7 +112,6 @@ Kind = Literal[
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 GENERATION_FAULTS: frozenset[str] = frozenset(get_args(GenerationFault))
-DELIVERY_FAULTS: frozenset[str] = frozenset(get_args(DeliveryFault))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,18 +152,13 @@ class Fault:
 
 def parse_fault(data: Any) -> Fault | None:
     """Return the fault in JSON data: a name, an object with fields, or null for none."""
-    match data:
-        case None:
-            return None
-        case str():
-            return Fault(data)  # type: ignore[arg-type]
-        case {"kind": str()}:
-            try:
-                return Fault(**data)
-            except TypeError as exc:
-                raise ValueError(str(exc)) from exc
-        case _:
-            raise ValueError("a fault must be null, a name, or an object with a kind")
+    if data is None:
+        return None
+    try:
+        return Fault(**({"kind": data} if isinstance(data, str) else data))
+    except TypeError as exc:
+        message = f"a fault must be null, a name, or an object with a kind: {exc}"
+        raise ValueError(message) from exc
 
 
 class Dropped(Exception):  # noqa: N818 - a way to end a connection, not an error

@@ -78,34 +78,32 @@ def find_route(request: HttpRequest) -> Route:
     """Return the route of `request`, or raise a 404 for its path or a 405 for its method."""
     url = urlsplit(request.path)
     query = dict(parse_qsl(url.query))
-    is_known_path = False
-    for method, endpoint, pattern in _ROUTES:
-        match = re.fullmatch(pattern, url.path)
-        if match is None:
-            continue
-        is_known_path = True
-        if method != request.method:
-            continue
-        groups = match.groupdict(default="")
-        base = groups.get("base", "")
-        if base == "/openai" and not query.get("api-version"):
-            raise unknown_path(request)
-        return Route(
-            endpoint=endpoint,
-            is_azure=base.startswith("/openai"),
-            id=unquote(groups.get("id", "")),
-            deployment=unquote(groups.get("deployment", "")),
-            secret=groups.get("secret", ""),
-            query=query,
-        )
-    if is_known_path:
-        raise ErrorResponse(
-            405,
+    routes = {
+        method: (endpoint, match)
+        for method, endpoint, pattern in _ROUTES
+        if (match := re.fullmatch(pattern, url.path))
+    }
+    if not routes:
+        raise unknown_path(request)
+    if request.method not in routes:
+        message = (
             f"Not allowed to {request.method} on {url.path} (HINT: Perhaps you meant to use a "
-            "different HTTP method?)",
-            code="method_not_supported",
+            "different HTTP method?)"
         )
-    raise unknown_path(request)
+        raise ErrorResponse(405, message, code="method_not_supported")
+    endpoint, match = routes[request.method]
+    groups = match.groupdict(default="")
+    base = groups.get("base", "")
+    if base == "/openai" and not query.get("api-version"):
+        raise unknown_path(request)
+    return Route(
+        endpoint=endpoint,
+        is_azure=base.startswith("/openai"),
+        id=unquote(groups.get("id", "")),
+        deployment=unquote(groups.get("deployment", "")),
+        secret=groups.get("secret", ""),
+        query=query,
+    )
 
 
 def unknown_path(request: HttpRequest) -> ErrorResponse:
@@ -116,13 +114,12 @@ def unknown_path(request: HttpRequest) -> ErrorResponse:
 
 
 def key_of(request: HttpRequest, azure: bool, knobs: Knobs) -> str:
-    """Return the key of `request`, empty if it needs none; raise a 401 if it is not accepted."""
+    """Return the key of `request`, or raise a 401 if it is not accepted."""
     scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
     key = bearer.strip() if scheme.lower() == "bearer" else ""
     if azure:
         key = request.headers.get("api-key", "") or key
-    is_accepted = key in knobs.keys if knobs.keys else bool(key)
-    if is_accepted or not knobs.require_key:
+    if key and (not knobs.keys or key in knobs.keys):
         return key
     if azure:
         raise ErrorResponse(401, AZURE_WRONG_KEY_TEXT, type=None, code="401")
@@ -138,29 +135,25 @@ def key_of(request: HttpRequest, azure: bool, knobs: Knobs) -> str:
     raise ErrorResponse(401, message, code="invalid_api_key")
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_COMMON_PARAMETERS = _words("""
+_COMMON_PARAMETERS = """
     metadata moderation parallel_tool_calls prompt_cache_key prompt_cache_options
     prompt_cache_retention safety_identifier service_tier temperature tool_choice tools
     top_logprobs top_p user model stream stream_options store
-""")
+"""
+_RESPONSES_PARAMETERS = """
+    access_programs background background_options context_management conversation image include
+    input instructions max_output_tokens max_tool_calls previous_response_id prompt reasoning text
+    truncation
+"""
+_CHAT_PARAMETERS = """
+    messages audio frequency_penalty function_call functions logit_bias logprobs
+    max_completion_tokens max_tokens modalities n prediction presence_penalty reasoning_effort
+    response_format seed stop verbosity web_search_options
+"""
 # The parameters that OpenAI's reference names; the real server rejects any other.
 PARAMETERS: Mapping[Api, frozenset[str]] = {
-    "responses": _COMMON_PARAMETERS
-    | _words("""
-        access_programs background background_options context_management conversation image include
-        input instructions max_output_tokens max_tool_calls previous_response_id prompt reasoning
-        text truncation
-    """),
-    "chat": _COMMON_PARAMETERS
-    | _words("""
-        messages audio frequency_penalty function_call functions logit_bias logprobs
-        max_completion_tokens max_tokens modalities n prediction presence_penalty reasoning_effort
-        response_format seed stop verbosity web_search_options
-    """),
+    "responses": frozenset((_COMMON_PARAMETERS + _RESPONSES_PARAMETERS).split()),
+    "chat": frozenset((_COMMON_PARAMETERS + _CHAT_PARAMETERS).split()),
 }
 # Python's type of a value, its JSON type in the error message, and the parameters of this type.
 _PARAMETER_TYPES: tuple[tuple[type, str, tuple[str, ...]], ...] = (
@@ -273,7 +266,8 @@ def parse_request(
 def _check_parameters(body: Mapping[str, Any], api: Api) -> None:
     for name in body:
         if name not in PARAMETERS[api]:
-            raise _invalid(f"Unknown parameter: '{name}'.", "unknown_parameter", name)
+            message = f"Unknown parameter: '{name}'."
+            raise ErrorResponse(400, message, code="unknown_parameter", param=name)
     for type_, expected, names in _PARAMETER_TYPES:
         for name in names:
             value = body.get(name)
@@ -282,11 +276,11 @@ def _check_parameters(body: Mapping[str, Any], api: Api) -> None:
             if value is not None and not is_valid:
                 got = _TYPE_NAMES.get(type(value), "another type")
                 message = f"Invalid type for '{name}': expected {expected}, but got {got} instead."
-                raise _invalid(message, "invalid_type", name)
+                raise ErrorResponse(400, message, code="invalid_type", param=name)
     for name in ("model", "input" if api == "responses" else "messages"):
         if not body.get(name):
             message = f"Missing required parameter: '{name}'."
-            raise _invalid(message, "missing_required_parameter", name)
+            raise ErrorResponse(400, message, code="missing_required_parameter", param=name)
     tools = body.get("tools")
     if api == "chat" and isinstance(tools, list):
         for index, tool in enumerate(tools):
@@ -295,13 +289,12 @@ def _check_parameters(body: Mapping[str, Any], api: Api) -> None:
                 message = (
                     f"Invalid value: '{type_name}'. Supported values are: 'function' and 'custom'."
                 )
-                raise _invalid(message, "invalid_value", f"tools[{index}].type")
+                raise ErrorResponse(
+                    400, message, code="invalid_value", param=f"tools[{index}].type"
+                )
     if body.get("background") and body.get("store") is False:
-        raise _invalid("Background mode requires store=true.", "invalid_value", "background")
-
-
-def _invalid(message: str, code: str, param: str) -> ErrorResponse:
-    return ErrorResponse(400, message, code=code, param=param)
+        message = "Background mode requires store=true."
+        raise ErrorResponse(400, message, code="invalid_value", param="background")
 
 
 def _max_output(body: Mapping[str, Any], api: Api) -> int | None:
@@ -316,7 +309,7 @@ def _max_output(body: Mapping[str, Any], api: Api) -> int | None:
                 f"Invalid '{name}': integer below minimum value. Expected a value >= {minimum}, "
                 f"but got {value} instead."
             )
-            raise _invalid(message, "integer_below_min_value", name)
+            raise ErrorResponse(400, message, code="integer_below_min_value", param=name)
         if value is not None:
             return value
     return None
@@ -333,7 +326,7 @@ def _messages(body: Mapping[str, Any], api: Api) -> Iterator[tuple[str, str, int
     for item in items if isinstance(items, list) else [items]:
         if not isinstance(item, dict):
             message = "Invalid type for 'input': expected one of a string or array of objects."
-            raise _invalid(message, "invalid_type", "input")
+            raise ErrorResponse(400, message, code="invalid_type", param="input")
         content = item.get("content", item.get("output"))
         parts = [{"text": content}] if isinstance(content, str) else content
         parts = [p for p in parts if isinstance(p, dict)] if isinstance(parts, list) else []

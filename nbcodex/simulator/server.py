@@ -172,7 +172,7 @@ class _Connection:
             self._send(h11.EndOfMessage())
             await self.writer.drain()
         finally:
-            await response.body.aclose()
+            await response.aclose()
 
     def _is_rebound(self, host: str) -> bool:
         """Whether a Host header on loopback names another machine, as in DNS rebinding."""
@@ -194,10 +194,8 @@ class _Connection:
 class SimulatorServer:
     """Serves a simulator from its own daemon thread; port 0 selects a free one."""
 
-    def __init__(
-        self, simulator: Simulator | None = None, *, host: str = "127.0.0.1", port: int = 0
-    ) -> None:
-        self.simulator = simulator or Simulator()  # any thread may use its `script` and `log`
+    def __init__(self, simulator: Simulator, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.simulator = simulator  # any thread may use its `script` and `log`
         self.url = ""
         self._address = (host, port)
         self._thread: threading.Thread | None = None
@@ -208,8 +206,7 @@ class SimulatorServer:
 
         async def serve_until_stopped() -> None:
             stopped = asyncio.Event()
-            host, port = self._address
-            async with serve(self.simulator, host, port) as self.url:
+            async with serve(self.simulator, *self._address) as self.url:
                 self._ready.set_result((asyncio.get_running_loop(), stopped))
                 await stopped.wait()
 
@@ -230,9 +227,3 @@ class SimulatorServer:
             loop, stopped = self._ready.result()
             loop.call_soon_threadsafe(stopped.set)
             self._thread.join()
-
-    def __enter__(self) -> str:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()

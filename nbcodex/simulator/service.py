@@ -35,7 +35,7 @@ from nbcodex.simulator.delivery import (
     generate_unstreamed,
     wait_until,
 )
-from nbcodex.simulator.generated_answers import plan_answer
+from nbcodex.simulator.generated_answers import plan_answer, requested_fault
 from nbcodex.simulator.http_messages import (
     EVENT_STREAM_HEADERS,
     JSON_HEADERS,
@@ -43,11 +43,11 @@ from nbcodex.simulator.http_messages import (
     ErrorResponse,
     HttpRequest,
     HttpResponse,
-    ResponseBody,
     encode_json,
     retry_headers,
+    single_chunk,
 )
-from nbcodex.simulator.knobs import DELIVERY_FAULTS, Fault, Knobs, parse_fault, parse_knobs
+from nbcodex.simulator.knobs import Fault, Knobs, parse_fault, parse_knobs
 from nbcodex.simulator.parsed_request import (
     Api,
     Route,
@@ -130,11 +130,11 @@ class Simulator:
         if route.endpoint == "control":
             if not secrets.compare_digest(route.secret, self.control_secret):
                 raise unknown_path(request)
-            return self._json_response(self._control(request, route), record)
+            return self._whole_response(self._control(request, route), record)
         self.log.append(record)
         is_prompt = route.endpoint in ("responses", "chat")
         # Each prompt takes its fault from the script, even if it is then refused.
-        fault = self._next_fault() if is_prompt else None
+        fault = self._faults.popleft() if is_prompt and self._faults else None
         if is_prompt and route.endpoint not in self.knobs.apis:
             raise unknown_path(request)
         key = key_of(request, route.is_azure, self.knobs)
@@ -144,20 +144,15 @@ class Simulator:
             case "models":
                 fields = {"object": "model", "created": 1_750_000_000, "owned_by": "simulator"}
                 models = [{"id": name, **fields} for name in self.knobs.models]
-                return self._json_response({"object": "list", "data": models}, record)
+                return self._whole_response({"object": "list", "data": models}, record)
             case "retrieve" | "cancel" | "delete":
                 return self._serve_stored(route, record)
             case "compact":
                 planned = self._plan(request.body, route, "responses", record, None)
                 self._begin_answer(planned)
-                return self._json_response(ResponsesFormat(planned).as_compaction(), record)
+                return self._whole_response(ResponsesFormat(planned).as_compaction(), record)
             case "files" | "batches":
-                result = self.batches.serve(request, route, record.key)
-                if isinstance(result, bytes):
-                    headers = self._common_headers(record)
-                    headers["content-type"] = "application/octet-stream"
-                    return HttpResponse(200, headers, ResponseBody(result))
-                return self._json_response(result, record)
+                return self._whole_response(self.batches.serve(request, route, record.key), record)
             case "responses" | "chat" as api:
                 planned = self._plan(request.body, route, api, record, fault)
                 try:
@@ -171,7 +166,6 @@ class Simulator:
         return RequestRecord(number=number, at=now, method=method, path=path, host=host, key=key)
 
     def _control(self, request: HttpRequest, route: Route) -> Any:
-        """Execute a control command (``log``, ``script`` or ``knobs``), and return its result."""
         try:
             if route.id == "log":
                 return [asdict(record) for record in self.log[int(route.query.get("since", "0")) :]]
@@ -183,9 +177,6 @@ class Simulator:
         except (TypeError, ValueError, AttributeError) as exc:
             raise ErrorResponse(400, f"Invalid control command: {exc}") from exc
         return asdict(self.knobs)
-
-    def _next_fault(self) -> Fault | None:
-        return self._faults.popleft() if self._faults else None
 
     def _plan(
         self, body: bytes, route: Route, api: Api, record: RequestRecord, fault: Fault | None
@@ -200,7 +191,7 @@ class Simulator:
         check_access(request, self.knobs)
         plan = plan_answer(request, self.knobs)
         record.input_tokens = plan.input_tokens
-        fault = fault or plan.requested_fault
+        fault = fault or requested_fault(request.prompt)
         # Random numbers are drawn only for probabilities above 0: with the same seed and
         # probabilities, the same requests fail.
         if fault is None and self.knobs.failures and self._rng.random() < self.knobs.failures:
@@ -234,23 +225,21 @@ class Simulator:
         )
         # Headers state the limits at admission, even if they are sent later.
         limits = limit_headers(planned)
-        delivery_fault = generation.fault_among(DELIVERY_FAULTS)
         if request.background:
             stored = self._stored[planned.record.response_id] = BackgroundResponse(generation)
             if request.stream:
-                body = ResponseBody(deliver(stored.follow(), delivery_fault, self.clock))
+                body = deliver(stored.follow(), fault, self.clock)
             else:
-                body = ResponseBody(encode_json(stored.response_object()))
+                body = single_chunk(encode_json(stored.response_object()))
         elif request.stream:
             try:
                 await wait_until(generation.first_token_at, self.clock)
             except asyncio.CancelledError:  # the client has disconnected
                 generation.settle_charge()
                 raise
-            chunks = deliver(generate(generation), delivery_fault, self.clock)
-            body = ResponseBody(chunks, generation.settle_charge)
+            body = deliver(generate(generation), fault, self.clock)
         else:
-            body = ResponseBody(await generate_unstreamed(generation))
+            body = single_chunk(await generate_unstreamed(generation))
         headers = self._common_headers(planned.record) | limits
         headers |= EVENT_STREAM_HEADERS if request.stream else JSON_HEADERS
         if fault is not None:
@@ -259,7 +248,8 @@ class Simulator:
             elif fault.kind == "azure_failed":  # these headers precede its ``response.failed``
                 headers |= retry_headers(fault.seconds_or_default, "seconds", planned.received_at)
             headers |= fault.headers
-        return HttpResponse(200, headers, body)
+        on_close = None if request.background else generation.settle_charge
+        return HttpResponse(200, headers, body, on_close)
 
     def _begin_answer(self, planned: PlannedRequest) -> None:
         """Give the answer its id, and look up the start of the input in the prompt cache."""
@@ -283,30 +273,25 @@ class Simulator:
         if route.endpoint == "delete":
             del self._stored[route.id]
             deleted = {"id": route.id, "object": "response", "deleted": True}
-            return self._json_response(deleted, record)
+            return self._whole_response(deleted, record)
         if route.endpoint == "cancel" or route.query.get("stream") != "true":
-            return self._json_response(stored.response_object(), record)
+            return self._whole_response(stored.response_object(), record)
         planned, after = stored.generation.planned, route.query.get("starting_after", "-1")
         if not planned.request.stream:
             raise ErrorResponse(400, "This response was not created with stream=true.")
         if not after.removeprefix("-").isdecimal():
             raise ErrorResponse(400, "Invalid 'starting_after': expected an integer.")
-        fault = self._next_fault()
+        fault = self._faults.popleft() if self._faults else None
         record.fault, record.stream = fault.kind if fault else "", True
-        wall = self.clock.wall()
-        raise_scripted_failure(
-            replace(planned, fault=fault, received_at=wall, knobs=self.knobs), tokens=0
-        )
-        if fault is not None and fault.kind not in DELIVERY_FAULTS:
-            fault = None  # the generation continues: only its delivery can fail
+        continued = replace(planned, fault=fault, received_at=self.clock.wall(), knobs=self.knobs)
+        raise_scripted_failure(continued, tokens=0)
         chunks = deliver(stored.follow(int(after)), fault, self.clock)
         headers = self._common_headers(record) | EVENT_STREAM_HEADERS
-        return HttpResponse(200, headers, ResponseBody(chunks))
+        return HttpResponse(200, headers, chunks)
 
     def _answer_batch_line(
         self, body: dict[str, Any], path: str, key_name: str
     ) -> tuple[int, dict[str, Any]]:
-        """Answer a request of a batch, and record it in the log."""
         record = self._new_record("BATCH", path, key=key_name)
         self.log.append(record)
         api: Api = "chat" if path.endswith("completions") else "responses"
@@ -323,14 +308,15 @@ class Simulator:
         record.charged = record.input_tokens + record.output_tokens
         return 200, format_answer(planned).as_object()
 
-    def _json_response(self, data: Any, record: RequestRecord) -> HttpResponse:
-        encoded = encode_json(data)
-        size = {"content-length": str(len(encoded))}
-        headers = self._common_headers(record) | JSON_HEADERS | size
-        return HttpResponse(200, headers, ResponseBody(encoded))
+    def _whole_response(self, content: Any, record: RequestRecord) -> HttpResponse:
+        """Return a response with a file's bytes or with JSON data."""
+        is_file = isinstance(content, bytes)
+        data = content if is_file else encode_json(content)
+        headers = self._common_headers(record) | {"content-length": str(len(data))}
+        headers |= {"content-type": "application/octet-stream"} if is_file else JSON_HEADERS
+        return HttpResponse(200, headers, single_chunk(data))
 
     def _common_headers(self, record: RequestRecord) -> dict[str, str]:
-        """Return the headers of every response."""
         elapsed = self.clock.now() - record.at
         return {
             SIMULATED_HEADER: "true",

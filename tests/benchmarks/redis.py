@@ -63,8 +63,9 @@ def set_up(**knobs: Any) -> Iterator[Setup]:
         login = ("--requirepass", PASSWORD)
         with redis_server(Path(folder), *login, host=net.address) as redis:
             core = Simulator(Knobs(tpm=LIMIT, rpm=5_000, latency_sigma=0.4, chunk=1000, **knobs))
-            with SimulatorServer(core, host=net.address) as url:
-                yield Setup(net, redis, core, url)
+            server = SimulatorServer(core, host=net.address)
+            yield Setup(net, redis, core, server.start())
+            server.stop()
 
 
 def start_together(processes: list[subprocess.Popen[str]]) -> None:

@@ -54,7 +54,7 @@ async def fetch(server: Simulator, request: HttpRequest) -> tuple[int, dict[str,
     try:
         body = b"".join([chunk async for chunk in answer.body])
     finally:
-        await answer.body.aclose()
+        await answer.aclose()
     return answer.status, answer.headers, body
 
 

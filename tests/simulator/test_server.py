@@ -29,8 +29,8 @@ TIMEOUT_S = 60.0  # ends a test that has failed, even on a busy machine
 def served() -> Iterator[tuple[str, Simulator]]:
     """Give the URL of a server in a thread, and its simulator."""
     server = SimulatorServer(Simulator(FAST))
-    with server as url:
-        yield url, server.simulator
+    yield server.start(), server.simulator
+    server.stop()
 
 
 async def ask(url: str, **options: Any) -> str:
@@ -222,7 +222,7 @@ def test_host_header_must_name_this_machine(
 def test_start_raises_if_the_address_is_in_use(served: tuple[str, Simulator]) -> None:
     port = int(served[0].rpartition(":")[2])
     with pytest.raises(OSError, match="in use"):
-        SimulatorServer(port=port).start()
+        SimulatorServer(Simulator(), port=port).start()
 
 
 @pytest.mark.slow

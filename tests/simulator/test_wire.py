@@ -269,7 +269,7 @@ def test_headers_of_a_stream_state_the_limits_at_admission() -> None:
             post(body={"model": MODEL, "input": "x" * 4_000, "stream": True})
         )
         waited = server.clock.now() - began
-        await answer.body.aclose()
+        await answer.aclose()
         return waited, answer.headers
 
     waited, headers = run_virtual(main())
@@ -326,7 +326,7 @@ def test_closed_stream_is_charged_for_generated_tokens_only() -> None:
         async for chunk in answer.body:
             if b"output_text.delta" in chunk and server.clock.now() > 5_005:
                 break
-        await answer.body.aclose()
+        await answer.aclose()
         return server
 
     (seen,) = run_virtual(main()).log
@@ -339,7 +339,7 @@ def test_unread_answer_is_charged_for_its_input_only() -> None:
     async def main() -> Simulator:
         server = simulator(policy="refunded")
         body = {"model": MODEL, "input": "hello", "stream": True}
-        await (await server.answer(post(body=body))).body.aclose()
+        await (await server.answer(post(body=body))).aclose()
         return server
 
     assert run_virtual(main()).log[0].charged == 1
