@@ -138,15 +138,15 @@ class Settings:
     # Read for every request, not at import: `os.environ` and `%config` change in a running kernel.
     @classmethod
     def read(
-        cls, chosen: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
+        cls, configured: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ
     ) -> Self:
-        """Return the settings in force now; `chosen` is what the user has configured, by field."""
+        """Return the settings in force now; `configured` has those of `%config`, by field."""
         values: dict[str, Any] = {
             name: value.strip()
             for variable, name in _ENVIRONMENT.items()
             if (value := environ.get(variable, "")).strip()
         }
-        values |= {k: v for k, v in (chosen or {}).items() if v is not None and v != ""}
+        values |= {k: v for k, v in (configured or {}).items() if v is not None and v != ""}
         return cls(**cls.convert(values))
 
     @staticmethod

@@ -190,20 +190,14 @@ class Session:
         return self.journal.problem or notice
 
     def _create_output(self, handle: Handle, options: OutputOptions) -> CellOutput:
-        # Buttons call these from another thread, while the cell's thread waits in `follow`.
-        actions: dict[ActionName, Callable[[], None]] = {
-            "cancel": partial(handle.end, "cancel"),
-            "retry": handle.retry_now,
-            "park": partial(handle.end, "park"),
-        }
+        def act(action: ActionName) -> None:
+            # Called from a button's thread, while the cell's thread waits in `follow`.
+            handle.retry_now() if action == "retry" else handle.end(action)
+
         clock, settings = current().clock, self.settings
         options = replace(options, remote_images=settings.remote_images)
         view = display.choose_request_view(
-            self.shell,
-            clock,
-            options.heading,
-            choice=settings.display,
-            on_action=lambda action: actions[action](),
+            self.shell, clock, options.heading, choice=settings.display, on_action=act
         )
         now = clock.now()
         state = PanelState(id=handle.request.id, started_at=now, phase_started_at=now)

@@ -15,7 +15,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from numbers import Real
@@ -259,12 +259,10 @@ def _float_text(value: Any, struct_format: str) -> str:
         # The rows hold Python's floats for columns of lower precision, too: 52.52 in a float32
         # column would read 52.52000045776367.
         for digits in range(1, 10):
-            text = f"{value:.{digits}g}"
-            try:
-                if struct.pack(struct_format, float(text)) == struct.pack(struct_format, value):
-                    return text if "e" not in text else repr(float(text)).removesuffix(".0")
-            except OverflowError:  # rounded beyond the largest number of the format
-                continue
+            rounded = float(f"{value:.{digits}g}")
+            with suppress(OverflowError):  # rounded beyond the largest number of the format
+                if struct.pack(struct_format, rounded) == struct.pack(struct_format, value):
+                    return str(rounded).removesuffix(".0")
     # Integers have no decimals: beside missing values, pandas keeps them as floats.
     return str(value).removesuffix(".0")
 
