@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         has_problem = False
         for finding in doctor.report(Settings.read(), current()):
             print(finding, flush=True)
-            has_problem = has_problem or finding.wrong
+            has_problem = has_problem or finding.is_problem
         return int(has_problem)
     if find_spec("jupyterlab") is None:
         print("The demo needs JupyterLab: pip install 'nbcodex[lab]'", file=sys.stderr)

@@ -198,16 +198,18 @@ class Client:
 
     async def estimate(
         self, request: Request, settings: Settings
-    ) -> tuple[str | None, RequestEstimate]:
-        """Return the model that the request would be sent to, and what it may cost."""
+    ) -> tuple[str | None, RequestEstimate, list[str]]:
+        """Return the model of a request, what it may cost, and what that leaves of each cap."""
         from nbcodex.openai_api import pricing
 
         services = self.services()
-        api_client = services.api_client
-        base_url = api_client.endpoint(request, settings).base_url
-        model = await api_client.resolve_model(request, settings)
+        base_url = services.api_client.endpoint(request, settings).base_url
+        model = await services.api_client.resolve_model(request, settings)
         await asyncio.to_thread(pricing.load_prices)
-        return model, services.budget.estimate(request, model=model, base_url=base_url)
+        estimate = services.budget.estimate(request, model=model, base_url=base_url)
+        tokens = estimate.input_tokens + estimate.output_tokens
+        budgets = self.budget_outlook(settings, base_url, tokens=tokens, cost=estimate.cost)
+        return model, estimate, await budgets
 
     def join(
         self, request: Request, settings: Settings, *, start_new: bool = False

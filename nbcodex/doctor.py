@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from nbcodex.client import Client
 from nbcodex.errors import CredentialsError, ModelError, NbcodexError, TransportError
 from nbcodex.models import Request
 from nbcodex.openai_api.api_errors import is_wrong_address
@@ -20,9 +20,6 @@ from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_duration
 from nbcodex.runtime.sqlite_files import UnsafePathError, check_owner, is_on_network
 from nbcodex.settings import DEFAULT_MODEL, JOURNAL_FILENAME, Settings, data_folder
-
-if TYPE_CHECKING:
-    from nbcodex.client import Client
 
 _PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # also read in lower case
 # Variables of other HTTP clients, requests and curl, which httpx2 does not read.
@@ -38,10 +35,10 @@ class Finding:
     title: str  # what was checked
     text: str  # what was found
     advice: str = ""  # what to do about it
-    wrong: bool = False  # whether requests fail, or lose a feature, because of it
+    is_problem: bool = False  # whether requests fail, or lose a feature, because of it
 
     def __str__(self) -> str:
-        line = f"{self.title:<10} {'✗' if self.wrong else '✓'} {self.text}"
+        line = f"{self.title:<10} {'✗' if self.is_problem else '✓'} {self.text}"
         return f"{line}\n{'':<13}→ {self.advice}" if self.advice else line
 
 
@@ -51,7 +48,7 @@ def report(settings: Settings, client: Client) -> Iterator[Finding]:
     try:
         endpoint = client.services().api_client.endpoint(Request(prompt="?"), settings)
     except NbcodexError as error:
-        yield Finding("server", error.message, error.advice, wrong=True)
+        yield Finding("server", error.message, error.advice, is_problem=True)
     else:
         where = endpoint.base_url or "at an address that is known after the first request"
         yield Finding("server", f"{endpoint.kind}, {where}")
@@ -78,7 +75,7 @@ def check_proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding("proxy", f"{name}: {host}")
         else:
             text = f"{name} is not a valid address."
-            yield Finding("proxy", text, "Write http://HOST:PORT.", wrong=True)
+            yield Finding("proxy", text, "Write http://HOST:PORT.", is_problem=True)
     if not found:
         yield Finding("proxy", "none set")
 
@@ -100,7 +97,7 @@ def check_authorities(environ: Mapping[str, str]) -> Iterator[Finding]:
         problems[f"SSL_CERT_DIR: {folder}"] = problem
     for variable, problem in problems.items():
         advice = "Correct it, or unset it." if problem else ""
-        yield Finding("CA", variable + problem, advice, wrong=bool(problem))
+        yield Finding("CA", variable + problem, advice, is_problem=bool(problem))
     unused = [name for name in _UNUSED_CA_VARIABLES if environ.get(name)]
     if not problems and unused:
         yield Finding("CA", f"{unused[0]} is set but not used.", "Set SSL_CERT_FILE to the same.")
@@ -116,7 +113,7 @@ def check_journal(settings: Settings) -> Iterator[Finding]:
     folder = data_folder(settings)
     if problem := _folder_problem(folder):
         advice = "Set NBCODEX_HOME to another folder. Prompts work, but are kept in memory only."
-        yield Finding("journal", problem, advice, wrong=True)
+        yield Finding("journal", problem, advice, is_problem=True)
     elif is_on_network(folder):
         advice = "Set NBCODEX_HOME to a local folder; two hosts must not use this one at once."
         yield Finding("journal", f"{folder}, on a network file system", advice)
@@ -185,7 +182,7 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
                 advice = "Check the address, the proxy and the CA above."
             case _:
                 advice = error.advice or "Try again later."
-        yield Finding("reached", text, advice, wrong=not has_no_list)
+        yield Finding("reached", text, advice, is_problem=not has_no_list)
     else:
         models = "1 model" if len(names) == 1 else f"{len(names)} models"
         yield Finding("reached", f"{endpoint.host or 'the server'} lists {models}")
@@ -217,9 +214,9 @@ def _check_model(settings: Settings, endpoint: Endpoint, names: list[str]) -> Fi
         return Finding("model", f"{names[0]}, the only one")
     if model is None:
         advice = f"Set NBCODEX_MODEL to one of {examples}"
-        return Finding("model", "none is set.", advice, wrong=True)
+        return Finding("model", "none is set.", advice, is_problem=True)
     # Azure lists the models of a resource, but a request names one of its deployments.
     if model in names or endpoint.kind == "azure":
         return Finding("model", model)
     advice = f"`%codex models` lists the models: {examples}"
-    return Finding("model", f"{model} is not in the server's list.", advice, wrong=True)
+    return Finding("model", f"{model} is not in the server's list.", advice, is_problem=True)

@@ -37,7 +37,7 @@ def test_proxy_is_shown_without_credentials_and_checked(
     environ: dict[str, str], wrong: bool, says: str
 ) -> None:
     found = only(doctor.check_proxies(environ))
-    assert found.wrong == wrong
+    assert found.is_problem == wrong
     assert says in found.text
     assert "secret" not in str(found)
 
@@ -54,7 +54,7 @@ def test_missing_and_unused_certificate_files_are_reported(tmp_path: Path) -> No
     ]
     for environ, wrong, says in cases:
         found = only(doctor.check_authorities(environ))
-        assert found.wrong == wrong, environ
+        assert found.is_problem == wrong, environ
         assert says in found.text
 
 
@@ -86,13 +86,13 @@ def test_unusable_folder_is_wrong_and_advises_another(
     tmp_path: Path, make: Callable[[Path], Path], says: str
 ) -> None:
     found = only(doctor.check_journal(Settings(home=make(tmp_path))))
-    assert found.wrong
+    assert found.is_problem
     assert says in found.text
     assert "NBCODEX_HOME" in found.advice
 
 
 def test_missing_folder_is_accepted_and_not_created(tmp_path: Path) -> None:
-    assert not only(doctor.check_journal(Settings(home=tmp_path / "a" / "b"))).wrong
+    assert not only(doctor.check_journal(Settings(home=tmp_path / "a" / "b"))).is_problem
     assert not (tmp_path / "a").exists()
 
 
@@ -112,7 +112,7 @@ def test_valid_settings_have_no_wrong_finding_and_cost_one_request(
 ) -> None:
     """Key, server and model are found, and the variable of the key is named."""
     found = findings_by_title(simulator, home=tmp_path / "home")
-    assert not any(finding.wrong for finding in found.values())
+    assert not any(finding.is_problem for finding in found.values())
     assert "OPENAI_API_KEY" in found["key"].text
     assert found["model"].text == "gpt-5.6-sol"
     assert [seen.path for seen in simulator.core.log] == ["/v1/models"]
@@ -134,7 +134,7 @@ def test_each_problem_is_one_finding_with_advice(
 ) -> None:
     with simulated(**knobs) as server:
         found = findings_by_title(server, **values)[title]
-    assert found.wrong
+    assert found.is_problem
     assert says in str(found)
 
 
@@ -178,6 +178,6 @@ def test_wrong_address_is_a_wrong_finding(tmp_path: Path, path: str) -> None:
         values = {"base_url": f"http://127.0.0.1:{server.server_port}{path}"}
         reached = findings_by_title(None, home=tmp_path / "home", **values)["reached"]
         server.shutdown()
-    assert reached.wrong
+    assert reached.is_problem
     assert "is not an address of an API: Unexpected endpoint" in reached.text
     assert "/v1" in reached.advice

@@ -10,16 +10,14 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import IPython
 from IPython.core.error import UsageError
+from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 from nbcodex.errors import NbcodexError, Stopped
 from nbcodex.rendering.markdown import code_fence
-
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 MAX_KEPT_ERRORS = 50  # a notebook that fails in a loop must not fill the memory
 MAX_ERROR_CHARS = 10_000  # of one traceback, and of one cell's code; the middle is left out

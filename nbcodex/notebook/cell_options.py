@@ -108,7 +108,7 @@ def _variable(text: str) -> str:
     return text
 
 
-def _checked(check: Callable[[str], object]) -> Callable[[str], str]:
+def _validated_by(check: Callable[[str], object]) -> Callable[[str], str]:
     """Return a type whose values are the texts that `check` accepts."""
 
     def text_if_valid(text: str) -> str:
@@ -158,14 +158,14 @@ def parser() -> argparse.ArgumentParser:
 
     add = cell.add_argument_group("the conversation").add_argument
     thread_help = "conversation to join (default: main)"
-    add("--thread", metavar="NAME", type=_checked(check_thread_name), help=thread_help)
+    add("--thread", metavar="NAME", type=_validated_by(check_thread_name), help=thread_help)
     add("--new", action="store_true", help="start the conversation afresh with this cell")
     add("--no-history", action="store_true", help="neither use nor join the conversation")
 
     add = cell.add_argument_group("waiting and paying").add_argument
     add("-b", "--background", action="store_true", help="run other cells meanwhile")
     patience_help = "longest wait after refusals, without time in the queue: 90s, 10m, 2h"
-    add("--patience", metavar="DURATION", type=_checked(parse_duration), help=patience_help)
+    add("--patience", metavar="DURATION", type=_validated_by(parse_duration), help=patience_help)
     add("--dry-run", action="store_true", help="show tokens and cost, send nothing")
     reuse_help = "show the answer to an equal earlier prompt, at no cost"
     add("--reuse", action="store_true", help=reuse_help)
@@ -173,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     add("--durable", action="store_true", help=durable_help)
 
     add = cell.add_argument_group("the server").add_argument
-    base_url = _checked(lambda text: parse_base_url(text, "This"))
+    base_url = _validated_by(lambda text: parse_base_url(text, "This"))
     add("--api-base", metavar="URL", type=base_url, help="base URL for this request")
     add("--api", choices=APIS, help="API to use")
     return cell

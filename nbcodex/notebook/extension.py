@@ -9,10 +9,11 @@ import contextlib
 import sys
 from argparse import Namespace
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from IPython import get_ipython
 from IPython.core.error import UsageError
+from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from traitlets import TraitError
 
@@ -22,9 +23,6 @@ from nbcodex.notebook import completion
 from nbcodex.notebook.config import Codex
 from nbcodex.notebook.identity import notebook_id
 from nbcodex.settings import JOURNAL_FILENAME, data_folder
-
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 # The settings of before the last unload: `%reload_ext` must not lose typed keys and aliases.
 _config_before_unload: list[Any] = []

@@ -5,26 +5,24 @@ from __future__ import annotations
 from argparse import Namespace
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from IPython.core.error import UsageError
 
 from nbcodex.api import keep_run
 from nbcodex.errors import EntryError, NbcodexError, shorten
+from nbcodex.journal.reads import Entry
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.estimate import Estimate
 from nbcodex.mapping.map_api import MapOptions, describe_unknown_rows, prepare_map, resume_map
 from nbcodex.mapping.map_run import MapRun
 from nbcodex.mapping.map_runner import active_runners
 from nbcodex.notebook import cell_options
+from nbcodex.notebook.session import Session
 from nbcodex.notebook.variables import images_of
 from nbcodex.rendering.html import printable
 from nbcodex.rendering.markdown import escape_inline
 from nbcodex.runtime.clock import format_time
-
-if TYPE_CHECKING:
-    from nbcodex.journal.reads import Entry
-    from nbcodex.notebook.session import Session
 
 # A cell shows the beginnings of the first answers, since its variable has all of them.
 PREVIEW_ROWS = 5
@@ -81,9 +79,9 @@ def _preview(run: MapRun, replies: list[Any], as_text: bool) -> str:
     return "\n".join(["| row | answer |", "| --- | --- |", *lines])
 
 
-def resume_one(session: Session, id_or_prefix: str, **how: bool) -> bool:
+def resume_one(session: Session, id_or_prefix: str, **flags: bool) -> bool:
     """Resume the map that `resume_map` finds; return whether there is one."""
-    run = resume_map(id_or_prefix, **how)
+    run = resume_map(id_or_prefix, **flags)
     if run is None:
         return False
     _run(session, run)
@@ -136,7 +134,7 @@ def journal_line(session: Session, map_id: str, entry: Entry, now: float) -> str
     return f"{map_id} map: {rows}{of}  {when}  {shorten(entry.request.prompt, 40)}"
 
 
-def rows_of(session: Session, id_or_prefix: str) -> list[Entry]:
+def find_rows(session: Session, id_or_prefix: str) -> list[Entry]:
     """Return the rows of a map; none if there is no map of that id."""
     maps = session.journal.maps
     try:

@@ -7,16 +7,20 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from IPython.core.interactiveshell import InteractiveShell
 
 from nbcodex import host
 from nbcodex.client import current
 from nbcodex.errors import Stopped, shorten
 from nbcodex.events import Ending, Failed
+from nbcodex.journal.journal import Journal
 from nbcodex.models import MapListener, Reply, Request
 from nbcodex.notebook import display, identity
+from nbcodex.notebook.config import Codex
 from nbcodex.notebook.display import CellOutput, OutputOptions
-from nbcodex.notebook.display.panel import PanelState
+from nbcodex.notebook.display.panel import ActionName, PanelState
 from nbcodex.notebook.monitor import collector_of
 from nbcodex.notebook.variables import CallerScope
 from nbcodex.rendering import formats
@@ -24,13 +28,6 @@ from nbcodex.rendering.figures import join_figures
 from nbcodex.requests.handle import Handle, PendingReply, reply_or_raise, run_uninterrupted
 from nbcodex.runtime import event_loop
 from nbcodex.settings import Settings
-
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
-    from nbcodex.journal.journal import Journal
-    from nbcodex.notebook.config import Codex
-    from nbcodex.notebook.display.panel import ActionName
 
 
 class Session:
@@ -114,13 +111,9 @@ class Session:
 
     def dry_run(self, request: Request, notes: Collection[str] = ()) -> None:
         """Print the tokens and the cost of a request, without sending it."""
-        client = current()
-        model, estimate = event_loop.run(client.estimate(request, self.settings))
-        base_url = client.services().api_client.endpoint(request, self.settings).base_url
-        tokens = estimate.input_tokens + estimate.output_tokens
-        budgets = client.budget_outlook(self.settings, base_url, tokens=tokens, cost=estimate.cost)
+        model, estimate, budgets = event_loop.run(current().estimate(request, self.settings))
         cost = "" if estimate.cost else "cost unknown"
-        figures = [shorten(model or "", 80), str(estimate), cost, *event_loop.run(budgets), *notes]
+        figures = [shorten(model or "", 80), str(estimate), cost, *budgets, *notes]
         print(f"Dry run, nothing was sent: {join_figures(*figures)}")
 
     def map_listener(self, *, preview: Callable[[bool], str] = lambda _: "") -> MapListener:

@@ -21,22 +21,19 @@ from itertools import chain, islice, repeat
 from numbers import Real
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import IPython
 from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
 
 from nbcodex.errors import ConfigurationError, shorten
+from nbcodex.models import Image
 from nbcodex.notebook import safe_eval
 from nbcodex.notebook.cell_errors import cell_errors
 from nbcodex.notebook.identity import cell_number
 from nbcodex.requests.options import is_drawable, to_image, type_has
 from nbcodex.templating import Field, parse_fields
-
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
-    from nbcodex.models import Image
 
 MAX_LISTED_NAMES = 5  # further names are only counted in the figures line
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from IPython.core.error import UsageError
 from IPython.display import display
@@ -14,11 +13,14 @@ from IPython.display import display
 from nbcodex import host
 from nbcodex.client import current
 from nbcodex.errors import EntryError, NbcodexError, Stopped, render, shorten
+from nbcodex.events import EndAction
 from nbcodex.journal.entry_writer import not_resumable
+from nbcodex.journal.journal import Journal
 from nbcodex.journal.owner import ACTIVE_STATUSES
+from nbcodex.journal.reads import Entry
 from nbcodex.mapping import map_runner, upload
 from nbcodex.mapping.map_runner import MapRunner, active_runners
-from nbcodex.models import match_prefix, new_id
+from nbcodex.models import Request, match_prefix, new_id
 from nbcodex.notebook import identity, map_cells
 from nbcodex.notebook.display import OutputOptions
 from nbcodex.notebook.session import Session
@@ -31,13 +33,7 @@ from nbcodex.requests.handle import Handle
 from nbcodex.requests.options import build_request
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_time
-
-if TYPE_CHECKING:
-    from nbcodex.events import EndAction
-    from nbcodex.journal.journal import Journal
-    from nbcodex.journal.reads import Entry
-    from nbcodex.models import Request
-    from nbcodex.settings import Settings
+from nbcodex.settings import Settings
 
 LISTED_ENTRIES = 20
 MAP_END_TIMEOUT_S = 3.0  # `cancel` and `park` wait no longer for a map of another thread to end
@@ -47,7 +43,7 @@ ERASE_TIMEOUT_S, ERASED_AT_ONCE = 30.0, 8  # of what the provider keeps
 def show_journal(session: Session, prefix: str = "") -> None:
     """List the requests, newest first, or show one in full: journal [ID]."""
     journal, now = session.journal, current().clock.wall()
-    if prefix and (rows := map_cells.rows_of(session, prefix)):
+    if prefix and (rows := map_cells.find_rows(session, prefix)):
         print("\n".join(_entry_line(row, now) for row in rows))
         return
     if prefix:
@@ -94,7 +90,7 @@ def resume(session: Session, prefix: str = "all", *flags: str) -> None:
             session, notebook, at_reset=at_reset, any_server=any_server
         )
         failures = {str(error): error} if error else {}
-    elif at_reset and map_cells.rows_of(session, prefix):
+    elif at_reset and map_cells.find_rows(session, prefix):
         raise UsageError(f"%codex resume: {map_cells.NOT_AT_RESET}")
     elif map_cells.resume_one(session, prefix, any_server=any_server):
         return
@@ -206,7 +202,9 @@ def forget(session: Session, prefix: str) -> None:
     on_disk = current().journal_on_disk(session.settings)
     journals = list(dict.fromkeys(filter(None, (session.journal, on_disk))))
     # Found before their rows are deleted.
-    used = {tag for each in journals for tag in event_loop.run(each.batch_jobs.tags_in_use())}
+    jobs_in_use = {
+        tag for each in journals for tag in event_loop.run(each.batch_jobs.tags_in_use())
+    }
     if prefix != "all":
         for journal in journals:
             try:
@@ -217,7 +215,7 @@ def forget(session: Session, prefix: str) -> None:
                     raise
                 continue
             print(f"{erased} erased.")
-            _forget_elsewhere(session, [journal], durable, used)
+            _erase_remote_copies(session, [journal], durable, jobs_in_use)
             return
     counts = []
     for journal in journals:
@@ -232,10 +230,10 @@ def forget(session: Session, prefix: str) -> None:
     durable = [entry for journal in journals for entry in journal.durable_entries()]
     erased = sum(event_loop.run(journal.delete()) for journal in journals)
     print(f"{erased} erased: {contents}.")
-    _forget_elsewhere(session, journals, durable, used)
+    _erase_remote_copies(session, journals, durable, jobs_in_use)
 
 
-def _forget_elsewhere(
+def _erase_remote_copies(
     session: Session, journals: list[Journal], durable: list[Entry], jobs_in_use: set[str]
 ) -> None:
     """Erase what the provider has of deleted entries, and print what is left, and where."""
@@ -362,7 +360,9 @@ def fix(session: Session, cell: str = "") -> None:
 def new(session: Session, thread: str = MAIN_THREAD) -> None:
     """Start the conversation afresh, as `reset` does: new [THREAD]."""
     current().conversations.start_chapter(session.notebook, thread, session.journal.conversations)
-    print(f"The conversation{_suffix(thread)} starts afresh: earlier turns are not sent again.")
+    print(
+        f"The conversation{_thread_suffix(thread)} starts afresh: earlier turns are not sent again."
+    )
 
 
 def history(session: Session, thread: str = MAIN_THREAD) -> None:
@@ -373,17 +373,17 @@ def history(session: Session, thread: str = MAIN_THREAD) -> None:
         images = f" [{len(turn.images)} images]" if turn.images else ""
         prompt, answer = shorten(turn.prompt, 70), shorten(turn.answer, 70)
         print(f"{number:>3}  {prompt}{images}\n     → {answer}")
-    where = f" in the conversation{_suffix(thread)}" if thread != MAIN_THREAD else ""
+    where = f" in the conversation{_thread_suffix(thread)}" if thread != MAIN_THREAD else ""
     if not turns:
         print(f"There are no turns{where} yet: the next cell sends its prompt alone.")
         return
     tokens, count = sum(map(pricing.estimate_turn_tokens, turns)), len(turns)
     print(
         f"{count} turn{'s' * (count > 1)}{where}, about {tokens:,} token{'s' * (tokens != 1)}; "
-        f"`%codex new{_suffix(thread)}` starts afresh."
+        f"`%codex new{_thread_suffix(thread)}` starts afresh."
     )
 
 
-def _suffix(thread: str) -> str:
+def _thread_suffix(thread: str) -> str:
     """Return a blank and the thread's name; an empty text for the main thread."""
     return "" if thread == MAIN_THREAD else f" {shorten(thread, 60)}"

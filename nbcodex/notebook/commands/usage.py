@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from IPython.display import display
 
 from nbcodex.client import current
-from nbcodex.models import MINUTE
+from nbcodex.models import MINUTE, LimitReading
 from nbcodex.notebook.monitor import collector_of, monitor
 from nbcodex.notebook.session import Session
+from nbcodex.ratelimit.charge_policy import ChargePolicy
+from nbcodex.ratelimit.sharing import LimitState
 from nbcodex.rendering.figures import totals_line
 from nbcodex.requests.budget import parse_new_cap
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_duration
-
-if TYPE_CHECKING:
-    from nbcodex.models import LimitReading
-    from nbcodex.ratelimit.charge_policy import ChargePolicy
-    from nbcodex.ratelimit.sharing import LimitState
 
 # What is charged under each charge policy, in users' words.
 _CHARGED: dict[ChargePolicy, str] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from nbcodex import events
 from nbcodex.errors import BudgetError, shorten
@@ -17,10 +17,8 @@ from nbcodex.models import MINUTE, Reply, Usage, UsageTotals
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.panel import BYTES_PER_TOKEN, PanelState
 from nbcodex.ratelimit.limit_model import stated_bucket
+from nbcodex.ratelimit.sharing import LimitState
 from nbcodex.runtime.clock import format_duration
-
-if TYPE_CHECKING:
-    from nbcodex.ratelimit.sharing import LimitState
 
 PLOT_MINUTES = 60
 MAX_LOG_ENTRIES = 50
@@ -89,7 +87,9 @@ def _apply_event(state: MonitorState, event: events.Event) -> MonitorState:
     request = requests.get(event.request_id)
     if isinstance(event, events.Ending):
         requests.pop(event.request_id, None)
-        return _end(state, event, was_sent=request is not None and request.phase in _AT_SERVER)
+        return _apply_ending(
+            state, event, was_sent=request is not None and request.phase in _AT_SERVER
+        )
     if isinstance(event, TextGrew):
         if request is not None:
             phase: panel.Phase = "thinking" if event.reasoning else "streaming"
@@ -117,10 +117,10 @@ def _apply_event(state: MonitorState, event: events.Event) -> MonitorState:
     if math.isfinite(wait):
         again = f", again in {format_duration(min(wait, panel.MAX_SHOWN_WAIT_S))}"
     message = f"attempt {event.attempt} refused{again} · {why}"
-    return _log(state, event, message, limit_hits=limit is not None)
+    return _add_to_log(state, event, message, limit_hits=limit is not None)
 
 
-def _end(state: MonitorState, event: events.Ending, *, was_sent: bool) -> MonitorState:
+def _apply_ending(state: MonitorState, event: events.Ending, *, was_sent: bool) -> MonitorState:
     reply = event.reply
     if isinstance(event, events.Parked | events.Failed):
         outcome = "parked" if isinstance(event, events.Parked) else "failed"
@@ -129,18 +129,18 @@ def _end(state: MonitorState, event: events.Ending, *, was_sent: bool) -> Monito
         # The message of a budget has other figures each time, which would fill the log.
         is_budget = isinstance(event.error, BudgetError)
         why = "it would exceed your budget" if is_budget else shorten(event.error.message)
-        state = _log(state, event, f"{outcome}: {why}", limit_hits=hit)
+        state = _add_to_log(state, event, f"{outcome}: {why}", limit_hits=hit)
     if not reply.attempts:
         return state  # reused from the journal, or never sent
     usage = reply.usage
-    _count(state, event.at, tokens=(usage.input_tokens or 0) + (usage.output_tokens or 0))
+    _count_in_minute(state, event.at, tokens=(usage.input_tokens or 0) + (usage.output_tokens or 0))
     return replace(state, last=replace(reply, text="", parsed=None))
 
 
-def _log(
+def _add_to_log(
     state: MonitorState, event: events.Event, message: str, *, limit_hits: int = 0
 ) -> MonitorState:
-    _count(state, event.at, limit_hits=limit_hits)
+    _count_in_minute(state, event.at, limit_hits=limit_hits)
     if state.log and state.log[-1].message == message:
         *before, last = state.log
         return replace(state, log=(*before, replace(last, at=event.at, times=last.times + 1)))
@@ -148,7 +148,9 @@ def _log(
     return replace(state, log=(*state.log, entry)[-MAX_LOG_ENTRIES:])
 
 
-def _count(state: MonitorState, at: float, *, tokens: int = 0, limit_hits: int = 0) -> None:
+def _count_in_minute(
+    state: MonitorState, at: float, *, tokens: int = 0, limit_hits: int = 0
+) -> None:
     minutes: dict[int, MinuteStats] = state.minutes  # type: ignore[assignment]  # the copy
     now = int(at // MINUTE)
     old = minutes.get(now, MinuteStats())

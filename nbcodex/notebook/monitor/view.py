@@ -24,7 +24,7 @@ MAX_LISTED_REQUESTS = 50
 
 def monitor_text(state: MonitorState, now: float, wall: float) -> str:
     """Return the monitor as lines of text, at this instant of both clocks."""
-    all_time, elsewhere = "", _elsewhere(state.other_kernels, wall)
+    all_time, elsewhere = "", _other_kernels_text(state.other_kernels, wall)
     if state.all_time is not None:
         totals = figures.totals_line(state.all_time, count_requests=False)
         all_time = f"{_all_time_label(state).lower()}: {totals}"
@@ -54,13 +54,13 @@ def _limits_line(state: MonitorState, label: str, now: float) -> str:
             parts.append(f"~{left:,.0f} of {bucket.limit:,.0f} {kind} left")
     if limits.cooldown_until is not None and limits.cooldown_until > now:
         why = f": {limits.cooldown_limit.name}" if limits.cooldown_limit else ""
-        parts.append(f"closed for another {_wait(limits.cooldown_until - now)}{why}")
+        parts.append(f"closed for another {_wait_text(limits.cooldown_until - now)}{why}")
     if limits.waiting:
         last = earliest_last_send(state, label)
-        wait = "" if last is None or last <= now else f", the last for at least {_wait(last - now)}"
         queue = f"{limits.waiting:,} queued for up to {limits.waiting_tokens:,.0f} tokens"
-        parts.append(queue + wait)
-    model, server = _names(label)
+        wait = _wait_text(last - now) if last is not None and last > now else ""
+        parts.append(queue + (f", the last for at least {wait}" if wait else ""))
+    model, server = _model_and_server(label)
     return f"{model} at {server}: {' · '.join(parts) or 'no limits stated'}"
 
 
@@ -91,7 +91,7 @@ def _hour_line(state: MonitorState, now: float) -> str:
     return f"last hour: {total:,} tokens, at most {peak:,} a minute, {reached}"
 
 
-def _elsewhere(seen: OtherKernels | None, wall: float) -> str:
+def _other_kernels_text(seen: OtherKernels | None, wall: float) -> str:
     if seen is None:
         return ""  # the journal has not been read
     if not seen.kernels:
@@ -110,11 +110,11 @@ def _log_row(entry: LogEntry, now: float, wall: float) -> list[str]:
     return [at, entry.request_id, entry.message + times]
 
 
-def _wait(seconds: float) -> str:
+def _wait_text(seconds: float) -> str:
     return format_duration(min(seconds, MAX_SHOWN_WAIT_S))
 
 
-def _names(label: str) -> tuple[str, str]:
+def _model_and_server(label: str) -> tuple[str, str]:
     # Of a key such as "gpt-5 at https://api.openai.com/v1 ORGANIZATION": "gpt-5" and
     # "api.openai.com/v1".
     model, _, server = label.rpartition(" at ")
@@ -156,7 +156,7 @@ def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]
         "minutes": [[m.tokens, m.limit_hits] for m in last_hour(state, now)],
         "hour": _hour_line(state, now),
         "budget": "; ".join(state.budgets),
-        "elsewhere": _elsewhere(state.other_kernels, wall),
+        "elsewhere": _other_kernels_text(state.other_kernels, wall),
         "log": [_log_row(entry, now, wall) for entry in state.log],
     }
 
@@ -167,33 +167,33 @@ def _totals_row(totals: UsageTotals | None) -> list[str]:
     cost = "unknown" if totals.unpriced else ""
     if totals.cost:
         cost = figures.total_cost(totals, at_least="≥ ")  # the column is narrow
-    about = "≥ " if totals.unknown else "~" if totals.usage.estimated else ""
-    return _row(totals.answers, totals.usage, about, cost, totals.waited)
+    mark = "≥ " if totals.unknown else "~" if totals.usage.estimated else ""
+    return _row(totals.answers, totals.usage, mark, cost, totals.waited)
 
 
 def _last_row(reply: Reply | None) -> list[str]:
     if reply is None:
         return [""] * len(TABLE_COLUMNS)
-    about = "~" if reply.usage.estimated else ""
+    mark = "~" if reply.usage.estimated else ""
     if reply.cost is not None:
-        cost = ("≥ " if reply.unpriced_tools else about) + figures.format_dollars(reply.cost)
+        cost = ("≥ " if reply.unpriced_tools else mark) + figures.format_dollars(reply.cost)
     else:
         cost = "unknown" if reply.usage.total_tokens and not reply.simulated else ""
-    return _row(int(reply.status == "done"), reply.usage, about, cost, reply.waited)
+    return _row(int(reply.status == "done"), reply.usage, mark, cost, reply.waited)
 
 
-def _row(answers: int, usage: Usage, about: str, cost: str, waited: float) -> list[str]:
+def _row(answers: int, usage: Usage, mark: str, cost: str, waited: float) -> list[str]:
     counts = (usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens)
-    tokens = ["" if count is None else f"{about}{count:,}" for count in counts]
+    tokens = ["" if count is None else f"{mark}{count:,}" for count in counts]
     return [f"{answers:,}", *tokens, cost, format_duration(waited) if waited else ""]
 
 
 def _limits_view(state: MonitorState, label: str) -> dict[str, Any]:
-    limits, (model, server) = state.limits[label], _names(label)
+    limits, (model, server) = state.limits[label], _model_and_server(label)
     readings = []
     for kind, reading in (("tokens", limits.tokens), ("requests", limits.requests)):
         if reading is not None:
-            bucket, at = stated_bucket(reading), _ms(state.limits_at)
+            bucket, at = stated_bucket(reading), _milliseconds(state.limits_at)
             level = {"size": bucket.limit, "rate": bucket.rate, "left": bucket.level_at(0.0)}
             readings.append({"kind": kind, "at": at, **level})
     queue = None
@@ -201,13 +201,13 @@ def _limits_view(state: MonitorState, label: str) -> dict[str, Any]:
         queue = {
             "waiting": limits.waiting,
             "tokens": round(limits.waiting_tokens),
-            "last": _ms(earliest_last_send(state, label)),
+            "last": _milliseconds(earliest_last_send(state, label)),
         }
     return {
         "model": model,
         "server": server,
         "readings": readings,
-        "closed_until": _ms(limits.cooldown_until),
+        "closed_until": _milliseconds(limits.cooldown_until),
         "why": limits.cooldown_limit.name
         if limits.cooldown_until and limits.cooldown_limit
         else "",
@@ -225,14 +225,14 @@ def _request_view(id_: str, request: PanelState) -> dict[str, Any]:
         "phase": request.phase,
         "why": why,
         "details": panel.wait_reason(request),
-        "due": _ms(request.resume_at),
-        "since": _ms(request.phase_started_at),
+        "due": _milliseconds(request.resume_at),
+        "since": _milliseconds(request.phase_started_at),
         "attempt": request.attempt,
         "tokens": ", ".join(figures.token_figures(request.usage)),
         "disabled": {name: panel.disabled_reason(request, name) for name in ACTIONS},
     }
 
 
-def _ms(at: float | None) -> int | None:
+def _milliseconds(at: float | None) -> int | None:
     # JSON has no infinity, and JavaScript no integers beyond 2**53.
     return round(at * 1000) if at is not None and abs(at) < 2**42 else None
