@@ -36,24 +36,23 @@ _TITLE = r"""(?:"[^"$\\@`<\[\]]*"|'[^'"$\\@`<\[\]]*')"""
 _LINK_END = rf"(?:\s++{_TITLE})?\s*+\)"
 _IMAGE_TEXT = r"""!\[[^\[\]$\\@"<>`]*+(?=\]\[|\]\()"""
 
-# Constructs that could run, load or link. `_replace_dangerous` changes those of the groups `rest`,
-# `broken`, `define`, `image`, `bang`, `auto` and `open`. The groups `link` and `tag` are harmless:
-# they match first, so that no other does. The quantifiers are possessive, so that hostile text
-# cannot make matching slow.
+# Constructs that could run, load or link. The groups `link` and `tag` are harmless: they match
+# first, so that no other group does. `_replace_dangerous` changes what the other groups match. The
+# quantifiers are possessive, so that hostile text cannot make matching slow.
 _DANGEROUS = re.compile(
     rf"""
-    (?P<link>   \]\(\s*+(?:{_SAFE_DESTINATION}(?=[\s)]))?{_LINK_END} )
-  | \]\(\s*+<(?P<angle>[^<>\n]*+)>(?P<rest>{_LINK_END})
-  | (?P<broken> \]\( )
+    (?P<link>   \]\(\s*+(?:{_SAFE_DESTINATION}(?=[\s)]))?{_LINK_END} )  # a safe link
+  | \]\(\s*+<(?P<angle>[^<>\n]*+)>(?P<angle_end>{_LINK_END})  # a destination in angle brackets
+  | (?P<broken> \]\( )  # the start of any other link
   | (?P<define> \]:(?!\s*+{_SAFE_DESTINATION}(?=\s|\Z)(?:\s++{_TITLE}|(?!\s*+["'(]))) )
-  | (?P<image>  (?<!!){_IMAGE_TEXT} )
-  | (?P<bang>   !(?=\[) )
+  | (?P<image>  (?<!!){_IMAGE_TEXT} )  # an image and its text
+  | (?P<bang>   !(?=\[) )  # the start of any other image
   | (?P<tag>    </?(?i:{_SINGLE_TAGS})[ ]?/?>
               | <(?i:(?P<style>{_STYLE_TAGS})>(?=[^\n]{{0,200}}?</(?P=style)>))
               | </(?i:{_STYLE_TAGS})> | <span>&\#36;</span>
               | <pre><code>[^<>`\[\]$\\!~"\n]*+</code></pre> )
-  | (?<!<)<(?P<auto>(?:https?://|mailto:)[^\s<>\[\]`"!]++|[\w.+-]++@[\w.-]++)>
-  | (?P<open>   <(?=[A-Za-z/!?]) )
+  | (?<!<)<(?P<auto>(?:https?://|mailto:)[^\s<>\[\]`"!]++|[\w.+-]++@[\w.-]++)>  # <address>
+  | (?P<open>   <(?=[A-Za-z/!?]) )  # the start of any other tag
     """,
     re.VERBOSE,
 )
@@ -251,11 +250,12 @@ def _escape_url(found: re.Match[str]) -> str:
 
 def _replace_dangerous(found: re.Match[str], remote_images: bool) -> str:
     kind = found.lastgroup or ""
-    if kind == "rest":
+    if kind == "angle_end":
         target = re.sub(r"\s", "%20", found["angle"].strip())
         target = target.replace("(", "%28").replace(")", "%29")
         safe = not target or re.fullmatch(_SAFE_DESTINATION, target)
-        return f"]({target}{found['rest']}" if safe else found[0].translate(_ESCAPED_PUNCTUATION)
+        end = found["angle_end"]
+        return f"]({target}{end}" if safe else found[0].translate(_ESCAPED_PUNCTUATION)
     if kind == "image" and not remote_images:
         return found[0][1:]
     return found["auto"] if kind == "auto" else _REPLACEMENTS.get(kind, found[0])

@@ -108,8 +108,8 @@ class WidgetView(RequestView):
             before, self._state, self._rendered_at = self._state, state, now
             old, new = panel_view(before), panel_view(state)
             changes = {name: value for name, value in new.items() if value != old[name]}
-            is_same_wait = before.resume_at == state.resume_at and interval <= SLEEP_GAP_S
-            only_figures = is_same_wait and changes.keys() <= _LIVE_FIGURES
+            countdown_is_right = before.resume_at == state.resume_at and interval <= SLEEP_GAP_S
+            only_figures = countdown_is_right and changes.keys() <= _LIVE_FIGURES
             max_chars = MAX_LIVE_CHARS
             if state.phase == "streaming":
                 max_chars = round(MAX_CHARS_PER_S * min(1.0, interval))
@@ -130,8 +130,8 @@ class WidgetView(RequestView):
         try:
             self._slot.finish(bundle, in_place=self.in_background)
         finally:
-            where = f"If no answer is shown here, `%codex journal {self._state.id}` prints it."
-            _end_widget(widget, where)
+            line = f"If no answer is shown here, `%codex journal {self._state.id}` prints it."
+            _end_widget(widget, line)
 
     def discard(self) -> None:
         """Close the widget."""
@@ -147,7 +147,7 @@ class WidgetView(RequestView):
         changes: dict[str, Any] | None = None,
         max_chars: int = MAX_LIVE_CHARS,
     ) -> bool:
-        """Send up to `max_chars` that the page lacks, or all the text; return whether it did."""
+        """Send up to `max_chars` that the page lacks, or the `whole` text; return if it did."""
         unchanged = text is self._text or not (text.chunk_count or self._text.chunk_count)
         if self._widget is None or (unchanged and not self._unsent and not whole):
             return False
