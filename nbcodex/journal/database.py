@@ -115,6 +115,7 @@ class JournalDatabase:
     def _transact(self, jobs: list[Job]) -> list[Any]:
         level = max(job.level for job in jobs)
         connection = self._connection or self._open()
+        connection.gone_owners = {}
         if level is JobLevel.NO_TRANSACTION:  # such a job is passed alone
             return [job.work(connection) for job in jobs]
         if level is JobLevel.SAFE and not self.is_fallback and self._found_inode() != self._inode:

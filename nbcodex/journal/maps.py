@@ -117,7 +117,6 @@ class Maps:
 
         def work(connection: Connection) -> dict[str, Counter[str]]:
             counts_by_map: dict[str, Counter[str]] = {}
-            gone_owners: dict[int, bool] = {}
             rows = connection.execute(
                 f"SELECT *, count(*) AS rows FROM book WHERE {condition} "  # noqa: S608 - constant
                 "GROUP BY batch, status, owner ORDER BY min(seq)",
@@ -125,8 +124,7 @@ class Maps:
             )
             for row in rows:
                 # The rows of a group share status and owner, so one of them represents the others.
-                is_gone = is_abandoned(connection, row, gone_owners)
-                status = "abandoned" if is_gone else row["status"]
+                status = "abandoned" if is_abandoned(connection, row) else row["status"]
                 counts_by_map.setdefault(row["batch"], Counter())[status] += row["rows"]
             return counts_by_map
 
@@ -145,7 +143,7 @@ class BatchJobs:
         """Commit rows as pending; those whose ids are in `existing` have entries, to be claimed."""
 
         def work(connection: Connection) -> InsertResult:
-            inserted, gone_owners = InsertResult(), dict[int, bool]()
+            inserted = InsertResult()
             for request, key in rows:
                 id_, server = request.id, request.origin.server
                 if id_ not in existing:
@@ -158,7 +156,7 @@ class BatchJobs:
                     continue
                 if reply := find_answer(connection, key, id_):
                     inserted.answers[id_] = reply
-                elif tag := _find_other_job(connection, key, gone_owners):
+                elif tag := _find_other_job(connection, key):
                     inserted.other_jobs[id_] = tag
             if rows:
                 # The map has heartbeats of its own, because its rows have no job before the upload.
@@ -304,11 +302,10 @@ class BatchJobs:
         """Return the tags of the jobs that a kernel is waiting for."""
 
         def work(connection: Connection) -> set[str]:
-            gone_owners: dict[int, bool] = {}
             rows = connection.execute(
                 "SELECT * FROM book WHERE part IS NOT NULL AND status = 'waiting'"
             )
-            return {str(r["part"]) for r in rows if not is_abandoned(connection, r, gone_owners)}
+            return {str(r["part"]) for r in rows if not is_abandoned(connection, r)}
 
         return await self._worker.run(work, level=JobLevel.READ, default=set())
 
@@ -316,7 +313,7 @@ class BatchJobs:
         return await self._worker.run(work, level=JobLevel.SAFE, default=default)
 
 
-def _find_other_job(connection: Connection, key: bytes, gone_owners: dict[int, bool]) -> str | None:
+def _find_other_job(connection: Connection, key: bytes) -> str | None:
     """Return the job that holds an equal request, if no kernel is waiting for it."""
     rows = connection.execute(
         """SELECT book.* FROM book JOIN parts ON parts.tag = book.part WHERE book.key =
@@ -325,7 +322,7 @@ def _find_other_job(connection: Connection, key: bytes, gone_owners: dict[int, b
     )
     # While another kernel waits for that job, the row is sent anew: the job might never end.
     for row in rows:
-        if row["status"] == "parked" or is_abandoned(connection, row, gone_owners):
+        if row["status"] == "parked" or is_abandoned(connection, row):
             return str(row["part"])
     return None
 

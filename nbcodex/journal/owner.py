@@ -28,6 +28,9 @@ class Connection(sqlite3.Connection):
 
     owner: Owner
     clock: Clock
+    # Whether other owners are gone, by id: `is_gone` reads /proc, and many rows have one owner.
+    # Emptied for each transaction.
+    gone_owners: dict[int, bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,17 +76,13 @@ def write_heartbeat(connection: Connection) -> None:
     )
 
 
-def is_abandoned(
-    connection: Connection, row: sqlite3.Row, gone_owners: dict[int, bool] | None = None
-) -> bool:
+def is_abandoned(connection: Connection, row: sqlite3.Row) -> bool:
     """Return whether an entry, a row of the view `book`, is unfinished and its owner is gone."""
     if row["status"] not in ACTIVE_STATUSES or row["owner"] == connection.owner.id:
         return False
-    # Kept by owner: `is_gone` reads /proc, and a list has many rows of one owner.
-    gone_owners = {} if gone_owners is None else gone_owners
-    if row["owner"] not in gone_owners:
-        gone_owners[row["owner"]] = is_gone(connection, row)
-    return gone_owners[row["owner"]]
+    if row["owner"] not in connection.gone_owners:
+        connection.gone_owners[row["owner"]] = is_gone(connection, row)
+    return connection.gone_owners[row["owner"]]
 
 
 def is_gone(connection: Connection, row: sqlite3.Row) -> bool:

@@ -204,11 +204,10 @@ def other_kernels(connection: Connection) -> OtherKernels:
 
 def entries_of(connection: Connection, rows: Iterable[sqlite3.Row]) -> list[Entry]:
     """Return the entries in `rows` of the view `book`, as far as they can be read."""
-    gone_owners: dict[int, bool] = {}
     found = []
     for row in rows:
         with contextlib.suppress(ValueError, TypeError, RecursionError):
-            found.append(_entry(row, abandoned=is_abandoned(connection, row, gone_owners)))
+            found.append(_entry(row, abandoned=is_abandoned(connection, row)))
     return found
 
 

@@ -6,7 +6,6 @@ Also decides how often a batch job is polled. It stores nothing and emits no eve
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
@@ -17,7 +16,6 @@ from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.batches import Batch, BatchClient
 from nbcodex.ratelimit import backoff
 from nbcodex.ratelimit.limiter import Patience
-from nbcodex.requests.request_state import RequestState
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ RowResult = CompletedAnswer | NbcodexError
 FIRST_POLL_S, POLL_FACTOR, MAX_POLL_S = 3.0, 1.3, 60.0
 # The last answers of a job are emitted only after its files are erased, which must not take long;
 # what is not erased then is erased by the next map.
-ERASE_ATTEMPTS = 3
+ERASE_PATIENCE_S = 5.0
 
 _NOT_CREATED = Batch(id="", status="")
 
@@ -70,8 +68,11 @@ class BatchApi:
         self._clock, self._random = services.clock, services.rng
 
     async def upload(self, job: PendingJob, data: bytes) -> None:
-        """Upload the input file of a job; raise a NbcodexError if the server refuses it."""
-        file = await self._retrying(lambda: self.client.upload_file(data, job.sample), job=job)
+        """Upload the input file of a job; raise an error if the server refuses it.
+
+        Like `create`, it raises a TransientError if faults last longer than the job's patience.
+        """
+        file = await self._retrying(lambda: self.client.upload_file(data, job.sample), job.patience)
         job.batch = replace(job.batch, input_file=file)
 
     async def create(self, job: PendingJob) -> None:
@@ -87,7 +88,7 @@ class BatchApi:
             was_attempted = True
             return await self.client.create_batch(file, job.sample, metadata=job.metadata)
 
-        job.batch = await self._retrying(create_once, job=job)
+        job.batch = await self._retrying(create_once, job.patience)
 
     async def find(self, job: PendingJob) -> bool:
         """Fetch the state of a job by its id, else by its tag; return whether it was created."""
@@ -137,49 +138,37 @@ class BatchApi:
     async def erase(self, job: PendingJob) -> bool:
         """Erase the files of a job; return whether they are erased."""
         try:
-            await self._retrying(
-                lambda: self.client.delete_files(job.batch, job.sample), attempts=ERASE_ATTEMPTS
-            )
+            patience = Patience(ERASE_PATIENCE_S)
+            await self._retrying(lambda: self.client.delete_files(job.batch, job.sample), patience)
         except NbcodexError as error:
             log.warning("files of %s were not erased: %s", job.batch.id, error)
             return False
         return True
 
     async def _retrying(
-        self,
-        call: Callable[[], Awaitable[ResultT]],
-        *,
-        attempts: float = math.inf,
-        job: PendingJob | None = None,
+        self, call: Callable[[], Awaitable[ResultT]], patience: Patience | None = None
     ) -> ResultT:
-        """Call until it succeeds; with a job that is uploaded, as long as its patience lasts."""
+        """Call until it succeeds; raise its last fault when the patience, if any, is used up."""
         delay = backoff.BACKOFF_INITIAL_S
         while True:
             started_at = self._clock.now()
             try:
                 return await call()
             except TransientError as error:
-                attempts -= 1
-                if attempts <= 0:
-                    raise
-                if job is not None:
-                    job.patience.waited += self._clock.now() - started_at
-                delay = await self._back_off(error, delay, job)
+                if patience is not None:
+                    patience.waited += self._clock.now() - started_at
+                delay = await self._back_off(error, delay, patience)
 
     async def _back_off(
-        self, error: TransientError, delay: float, job: PendingJob | None = None
+        self, error: TransientError, delay: float, patience: Patience | None = None
     ) -> float:
-        """Wait after a temporary fault; return the delay after the next one."""
+        """Wait after a temporary fault, or raise it; return the delay after the next one."""
         stated = 0.0 if error.wait is None else backoff.with_jitter(error.wait, self._random)
         seconds = max(stated, delay + self._random.uniform(0.0, delay))
-        if job is not None:
-            if not job.patience.covers(seconds):
-                # The rows share the error, so it names their map.
-                request = replace(job.sample, id=job.sample.origin.map_id or job.sample.id)
-                state = RequestState(request=request, clock=self._clock)
-                state.patience = job.patience
-                raise state.patience_error(error, self._clock.now() + seconds)
-            job.patience.waited += seconds
+        if patience is not None:
+            if not patience.covers(seconds):
+                raise error
+            patience.waited += seconds
         self.fault = shorten(error.message, 100)
         await self._clock.wait(self._clock.now() + seconds)
         self.fault = ""

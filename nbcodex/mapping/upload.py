@@ -11,12 +11,13 @@ import contextlib
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nbcodex import errors, events
 from nbcodex.errors import NbcodexError
+from nbcodex.events import Listener
 from nbcodex.journal.codec import equality_key
 from nbcodex.mapping.batch_api import BatchApi, PendingJob
 from nbcodex.mapping.batch_rows import (
@@ -31,6 +32,7 @@ from nbcodex.openai_api import pricing
 from nbcodex.openai_api.batches import MAX_BATCH_BYTES, MAX_BATCH_REQUESTS
 from nbcodex.openai_api.pricing import BATCH_TIER
 from nbcodex.requests import structured_output
+from nbcodex.runtime.clock import format_duration
 from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
@@ -49,12 +51,7 @@ class BatchUploader:
     """Uploads the rows of one map. Its methods are called on the loop's thread."""
 
     def __init__(
-        self,
-        services: Services,
-        settings: Settings,
-        emit: Callable[[events.Event], None],
-        *,
-        cancels_jobs: bool = False,
+        self, services: Services, settings: Settings, emit: Listener, *, cancels_jobs: bool
     ) -> None:
         self._services, self._settings = services, settings
         # Whether the provider's jobs are cancelled, and nothing more is uploaded.
@@ -143,12 +140,11 @@ class BatchUploader:
             try:
                 model = await api_client.resolve_model(request, settings)
                 endpoint = api_client.endpoint(request, settings)
-                base_url = endpoint.base_url
                 if not self._cancels_jobs:  # what is only cancelled stays with its own server
                     row.request = request.with_server(endpoint.server)
                 api = self._batch_api.client.api_for(request)
-                row.destination = base_url, api, model, request.patience
-                row.key = equality_key(request, base_url=base_url)
+                row.destination = endpoint.base_url, api, model, request.patience
+                row.key = equality_key(request, base_url=endpoint.base_url)
             except NbcodexError as error:
                 await self._pending.fail([row.request], error)
                 continue
@@ -258,11 +254,15 @@ class BatchUploader:
             await self._batch_jobs.set_remote_ids(job.tag, file_id=job.batch.input_file)
             await self._batch_api.create(job)
         except NbcodexError as error:
-            # The patience is used up. If the job may have been created nevertheless, its rows stay
-            # in it: a resume looks for it.
-            if isinstance(error, errors.ParkedError) and job.batch.input_file:
-                await self._give_up(job, error)
-                return True
+            if isinstance(error, errors.TransientError):
+                patience = format_duration(job.sample.patience)
+                why = f"{error.message} It lasted longer than your patience of {patience}."
+                error = parked_error(job.sample, why)
+                # The job may have been created in spite of the faults: then its rows stay in it,
+                # and a resume looks for it.
+                if job.batch.input_file:
+                    await self._give_up(job, error)
+                    return True
             if job.batch.input_file:
                 await self._batch_api.erase(job)
             del self._uploaded_jobs[job.tag]
