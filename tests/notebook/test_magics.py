@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx2
+import openai
 import pytest
 from IPython.core.completer import MATCHES_LIMIT, provisionalcompleter
 from IPython.core.error import UsageError
@@ -442,6 +443,21 @@ def test_kept_prompt_goes_to_no_other_server(
     assert current().journal(Settings.read()).find_entry(id_).status == "parked"
     ip.run_line_magic("codex", command.replace("ID", id_))
     assert simulator.prompts == ["hello"]
+
+
+def test_retry_sends_a_kept_prompt_to_no_server_of_an_async_factory(
+    ip: Any, simulator: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id_ = parked_id(ip)
+
+    async def factory() -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(api_key="other", base_url=GATEWAY)
+
+    (config,) = [c for c in ip.configurables if type(c).__name__ == "Codex"]
+    monkeypatch.setattr(config, "client", factory)
+    with pytest.raises(EntryError, match="for localhost, but requests go to gateway"):
+        ip.run_line_magic("codex", f"retry {id_}")
+    assert simulator.prompts == []
 
 
 @pytest.mark.parametrize("flags", ["", "--new-server"])

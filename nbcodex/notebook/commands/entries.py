@@ -143,8 +143,9 @@ def retry(session: Session, prefix: str, flag: str = "") -> None:
     if flag not in {"", "--new-server"}:
         raise UsageError(f"%codex retry: there is no option {flag}")
     if not flag:
-        api_client = client.services().api_client
-        check_server(request, api_client.endpoint(request, session.settings), command="retry")
+        await_endpoint = client.services().api_client.await_endpoint
+        endpoint = event_loop.run(await_endpoint(request, session.settings))
+        check_server(request, endpoint, command="retry")
     origin = identity.current_origin(session.shell, variable=request.origin.variable)
     origin = replace(origin, position=request.origin.position)
     # Without `reuse`, because another answer than the stored one is wanted.
@@ -259,7 +260,7 @@ async def _erase_at_provider(
         # Without its answer, a request that is running would be sent again.
         is_running = entry.status in ACTIVE_STATUSES and not entry.abandoned
         with contextlib.suppress(NbcodexError):
-            check_server(request, client.endpoint(request, settings))
+            check_server(request, await client.await_endpoint(request, settings))
             if not is_running and time.monotonic() < until:
                 if not entry.reply:  # the server may still be working on it
                     await client.cancel_response(request, settings, position=position)
