@@ -173,7 +173,7 @@ class Client:
         await budget.refresh(self.budget_journal(settings))
         return budget.usage_lines(settings.budgets)
 
-    async def budget_outlook(
+    async def budget_remaining(
         self, settings: Settings, base_url: str, *, tokens: int, cost: float | None
     ) -> list[str]:
         """Return, as text, what each of the user's caps leaves for `tokens` and a known `cost`."""
@@ -185,7 +185,7 @@ class Client:
         expected = SpendAmount(tokens=tokens, dollars=cost or 0.0)
         # A server on this machine costs nothing.
         is_priced = cost is not None or pricing.is_local_server(base_url)
-        return budget.outlook(settings.budgets, expected, is_priced=is_priced)
+        return budget.remaining_lines(settings.budgets, expected, is_priced=is_priced)
 
     async def save_cap(self, settings: Settings, cap: SpendingCap | None) -> None:
         """Set the cap of all kernels that share the journal; None removes it."""
@@ -208,7 +208,7 @@ class Client:
         await asyncio.to_thread(pricing.load_prices)
         estimate = services.budget.estimate(request, model=model, base_url=base_url)
         tokens = estimate.input_tokens + estimate.output_tokens
-        budgets = self.budget_outlook(settings, base_url, tokens=tokens, cost=estimate.cost)
+        budgets = self.budget_remaining(settings, base_url, tokens=tokens, cost=estimate.cost)
         return model, estimate, await budgets
 
     def join(
@@ -263,8 +263,7 @@ class Client:
 
     def active_handles(self) -> list[Handle]:
         """Return the requests of this process that have not ended, oldest first."""
-        # A list of references first: iterating over the dictionary would fail while another thread
-        # starts a request.
+        # References first: iterating over the handles fails while a thread starts a request.
         handles = [reference() for reference in self._handles.valuerefs()]
         return [handle for handle in handles if handle is not None and not handle.done]
 

@@ -37,7 +37,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 class Advice(str):
-    """What the user can do, in a cell; `script` says the same of a call in Python code."""
+    """Advice for the user of a cell; `script` is that for a script, which has no magics."""
 
     script: str
 

@@ -108,7 +108,7 @@ def estimate(
     scaled["equal"] += repeated_rows
     tokens = scaled["input_tokens"] + scaled["output_tokens"]
     # On the event loop, because what other kernels use of the budget is read from the journal.
-    outlook = client.budget_outlook(requests.settings, base_url, tokens=tokens, cost=cost)
+    outlook = client.budget_remaining(requests.settings, base_url, tokens=tokens, cost=cost)
     budgets = tuple(event_loop.run(outlook))
     return replace(counted, **scaled, cost=cost, budgets=budgets)
 

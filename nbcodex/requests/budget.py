@@ -35,8 +35,7 @@ REFRESH_INTERVAL_S = 5.0
 
 DEFAULT_OUTPUT_TOKENS = 500  # expected of an answer until the session has had one
 
-# The output that is reserved from rate limits for a request without `max_output`; the limiter
-# learns which share of it answers really use.
+# Reserved from rate limits without `max_output`; the limiter learns which share is really used.
 UNBOUNDED_OUTPUT_TOKENS = 1_000
 
 # Matches ``200k``, ``1.5m/day``, ``200,000tokens``, ``$5``, ``20usdpermonth``.
@@ -211,19 +210,21 @@ class Budget:
         # A server on this machine has no price, because it costs nothing.
         is_free = expected.cost is None and pricing.is_local_server(base_url)
         checked = [cap for cap in in_force if not (is_free and cap.unit == "dollars")]
-        lasting = [cap for cap in checked if cap.period != "session"]  # the journal counts these
+        calendar_caps = [
+            cap for cap in checked if cap.period != "session"
+        ]  # the journal counts these
         # A request that is sent again replaces its reservation by one with its broken attempts.
         self.release(request.id)
         amount = expected.amount + broken
         for cap in checked:
             _check_price(request, expected, cap)
-            if cap not in lasting:
+            if cap not in calendar_caps:
                 self._check_cap(request, expected, amount, cap)
         # Reserved before the journal is awaited, so that other requests take it into account.
         self._reservations[request.id] = amount, in_force
         self._reserved += amount
         try:
-            if lasting:
+            if calendar_caps:
                 # The journal decides, in one transaction. It returns the figures from before that,
                 # by which the check below finds the cap that is exceeded.
                 self._all_kernels = await journal.reserve_budget(
@@ -232,10 +233,10 @@ class Budget:
                     today=self._today(),
                     allowed=lambda spending: all(
                         cap.allows(amount, used=cap.used_by_kernels(spending, with_reserved=True))
-                        for cap in lasting
+                        for cap in calendar_caps
                     ),
                 )
-            for cap in lasting:
+            for cap in calendar_caps:
                 self._check_cap(request, expected, amount, cap)
         except BaseException:
             self.release(request.id)
@@ -267,10 +268,7 @@ class Budget:
     def commit(
         self, request_id: str, reply: Reply, *, assumed: SpendAmount | None = None
     ) -> tuple[str, ...]:
-        """Count what a request has used; return the warnings that are due, each only once.
-
-        A reply of unknown usage counts as `assumed`, or as what was reserved for it.
-        """
+        """Count a reply, of unknown usage as `assumed` or reserved; return new warnings."""
         assumed = self.reserved_for(request_id) if assumed is None else assumed
         caps = self.release(request_id)
         if reply.reused or not reply.attempts:
@@ -295,8 +293,7 @@ class Budget:
 
     def reserved_for(self, request_id: str) -> SpendAmount:
         """Return what is reserved for a request."""
-        amount, _ = self._reservations.get(request_id, (_NO_SPEND, ()))
-        return amount
+        return self._reservations.get(request_id, (_NO_SPEND, ()))[0]
 
     def release(self, request_id: str) -> tuple[SpendingCap, ...]:
         """Drop a request's reservation; return the caps that it was checked against."""
@@ -309,7 +306,9 @@ class Budget:
         """Return, as text, how much of each cap in force is used, as of the last `refresh`."""
         return [cap.describe_used(self._used(cap)) for cap in self._in_force(caps)]
 
-    def outlook(self, caps: Iterable[str], expected: SpendAmount, *, is_priced: bool) -> list[str]:
+    def remaining_lines(
+        self, caps: Iterable[str], expected: SpendAmount, *, is_priced: bool
+    ) -> list[str]:
         """Return, as text, what each cap in force leaves for what is `expected` to be used."""
         lines = []
         for cap in self._in_force(caps):

@@ -345,11 +345,10 @@ class PendingReply(Reply):
             return f"*{self.id} is still running; reading its text waits for it.*"
         return str(self._now()._repr_markdown_())
 
-    def __copy__(self) -> PendingReply:
+    def __deepcopy__(self, _memo: object = None) -> PendingReply:
         return self
 
-    def __deepcopy__(self, _memo: object) -> PendingReply:
-        return self
+    __copy__ = __deepcopy__
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process cannot wait for this process's request: it gets the reply as it is now.

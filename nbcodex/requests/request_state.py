@@ -171,10 +171,7 @@ class RequestState:
             self.partial.add_note(note)
 
     def backoff_s(self, exponential: float) -> float:
-        """Return the seconds to wait after a failed attempt.
-
-        `exponential` is the wait that grows with the number of failed attempts.
-        """
+        """Return the seconds to wait; `exponential` is what grows with each failed attempt."""
         if isinstance(self.error, LimitError):
             return exponential if self.stated_wait is None else self.stated_wait
         # The wait grows even if an overloaded server asks for the same short one each time.

@@ -86,10 +86,7 @@ class Services:
     async def count_spending(
         self, replies: Sequence[Reply], settings: Settings, *, assumed: SpendAmount | None = None
     ) -> None:
-        """Count what requests have used, unless the journal has done so with their endings.
-
-        A reply of unknown usage counts as `assumed`.
-        """
+        """Count replies, of unknown usage as `assumed`, unless their entries' journal does so."""
         budget_journal = self.budget_journal(settings)
         if budget_journal is not self.journal(settings):
             await budget_journal.count_spending(replies, assumed=assumed)
@@ -148,12 +145,8 @@ class RequestRunner:
         # Until here, `end` does not cancel the task: one that is cancelled before its first step
         # would never emit an ending.
         self._is_cancellable = True
-        self._emit(
-            events.Queued,
-            model=state.model,
-            patience=self._request.patience,
-            prompt=errors.shorten(self._request.prompt, PROMPT_PREVIEW_CHARS),
-        )
+        prompt = errors.shorten(self._request.prompt, PROMPT_PREVIEW_CHARS)
+        self._emit(events.Queued, model=state.model, patience=self._request.patience, prompt=prompt)
         ending = await self._find_ending()
         # From here on, Stop cannot turn an answer into an interruption.
         self._is_cancellable = False
@@ -459,15 +452,11 @@ class RequestRunner:
 
     async def _back_off(self, seconds: float) -> None:
         """Report the wait before the next attempt, and wait."""
-        error = self.state.error
+        error, attempt, waited = self.state.error, self.state.attempts, self.state.waited
         resume_at = await self._start_cooldown(error, self._clock.now() + seconds)
         self._waiter.start_cooldown(resume_at)
         self._emit(
-            events.BackingOff,
-            error=error,
-            attempt=self.state.attempts,
-            resume_at=resume_at,
-            waited=self.state.waited,
+            events.BackingOff, error=error, attempt=attempt, resume_at=resume_at, waited=waited
         )
         await self._entry.record_wait(resume_at)
         # A cooldown is waited out in `acquire`, before the next attempt.
