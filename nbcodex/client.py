@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import os
 import threading
+from collections import Counter, defaultdict
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -50,20 +51,19 @@ class SessionTotals:
     """A listener that sums up what this process has used, by model."""
 
     def __init__(self) -> None:
-        self.by_model: dict[str, UsageTotals] = {}
-        self._refusals: dict[str, int] = {}
+        self.by_model: defaultdict[str, UsageTotals] = defaultdict(UsageTotals)
+        self._refusals: Counter[str] = Counter()  # of running requests, by id
 
     def __call__(self, event: Event) -> None:
         """Count an event, on the loop's thread."""
         if isinstance(event, BackingOff) and event.limit is not None:
-            self._refusals[event.request_id] = self._refusals.get(event.request_id, 0) + 1
+            self._refusals[event.request_id] += 1
         elif isinstance(event, Ending):
             refusals = self._refusals.pop(event.request_id, 0)
             # A reused answer, or a request that was never sent, has used nothing.
             if event.reply.attempts:
                 model = event.reply.model or "unknown"
-                more = UsageTotals.of(event.reply, refusals=refusals)
-                self.by_model[model] = self.by_model.get(model, UsageTotals()) + more
+                self.by_model[model] += UsageTotals.of(event.reply, refusals=refusals)
 
     @property
     def total(self) -> UsageTotals:

@@ -178,8 +178,6 @@ class Schema:
     model: Any = field(default=None, repr=False, compare=False)
 
 
-# The names of this record's fields, and of those of Turn, Schema and Image, are part of the key by
-# which the journal recognizes equal requests: renaming one would disable the reuse of all answers.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOptions:
     """What is given for one request, beside its prompt. None: as the settings say."""
@@ -205,6 +203,8 @@ class RequestOptions:
         return cls(**{name: value for name, value in arguments.items() if name in names})
 
 
+# The names of this record's fields, and of those of Turn, Schema and Image, are part of the key by
+# which the journal recognizes equal requests: renaming one would disable the reuse of all answers.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """A prompt, a model and options; immutable, so that a retry sends what was asked."""
