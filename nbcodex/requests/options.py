@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from nbcodex.errors import ConfigurationError, shorten
-from nbcodex.models import Api, Image, Origin, Request, RequestOptions, Turn
+from nbcodex.models import Api, Image, Origin, Request, RequestOptions
 from nbcodex.requests import structured_output
 from nbcodex.settings import Settings, parse_duration
 
@@ -28,7 +28,6 @@ def build_request(
     options: RequestOptions | None = None,
     *,
     origin: Origin | None = None,
-    turns: Iterable[Turn] = (),
 ) -> Request:
     """Return the request, or raise a ConfigurationError if an option is invalid."""
     if not isinstance(prompt, str) or not prompt.strip():
@@ -58,7 +57,7 @@ def build_request(
         "reuse": settings.reuse if options.reuse is None else options.reuse,
         "origin": origin or Origin(),
     }
-    return Request(prompt=prompt, turns=tuple(turns), **{**given, **converted})
+    return Request(prompt=prompt, **{**given, **converted})
 
 
 def check_thread_name(name: str) -> None:
