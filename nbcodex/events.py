@@ -121,7 +121,8 @@ class Failed(Event):
 
     error: NbcodexError
     reply: Reply
-    entry_unchanged: bool = False  # whether a request was not resumed, so that its entry stays
+    # Whether a resumed request failed before it was resumed: its journal entry stays as it was.
+    entry_unchanged: bool = False
 
 
 # Exactly one of these is the last event of every request.

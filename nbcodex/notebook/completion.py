@@ -8,17 +8,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from IPython.core.completer import MATCHES_LIMIT, SimpleCompletion, context_matcher
+from IPython.core import completer
+from IPython.core.interactiveshell import InteractiveShell
 
+from nbcodex.notebook.config import Codex
 from nbcodex.settings import DEFAULT_MODEL
-
-if TYPE_CHECKING:
-    from IPython.core.completer import CompletionContext, SimpleMatcherResult
-    from IPython.core.interactiveshell import InteractiveShell
-
-    from nbcodex.notebook.config import Codex
 
 # Reasoning efforts of OpenAI's models; which of them a model accepts is up to the server.
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
@@ -32,8 +28,8 @@ _LITERAL_ARGUMENT = re.compile(r"[a-z-]+")  # ``off`` or ``--at-reset``, but not
 def install(shell: InteractiveShell, config: Codex) -> None:
     """Complete the lines of our magics in a shell."""
 
-    @context_matcher(identifier=_MATCHER_ID, priority=100)  # type: ignore[untyped-decorator]
-    def complete(context: CompletionContext) -> SimpleMatcherResult:
+    @completer.context_matcher(identifier=_MATCHER_ID, priority=100)  # type: ignore[untyped-decorator]
+    def complete(context: completer.CompletionContext) -> completer.SimpleMatcherResult:
         magic, *words = context.text_until_cursor.split() or [""]
         if context.text_until_cursor[-1:].isspace():
             words.append("")
@@ -46,9 +42,11 @@ def install(shell: InteractiveShell, config: Codex) -> None:
                 names = list(_line_candidates(words, config))
         word = words[-1] if words else ""
         # A server can list a million models, of which IPython would show no more.
-        matching = [name for name in names if name.startswith(word)][:MATCHES_LIMIT]
+        matching = [name for name in names if name.startswith(word)][: completer.MATCHES_LIMIT]
         return {
-            "completions": [SimpleCompletion(text=name, type="magic") for name in matching],
+            "completions": [
+                completer.SimpleCompletion(text=name, type="magic") for name in matching
+            ],
             "matched_fragment": word,
             "suppress": bool(names),  # Jedi would complete the line as Python
             "ordered": True,

@@ -24,7 +24,7 @@ from nbcodex.notebook.config import Codex
 from nbcodex.notebook.identity import notebook_id
 from nbcodex.settings import JOURNAL_FILENAME, data_folder
 
-# The settings of before the last unload: `%reload_ext` must not lose typed keys and aliases.
+# The settings before the last unload: `%reload_ext` must not lose typed keys and aliases.
 _config_before_unload: list[Any] = []
 
 

@@ -91,17 +91,17 @@ def _hour_line(state: MonitorState, now: float) -> str:
     return f"last hour: {total:,} tokens, at most {peak:,} a minute, {reached}"
 
 
-def _other_kernels_text(seen: OtherKernels | None, wall: float) -> str:
-    if seen is None:
+def _other_kernels_text(others: OtherKernels | None, wall: float) -> str:
+    if others is None:
         return ""  # the journal has not been read
-    if not seen.kernels:
+    if not others.kernels:
         return "no open requests"
     until = ""
-    if seen.resume_at is not None and wall < seen.resume_at < wall + MAX_SHOWN_WAIT_S:
-        until = f", the next at {format_time(seen.resume_at, now=wall)}"
-    waiting = f", {seen.waiting:,} waiting{until}" if seen.waiting else ""
-    kernels = "1 has" if seen.kernels == 1 else f"{seen.kernels:,} have"
-    return f"{kernels} {seen.requests:,} open{waiting}"
+    if others.resume_at is not None and wall < others.resume_at < wall + MAX_SHOWN_WAIT_S:
+        until = f", the next at {format_time(others.resume_at, now=wall)}"
+    waiting = f", {others.waiting:,} waiting{until}" if others.waiting else ""
+    kernels = "1 has" if others.kernels == 1 else f"{others.kernels:,} have"
+    return f"{kernels} {others.requests:,} open{waiting}"
 
 
 def _log_row(entry: LogEntry, now: float, wall: float) -> list[str]:
