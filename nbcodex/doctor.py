@@ -170,19 +170,17 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
     try:
         names = event_loop.run(api_client.list_models(replace(settings, idle_timeout=timeout_s)))
     except NbcodexError as error:
-        text, has_no_list = error.message, False
-        match error:
-            case ModelError() if not is_wrong_address(error):
-                # A server without a list of models may still answer prompts.
-                text, has_no_list = "the server has no list of models (404)", True
-                advice = "Name one with -m."
-            case CredentialsError():
+        if isinstance(error, ModelError) and not is_wrong_address(error):
+            # A server without a list of models may still answer prompts.
+            text = "the server has no list of models (404)"
+            yield Finding("reached", text, "Name one with -m.")
+        else:
+            advice = error.advice or "Try again later."
+            if isinstance(error, CredentialsError):
                 advice = f"{endpoint.host} rejects the key. Is it the key of this host?"
-            case TransportError():
+            elif isinstance(error, TransportError):
                 advice = "Check the address, the proxy and the CA above."
-            case _:
-                advice = error.advice or "Try again later."
-        yield Finding("reached", text, advice, is_problem=not has_no_list)
+            yield Finding("reached", error.message, advice, is_problem=True)
     else:
         models = "1 model" if len(names) == 1 else f"{len(names)} models"
         yield Finding("reached", f"{endpoint.host or 'the server'} lists {models}")
