@@ -194,10 +194,13 @@ class CellOutput:
 
         `note` is added to the line of figures.
         """
-        reply, is_wanted = self._state.reply, not self._options.only_if_waiting
+        reply = self._state.reply
         if reply is None or not self._is_open:
-            self._view.discard()  # what was prepared, but never shown
-        if reply is None or not (self._is_open or (is_wanted and (reply or reply.text))):
+            # A view that gets no answer, or was prepared and never shown.
+            self._view.discard()
+        if reply is None or not (self._is_open or reply or reply.text):
+            return
+        if self._options.only_if_waiting and not self._is_open:
             return
         self._notes.append(note)
         bundle, *others = self.final_bundles(reply)

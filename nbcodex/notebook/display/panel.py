@@ -146,9 +146,9 @@ def apply_event(state: PanelState, event: events.Event) -> PanelState:
             )
         case events.CoolingDown(queued=True):
             reason = "Queued for capacity: the limit is fully used"
-            queued = replace(_start_wait(state, event, "queued"), limit=None, reason=reason)
+            queued = _start_wait(state, event, "queued")
             # Queueing for capacity is not counted as waiting.
-            return replace(queued, wait_started_at=None)
+            return replace(queued, limit=None, reason=reason, wait_started_at=None)
         case events.CoolingDown():
             return _start_wait(state, event, "cooldown")
         case events.BackingOff(error=error):
