@@ -7,8 +7,9 @@ chapter. If not all turns fit the model's context, the oldest are left out.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, takewhile
+from itertools import accumulate
 
 from nbcodex.journal.conversations import ConversationStore, StoredConversation, TurnCandidate
 from nbcodex.models import Request, Turn, TurnPosition
@@ -108,15 +109,11 @@ def _turns_before(
     """Return the newest `limit` turns before a position in its chapter, oldest first."""
     if position.starts_new:
         return []
-    newest: dict[int, TurnCandidate] = {}  # by number, like the next
-    done: dict[int, TurnCandidate] = {}
-    for turn in stored.candidates:
-        is_earlier = position.number is None or turn.number < position.number
-        if turn.chapter == position.chapter and is_earlier:
-            newest[turn.number] = turn
-            # A cell that failed when it was run again keeps its last answer as a turn.
-            if turn.is_done:
-                done[turn.number] = turn
+    of_chapter = [turn for turn in stored.candidates if turn.chapter == position.chapter]
+    earlier = [t for t in of_chapter if position.number is None or t.number < position.number]
+    newest = {turn.number: turn for turn in earlier}
+    # A cell that failed when it was run again keeps its last answer as a turn.
+    done = {turn.number: turn for turn in earlier if turn.is_done}
     start = max((number for number, turn in newest.items() if turn.begins), default=0)
     turns = store.read_turns([done[number].entry for number in sorted(done) if number >= start])
     return turns if limit is None else turns[max(0, len(turns) - limit) :]
@@ -132,8 +129,7 @@ def _newest_that_fit(turns: list[Turn], request: Request, *, model: str | None) 
     context = pricing.context_window(model) or DEFAULT_CONTEXT_TOKENS
     answer_tokens = request.max_output or min(FREE_ANSWER_TOKENS, context // 8)
     available = context * USABLE_CONTEXT_SHARE - answer_tokens - request_tokens
-    count = sum(1 for _ in takewhile(lambda tokens: tokens <= available, sums))
-    return turns[len(turns) - count :]
+    return turns[len(turns) - bisect_right(sums, available) :]
 
 
 def _repeated_turn(

@@ -71,9 +71,7 @@ def to_schema(given: object) -> Schema | None:
         )
     try:
         return _schema_of_type(given)
-    except TypeError as error:
-        if "unhashable" not in str(error):
-            raise
+    except TypeError:  # it has no hash, such as Annotated[int, []]
         return _schema_of_type.__wrapped__(given)
 
 
@@ -180,9 +178,8 @@ def mismatch_error(
     """Return the error of an answer that does not fit; `repair_error` prevented another one."""
     wanted = f"the schema {schema.name}" if schema and schema.definition else "JSON"
     twice = ", asked twice" if asked == "twice" else ""
-    why_once = ""
-    if repair_error:
-        why_once = f" It could not be asked again: {shorten(repair_error.message, 120)}"
+    reason = shorten(repair_error.message, 120) if repair_error else ""
+    why_once = f" It could not be asked again: {reason}" if reason else ""
     return AnswerError(
         f"The answer does not fit {wanted}{twice}. {mismatch}{why_once}",
         advice="Its text is kept: it is shown, in the Reply of -o, and in this error's `reply`.",
