@@ -216,7 +216,7 @@ class MapRun:
             error = failure if isinstance(failure, NbcodexError) else NbcodexError(str(failure))
         if reply and row.entry is not None and row.request is not None:
             # A resumed request is from the journal, which does not keep the schema's class.
-            reply = structured_output.reusable(row.request, reply) or reply
+            reply = structured_output.parse_reused(row.request, reply) or reply
         if error is None:
             self._shared_failures = 0
         else:
@@ -365,7 +365,7 @@ class MapRun:
             return
         # The journal has the text of an answer, not the object that was parsed from it.
         if row.request is not None:
-            reply = structured_output.reusable(row.request, reply) or reply
+            reply = structured_output.parse_reused(row.request, reply) or reply
         self._set_reply(row, reply)
         self.backend.counter.count_restored(reply)
 

@@ -166,7 +166,7 @@ class BatchUploader:
             if id_ in inserted.unavailable:
                 lost = errors.EntryError(f"Row {id_} is done, or another kernel is working on it.")
                 ended.append(self._pending.failed_ending(request, lost))
-            elif reply := structured_output.reusable(request, inserted.answers.get(id_)):
+            elif reply := structured_output.parse_reused(request, inserted.answers.get(id_)):
                 ended.append(events.Finished(request_id=id_, at=self._clock.now(), reply=reply))
             elif (tag := inserted.other_jobs.get(id_)) and tag not in self._closed_tags:
                 self._waiting.setdefault(tag, []).append(row)

@@ -171,7 +171,7 @@ class RequestRunner:
         try:
             if self._end_action:
                 raise asyncio.CancelledError
-            reused = structured_output.reusable(self._request, await self._insert_or_claim())
+            reused = structured_output.parse_reused(self._request, await self._insert_or_claim())
             return self._event(events.Finished, reply=reused or await self._answer())
         except asyncio.CancelledError:
             if self._end_action is None:

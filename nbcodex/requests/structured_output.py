@@ -122,7 +122,7 @@ def _parse_json(text: str) -> Any:
         raise SchemaMismatchError(f"It is not valid JSON ({shorten(reason, 100)}).") from None
 
 
-def reusable(request: Request, reply: Reply | None) -> Reply | None:
+def parse_reused(request: Request, reply: Reply | None) -> Reply | None:
     """Return an answer of the journal, parsed; None if it does not fit the schema."""
     if reply is None or request.schema is None:
         return reply
