@@ -315,12 +315,12 @@ def _prepare_map(arguments: Mapping[str, Any]) -> Any:
     """Return a run that is ready to be started, or the `Estimate` of a dry run."""
     # Imported here: a single prompt needs none of this.
     from nbcodex.mapping.estimate import Estimate
-    from nbcodex.mapping.map_api import MapOptions, prepare_map
+    from nbcodex.mapping.map_api import prepare_map
 
     names = ("limit", "dry_run", "row_key", "on_error", "engine", "confirm")
     map_arguments = {name: arguments[name] for name in names}
-    options = MapOptions(**map_arguments, request=RequestOptions.from_arguments(arguments))
-    run = prepare_map(arguments["template"], arguments["data"], options)
+    options = RequestOptions.from_arguments(arguments)
+    run = prepare_map(arguments["template"], arguments["data"], options, **map_arguments)
     if not isinstance(run, Estimate):
         keep_run(run)
     return run

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from nbcodex import host
@@ -36,36 +36,31 @@ RERUN_SAMPLE_ROWS = 5
 kept_runs: dict[str, MapRun] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class MapOptions:
-    """The options of `nbcodex.map`; `request` holds those that it shares with `nbcodex.ask`."""
-
-    limit: int | None = None
-    dry_run: bool = False
-    row_key: RowKey = None
-    on_error: OnError = "keep"
-    engine: str = "live"
-    confirm: bool | None = None
-    request: RequestOptions = field(default_factory=RequestOptions)
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
-            raise ConfigurationError("limit must be a number of rows, 1 or more.")
-        if self.on_error not in ("keep", "raise"):
-            raise ConfigurationError("on_error must be 'keep' or 'raise'.")
-        if self.engine not in BACKENDS:
-            raise ConfigurationError(
-                f"engine={self.engine!r} is unknown.",
-                advice="'live' sends row by row, 'batch' uploads all rows together.",
-            )
-
-
 def prepare_map(
-    template: PromptSource, data: Any, options: MapOptions, *, variable: str | None = None
+    template: PromptSource,
+    data: Any,
+    request_options: RequestOptions,
+    *,
+    variable: str | None = None,
+    limit: int | None = None,
+    dry_run: bool = False,
+    row_key: RowKey = None,
+    on_error: OnError = "keep",
+    engine: str = "live",
+    confirm: bool | None = None,
 ) -> MapRun | Estimate:
     """Return a map that is ready to be executed, or for a dry run what it would use."""
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ConfigurationError("limit must be a number of rows, 1 or more.")
+    if on_error not in ("keep", "raise"):
+        raise ConfigurationError("on_error must be 'keep' or 'raise'.")
+    if engine not in BACKENDS:
+        raise ConfigurationError(
+            f"engine={engine!r} is unknown.",
+            advice="'live' sends row by row, 'batch' uploads all rows together.",
+        )
     client, settings = current(), host.current.settings()
-    inputs = read_input(data, limit=options.limit)
+    inputs = read_input(data, limit=limit)
     map_id = f"m{secrets.token_hex(4)}"
     origin = replace(
         host.current.origin(),
@@ -73,20 +68,20 @@ def prepare_map(
         map_id=map_id,
         row_count=inputs.total,
         data_kind=inputs.kind,
-        engine=options.engine,
+        engine=engine,
     )
     requests = RowRequests(
-        template, inputs, options.request, row_key=options.row_key, settings=settings, origin=origin
+        template, inputs, request_options, row_key=row_key, settings=settings, origin=origin
     )
     if isinstance(inputs, FrameInput):
         inputs.schema_fields = schema_fields(requests.schema)
         inputs.refills_columns = _is_rerun(inputs, requests, client.journal(settings))
-    if options.dry_run:
+    if dry_run:
         return estimate(inputs, requests, client)
-    if options.confirm is not True:
+    if confirm is not True:
         confirm_start(inputs, requests, client, host.current.confirm)
-    backend = BACKENDS[options.engine](client, settings, map_id=map_id)
-    return MapRun(inputs, requests, backend, origin=origin, on_error=options.on_error)
+    backend = BACKENDS[engine](client, settings, map_id=map_id)
+    return MapRun(inputs, requests, backend, origin=origin, on_error=on_error)
 
 
 def _is_rerun(inputs: FrameInput, requests: RowRequests, journal: Journal) -> bool:

@@ -14,7 +14,7 @@ from nbcodex.errors import EntryError, NbcodexError, shorten
 from nbcodex.journal.reads import Entry
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.estimate import Estimate
-from nbcodex.mapping.map_api import MapOptions, describe_unknown_rows, prepare_map, resume_map
+from nbcodex.mapping.map_api import describe_unknown_rows, prepare_map, resume_map
 from nbcodex.mapping.map_run import MapRun
 from nbcodex.mapping.map_runner import active_runners
 from nbcodex.notebook import cell_options
@@ -44,8 +44,10 @@ def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
         raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
     request, _ = cell_options.request_options(chosen, names)
     request = replace(request, images=images_of(chosen.image, session.shell, session.scope))
-    options = MapOptions(dry_run=getattr(chosen, "dry_run", False), request=request)
-    prepared = prepare_map(template, names[chosen.map], options, variable=chosen.out)
+    is_dry_run = getattr(chosen, "dry_run", False)
+    prepared = prepare_map(
+        template, names[chosen.map], request, variable=chosen.out, dry_run=is_dry_run
+    )
     if isinstance(prepared, Estimate):
         print(str(prepared))
     else:
