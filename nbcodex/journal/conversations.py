@@ -102,18 +102,6 @@ class ConversationStore:
         return self._worker.call(work, default=0, level=JobLevel.SAFE)
 
 
-def set_position(connection: Connection, request: Request) -> None:
-    """Store the position of a new entry: after all others, unless the request names one."""
-    # `seq`, the entry's own number, is larger than all others: it orders turns without a counter.
-    position = request.origin.position
-    values = storable(request.thread), position.chapter, position.number, position.starts_new
-    connection.execute(
-        """UPDATE entries SET thread = ?, chapter = ?, place = coalesce(?, seq), begins = ?
-        WHERE id = ?""",
-        (*values, storable(request.id)),
-    )
-
-
 def compact_turns(connection: Connection, turns: Iterable[Turn]) -> tuple[Turn, ...]:
     """Return turns as they are stored: those of entries as references, without their words."""
     compact = []

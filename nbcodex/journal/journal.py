@@ -212,7 +212,7 @@ class Journal:
         def work(connection: Connection) -> int:
             if self._database.is_fallback:
                 raise EntryError(f"Nothing can be erased now. {self.problem}")
-            where, values = reads.where_of(connection, prefix)
+            where, values = reads.where_clause(connection, prefix)
             if prefix is None:  # chapters hold the names of notebooks and threads
                 connection.execute("DELETE FROM chapters")
             # `secure_delete` overwrites the text in the file; the log still holds it until then.
@@ -221,7 +221,7 @@ class Journal:
 
         deleted = await self._worker.run(work, level=JobLevel.SAFE, default=0)
         # The checkpoint follows that transaction, and is over before another one begins.
-        await self._worker.run(lambda _: None, level=JobLevel.READ, default=None)
+        await self._worker.run(lambda _: None, default=None)
         return deleted
 
     def shut_down(self, *, within: float) -> None:
@@ -248,13 +248,12 @@ class Journal:
 
     async def find_answer(self, key: bytes, *, id_: str) -> Reply | None:
         """Return the newest answer to an equal request as the free reply to the request `id_`."""
-        work = partial(reads.find_answer, key=key, id_=id_)
-        return await self._worker.run(work, level=JobLevel.READ, default=None)
+        return await self._worker.run(lambda c: reads.find_answer(c, key, id_), default=None)
 
     async def read_spending(self, today: str) -> Spending:
         """Return what is spent on this day (an ISO date) and in its month, and reserved."""
         work = partial(spending.read_spending, today=today)
-        return await self._worker.run(work, level=JobLevel.READ, default=Spending())
+        return await self._worker.run(work, default=Spending())
 
     def recent_entries(self, limit: int = 20, *, notebook: str | None = None) -> list[Entry]:
         """Return entries, newest first: of one notebook, or of all."""

@@ -296,7 +296,7 @@ class BatchJobs:
             )
             return [BatchJob(**dict(row)) for row in rows]
 
-        return await self._worker.run(work, level=JobLevel.READ, default=[])
+        return await self._worker.run(work, default=[])
 
     async def tags_in_use(self) -> set[str]:
         """Return the tags of the jobs that a kernel is waiting for."""
@@ -307,7 +307,7 @@ class BatchJobs:
             )
             return {str(r["part"]) for r in rows if not is_abandoned(connection, r)}
 
-        return await self._worker.run(work, level=JobLevel.READ, default=set())
+        return await self._worker.run(work, default=set())
 
     async def _commit(self, work: Callable[[Connection], ResultT], default: ResultT) -> ResultT:
         return await self._worker.run(work, level=JobLevel.SAFE, default=default)

@@ -161,7 +161,7 @@ def find_id(connection: Connection, column: Literal["id", "batch"], prefix: str)
     return found[0] if found else None
 
 
-def where_of(connection: Connection, prefix: str | None) -> tuple[str, tuple[str, ...]]:
+def where_clause(connection: Connection, prefix: str | None) -> tuple[str, tuple[str, ...]]:
     """Return a WHERE clause and its value: the map or entry of a prefix; an empty one for None."""
     if prefix is None:
         return "", ()
@@ -172,7 +172,7 @@ def where_of(connection: Connection, prefix: str | None) -> tuple[str, tuple[str
 
 def durable_entries(connection: Connection, prefix: str | None) -> list[Entry]:
     """Return the entries of a prefix, or of all, whose answers the provider may have."""
-    where, values = where_of(connection, prefix)
+    where, values = where_clause(connection, prefix)
     rows = connection.execute(f"SELECT * FROM book {where}", values)  # noqa: S608 - constants
     with_id = (row for row in rows if row["response_id"])
     return [entry for entry in entries_of(connection, with_id) if entry.stream_position]

@@ -85,7 +85,7 @@ class SqliteWorker:
         self._outcomes: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
 
     async def run(
-        self, work: Work[ResultT], *, level: JobLevel = JobLevel.WRITE, default: ResultT
+        self, work: Work[ResultT], *, default: ResultT, level: JobLevel = JobLevel.READ
     ) -> ResultT:
         """Run `work` and return its result once it is committed.
 

@@ -10,7 +10,7 @@ from datetime import date
 
 from nbcodex.journal import spending
 from nbcodex.journal.codec import bounded_integer, decode, encode, finite_or_none, storable
-from nbcodex.journal.conversations import compact_turns, set_position
+from nbcodex.journal.conversations import compact_turns
 from nbcodex.journal.owner import Connection, is_abandoned
 from nbcodex.journal.reads import may_be_claimed
 from nbcodex.journal.spending import SpendAmount
@@ -56,7 +56,15 @@ def insert(
         connection.execute("UPDATE entries SET id = id || '-' || seq WHERE id = ?", (id_,))
         connection.execute(_INSERT, values)
     if request.thread is not None:
-        set_position(connection, request)
+        # In its conversation it comes after all others, unless the request names a position: `seq`
+        # is larger than all others, so it orders turns without a counter.
+        position = origin.position
+        place = position.chapter, position.number, position.starts_new
+        connection.execute(
+            """UPDATE entries SET thread = ?, chapter = ?, place = coalesce(?, seq), begins = ?
+            WHERE id = ?""",
+            (storable(request.thread), *place, id_),
+        )
     connection.execute("UPDATE totals SET requests = requests + 1")
 
 

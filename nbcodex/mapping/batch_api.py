@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from nbcodex.errors import NbcodexError, RequestError, TransientError, shorten
@@ -48,15 +48,6 @@ class PendingJob:
     base_url: str
     model: str | None = None  # of all its rows; None if the job was read from the journal
     batch: Batch = _NOT_CREATED  # the latest state that the provider stated
-    patience: Patience = field(init=False)  # for faults until the provider has accepted the job
-
-    def __post_init__(self) -> None:
-        self.patience = Patience(self.sample.patience)
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What the provider stores with the job."""
-        return {"nbcodex": self.tag}
 
 
 class BatchApi:
@@ -67,16 +58,16 @@ class BatchApi:
         self.fault = ""  # the temporary fault after which a call is waiting; empty if none is
         self._clock, self._random = services.clock, services.rng
 
-    async def upload(self, job: PendingJob, data: bytes) -> None:
-        """Upload the input file of a job; raise an error if the server refuses it.
+    # `upload` and `create` raise an error if the server refuses the job: a TransientError if
+    # faults use up the patience.
 
-        Like `create`, it raises a TransientError if faults last longer than the job's patience.
-        """
-        file = await self._retrying(lambda: self.client.upload_file(data, job.sample), job.patience)
+    async def upload(self, job: PendingJob, data: bytes, patience: Patience) -> None:
+        """Upload the input file of a job."""
+        file = await self._retrying(lambda: self.client.upload_file(data, job.sample), patience)
         job.batch = replace(job.batch, input_file=file)
 
-    async def create(self, job: PendingJob) -> None:
-        """Create a job from its input file; raise a NbcodexError if the server refuses it."""
+    async def create(self, job: PendingJob, patience: Patience) -> None:
+        """Create a job from its input file."""
         file, was_attempted = job.batch.input_file or "", False
 
         async def create_once() -> Batch:
@@ -86,9 +77,9 @@ class BatchApi:
             if was_attempted and (found := await self._find(job)):
                 return found
             was_attempted = True
-            return await self.client.create_batch(file, job.sample, metadata=job.metadata)
+            return await self.client.create_batch(file, job.sample, metadata={"nbcodex": job.tag})
 
-        job.batch = await self._retrying(create_once, job.patience)
+        job.batch = await self._retrying(create_once, patience)
 
     async def find(self, job: PendingJob) -> bool:
         """Fetch the state of a job by its id, else by its tag; return whether it was created."""
@@ -99,7 +90,7 @@ class BatchApi:
     async def _find(self, job: PendingJob) -> Batch | None:
         if job.batch.id:
             return await self.client.retrieve_batch(job.batch.id, job.sample)
-        return await self.client.find_batch(job.sample, metadata=job.metadata)
+        return await self.client.find_batch(job.sample, metadata={"nbcodex": job.tag})
 
     async def poll(self, job: PendingJob, *, until_validated: bool = False) -> Batch:
         """Poll a job until it has ended, or has passed validation."""
@@ -112,11 +103,12 @@ class BatchApi:
 
     async def cancel(self, job: PendingJob) -> None:
         """Cancel a job; one that has ended stays as it is."""
-        id_ = job.batch.id
         if job.batch.ended or job.batch.status == "cancelling":
             return
         try:
-            job.batch = await self._retrying(lambda: self.client.cancel_batch(id_, job.sample))
+            job.batch = await self._retrying(
+                lambda: self.client.cancel_batch(job.batch.id, job.sample)
+            )
         except RequestError:  # it ended between our poll and this call
             await self.find(job)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbcodex import errors
 from nbcodex.errors import NbcodexError
-from nbcodex.events import Ending, Event, Failed, Finished, Parked
+from nbcodex.events import Ending, Event, Failed, Finished, Listener, Parked
 from nbcodex.mapping.batch_api import BatchApi, PendingJob, RowResult
 from nbcodex.models import NO_USAGE, Reply, Request
 from nbcodex.openai_api import pricing
@@ -55,7 +55,7 @@ class PendingRows:
     settings: Settings
     batch_jobs: BatchJobs
     batch_api: BatchApi
-    on_event: Callable[[Event], None]
+    on_event: Listener
     rows: dict[str, PendingRow] = field(default_factory=dict)
     _shielded: set[asyncio.Task[None]] = field(default_factory=set)
 

@@ -31,6 +31,7 @@ from nbcodex.models import Request
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.batches import MAX_BATCH_BYTES, MAX_BATCH_REQUESTS
 from nbcodex.openai_api.pricing import BATCH_TIER
+from nbcodex.ratelimit.limiter import Patience
 from nbcodex.requests import structured_output
 from nbcodex.runtime.clock import format_duration
 from nbcodex.settings import Settings
@@ -248,15 +249,16 @@ class BatchUploader:
         # Recorded before the upload: a kernel that dies in between leaves a tag to look for, and
         # the next one does not pay for the rows again.
         await self._batch_jobs.insert_job(job.tag, job.requests.values(), base_url=job.base_url)
+        patience = Patience(job.sample.patience)
         try:
-            await self._batch_api.upload(job, data)
+            await self._batch_api.upload(job, data, patience)
             # Before anything else, so that the file is erased even if this process dies.
             await self._batch_jobs.set_remote_ids(job.tag, file_id=job.batch.input_file)
-            await self._batch_api.create(job)
+            await self._batch_api.create(job, patience)
         except NbcodexError as error:
             if isinstance(error, errors.TransientError):
-                patience = format_duration(job.sample.patience)
-                why = f"{error.message} It lasted longer than your patience of {patience}."
+                duration = format_duration(patience.limit)
+                why = f"{error.message} It lasted longer than your patience of {duration}."
                 error = parked_error(job.sample, why)
                 # The job may have been created in spite of the faults: then its rows stay in it,
                 # and a resume looks for it.
