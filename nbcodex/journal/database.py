@@ -8,6 +8,7 @@ runs on the worker thread.
 from __future__ import annotations
 
 import contextlib
+import math
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -76,20 +77,20 @@ class JournalDatabase:
         self._owner: Owner | None = None
         self._inode: tuple[int, int] | None = None  # device and inode of the open file
         self._synchronous = JobLevel.READ  # for which level `PRAGMA synchronous` is set
-        self._retry_at: float | None = None  # when the file that failed is tried again
+        self._retry_at = math.inf  # when the file that failed is tried again
         # The ids of entries, maps and batch jobs that get heartbeats. An entry has the function
         # that inserts it: memory needs that if the file cannot be read.
         self._active: dict[str, Insertion | None] = {}
         self._heartbeat_at = 0.0  # when the next one is due
         self._is_expiring = False  # whether expired entries may be left
-        self.checkpoint_at: float | None = None  # when it is due; None: it is not
+        self.checkpoint_at = math.inf  # when it is due
         # The budget, and the spending by day, when memory replaced the file.
         self._baseline: tuple[str, dict[str, SpendAmount]] = "", {}
 
     def perform(self, jobs: list[Job]) -> None:
         """Run jobs in one transaction; if one of them fails, each in its own."""
         try:
-            if self._retry_at is not None and self._clock.now() >= self._retry_at:
+            if self._clock.now() >= self._retry_at:
                 self._retry_at = self._clock.now() + FILE_RETRY_S
                 self._return_to_file()
             results = self._transact(jobs)
@@ -149,7 +150,7 @@ class JournalDatabase:
         _set_lock_timeout(connection, LOCK_TIMEOUT_S)
         self._connection, self._synchronous = connection, JobLevel.READ
         self._inode = self._found_inode()
-        self.problem, self.is_fallback, self._retry_at = problem, problem is not None, None
+        self.problem, self.is_fallback, self._retry_at = problem, problem is not None, math.inf
 
     def _found_inode(self) -> tuple[int, int] | None:
         """Return device and inode of the file that is at the journal's path now."""
@@ -161,15 +162,13 @@ class JournalDatabase:
 
     def disconnect(self) -> None:
         """Close the connection; the next job opens another, as another owner."""
-        if self._retry_at is not None:  # the last chance for what is in memory only
+        if self._retry_at < math.inf:  # the last chance for what is in memory only
             self._return_to_file()
         problem = self.problem
         if (connection := self._connection) is not None:
-            with contextlib.suppress(sqlite3.Error):
-                # So other kernels see at once that the entries which are open here are abandoned.
+            # So other kernels see at once that the entries which are open here are abandoned.
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(connection):
                 connection.execute("DELETE FROM owners WHERE id = ?", (connection.owner.id,))
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
         self._reset()
         self.problem = problem
 
@@ -196,24 +195,24 @@ class JournalDatabase:
 
     def maintain(self) -> float | None:
         """Do a step of what is due; return seconds until the next one, None if none is due."""
-        due = self._due_in()
-        if due is not None and due <= 0:
+        if self._due_in() <= 0:
             self.perform([Job(self._maintain, JobLevel.NO_TRANSACTION, None, lambda *_: None)])
-            due = self._due_in()
-        return None if due is None else min(due, CLOCK_RECHECK_S)  # timers stop in a laptop's sleep
+        due = max(0.0, self._due_in())
+        return (
+            None if due == math.inf else min(due, CLOCK_RECHECK_S)
+        )  # a laptop's sleep stops timers
 
-    def _due_in(self) -> float | None:
-        """Return seconds until a heartbeat, a checkpoint or a deletion is due; None if none is."""
+    def _due_in(self) -> float:
+        """Return seconds until a heartbeat, a checkpoint or a deletion is due."""
         if self._is_expiring:
             return 0.0
-        instants = [self._heartbeat_at] if self._active else []
-        instants += [self.checkpoint_at] if self.checkpoint_at is not None else []
-        return max(0.0, min(instants) - self._clock.now()) if instants else None
+        heartbeat_at = self._heartbeat_at if self._active else math.inf
+        return min(heartbeat_at, self.checkpoint_at) - self._clock.now()
 
     def _maintain(self, connection: Connection) -> None:
         if self._active:
             self.ensure_heartbeat(connection)
-        if self.checkpoint_at is not None and self._clock.now() >= self.checkpoint_at:
+        if self._clock.now() >= self.checkpoint_at:
             self._checkpoint(connection)
         if self._is_expiring:
             before = self._clock.wall() - RETENTION_S
@@ -236,7 +235,7 @@ class JournalDatabase:
         finally:
             _set_lock_timeout(connection, LOCK_TIMEOUT_S)
         # A reader in another process may block it. It is tried again until it succeeds.
-        self.checkpoint_at = self._clock.now() + CHECKPOINT_RETRY_S if blocked else None
+        self.checkpoint_at = self._clock.now() + CHECKPOINT_RETRY_S if blocked else math.inf
 
     def _start_maintenance(self, connection: Connection) -> None:
         """Delete old owners; let `maintain` delete expired entries."""
@@ -264,15 +263,13 @@ class JournalDatabase:
                 (last,) = file.execute("SELECT max(seq) FROM sqlite_sequence").fetchone()
                 last_number = int(last or 0)
         memory = open_memory(after=last_number)
-        self._use(memory, problem=f"{cause} {_PERMANENT if cause.retry_in is None else _TEMPORARY}")
-        if cause.retry_in is not None:
-            self._retry_at = self._clock.now() + cause.retry_in
+        outlook = _PERMANENT if cause.retry_in == math.inf else _TEMPORARY
+        self._use(memory, problem=f"{cause} {outlook}")
+        self._retry_at = self._clock.now() + cause.retry_in
         if file is not None:
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(file):
                 _set_lock_timeout(file, SHORT_LOCK_TIMEOUT_S)
                 self._copy_to_memory(file, memory)
-            with contextlib.suppress(sqlite3.Error):
-                file.close()
         self._start_maintenance(memory)
         return True
 
@@ -344,10 +341,10 @@ def _diagnose(error: Exception, *, path: Path) -> UnusableFileError | None:
             if code in _DATA_CODES:
                 return None
             cause = _CAUSES.get(code, "{path} cannot be read or written.")
-            retry_in = None if cause == DAMAGED else FILE_RETRY_S
+            retry_in = math.inf if cause == DAMAGED else FILE_RETRY_S
             return UnusableFileError(cause.format(path=path), retry_in=retry_in)
         case UnicodeDecodeError() | IndexError():  # the names of columns are damaged
-            return UnusableFileError(DAMAGED.format(path=path), retry_in=None)
+            return UnusableFileError(DAMAGED.format(path=path), retry_in=math.inf)
         case OSError():
             reason = error.strerror or "input or output failed"
             return UnusableFileError(f"{path} cannot be used: {reason}.")

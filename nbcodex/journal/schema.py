@@ -6,6 +6,7 @@ The extension imports `may_have_unfinished` whenever it is loaded, so this modul
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import sqlite3
 from contextlib import closing
@@ -40,9 +41,9 @@ _NO_SHARED_MEMORY_CODES = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite
 class UnusableFileError(Exception):
     """The journal's file cannot be used; the message says why, in a sentence for the user."""
 
-    def __init__(self, message: str, *, retry_in: float | None = FILE_RETRY_S) -> None:
+    def __init__(self, message: str, *, retry_in: float = FILE_RETRY_S) -> None:
         super().__init__(message)
-        self.retry_in = retry_in  # seconds until the file is tried again; None: never
+        self.retry_in = retry_in  # seconds until the file is tried again
 
 
 def open_file(folder: Path, *, lock_timeout: float) -> Connection:
@@ -148,7 +149,7 @@ def _check_length(connection: sqlite3.Connection, path: Path) -> None:
         (size,) = connection.execute("PRAGMA page_size").fetchone()
         # Pages that another process has added meanwhile are in its log only.
         if path.stat().st_size < pages * size and not has_log():
-            raise UnusableFileError(DAMAGED.format(path=path), retry_in=None)
+            raise UnusableFileError(DAMAGED.format(path=path), retry_in=math.inf)
 
 
 def _pending_statements(connection: sqlite3.Connection) -> list[str]:
@@ -169,5 +170,5 @@ def _pending_statements(connection: sqlite3.Connection) -> list[str]:
             "To begin a new journal, move its file away."
         )
     if refusal:
-        raise UnusableFileError(refusal, retry_in=None)
+        raise UnusableFileError(refusal, retry_in=math.inf)
     return [statement for step in MIGRATIONS[version - SCHEMA_VERSION :] for statement in step]
