@@ -149,11 +149,10 @@ class LimitModel:
         self.permit_count += 1
         self.awaiting_response += 1
         if now > self.next_window_start_at + MINUTE:
-            was_idle = now > self.last_sent_at + MINUTE
-            self.rate_window_start_at = now if was_idle else self.next_window_start_at
-            self.rate_window_start_tokens = (
-                self.sent_tokens if was_idle else self.next_window_start_tokens
-            )
+            if now > self.last_sent_at + MINUTE:
+                self.next_window_start_at, self.next_window_start_tokens = now, self.sent_tokens
+            self.rate_window_start_at = self.next_window_start_at
+            self.rate_window_start_tokens = self.next_window_start_tokens
             self.next_window_start_at, self.next_window_start_tokens = now, self.sent_tokens
         self.last_sent_at = max(self.last_sent_at, now)
         self.sent_tokens += input_tokens + need.max_output
@@ -254,7 +253,7 @@ class LimitModel:
         return refunds
 
     def release(self, permit: Permit, now: float, *, ended_early: bool = False) -> None:
-        """Apply the end of a request of unknown usage, or of a stream that ended incomplete."""
+        """Apply the end of a request of unknown usage; `ended_early`: of an incomplete stream."""
         # Undeclared limits are assumed not to have counted it: no snapshot would show it later.
         if not (permit.has_response or permit.is_orphaned):
             self.undeclared.refund(1, self.admission_charge(permit.need), now)

@@ -26,8 +26,7 @@ ResultT = TypeVar("ResultT")
 Operation = Callable[[RateLimiter], ResultT]
 OnWait = Callable[[Wait | Cooldown], Awaitable[None]]
 
-# A shorter wait only spaces requests out, which is not worth an event.
-MIN_REPORTED_WAIT_S = 1.0
+MIN_REPORTED_WAIT_S = 1.0  # shorter waits only space requests out
 
 
 @dataclass(eq=False)
@@ -62,15 +61,13 @@ class Waiter:
         self.permit: Permit | None = None
         self._entry: QueueEntry | None = None
         self._may_probe, self._probes_next = may_probe, False
-        # What was last reported: that it queues, when that was due to end, a cooldown's end.
-        self._reported_queueing = False
-        self._reported_due_at: float | None = None
+        self._reported_wait: Wait | None = None  # the last report, if it was of a wait in the queue
         self._reported_cooldown_until = 0.0
         self._quiet_until = 0.0  # no wait is reported before then
 
     def retry_now(self) -> None:
         """Send the request through a cooldown, as a probe; no effect while it only queues."""
-        self._probes_next = not self._reported_queueing
+        self._probes_next = self._reported_wait is None
         self.wake.set()
 
     def start_cooldown(self, until: float) -> None:
@@ -90,7 +87,7 @@ class Waiter:
 
     def reset(self) -> None:
         """Forget the reports of the last wait, and report nothing in the next second."""
-        self._reported_queueing, self._reported_due_at = False, None
+        self._reported_wait = None
         self._quiet_until = self.clock.now() + MIN_REPORTED_WAIT_S
 
     def try_acquire(
@@ -122,15 +119,15 @@ class Waiter:
 
     async def wait_for_capacity(self, wait: Wait, on_wait: OnWait) -> None:
         """Queue, which uses no patience, until it is time to ask again."""
-        now = self.clock.now()
-        reported = now if self._reported_due_at is None else self._reported_due_at
-        has_moved = wait.due_at is not None and abs(wait.due_at - reported) > MIN_REPORTED_WAIT_S
+        now, reported = self.clock.now(), self._reported_wait
+        expected_at = reported.due_at if reported and reported.due_at is not None else now
+        has_moved = wait.due_at is not None and abs(wait.due_at - expected_at) > MIN_REPORTED_WAIT_S
         # A wait that has lasted a second is reported, even if it is about to end. Otherwise `until`
         # below would have passed already, and this would spin without yielding.
-        if has_moved or not (self._reported_queueing or now < self._quiet_until):
-            self._reported_queueing, self._reported_due_at = True, wait.due_at
+        if has_moved or not (reported or now < self._quiet_until):
+            self._reported_wait = reported = wait
             await on_wait(wait)
-        until = wait.until if self._reported_queueing else min(wait.until, self._quiet_until)
+        until = wait.until if reported else min(wait.until, self._quiet_until)
         await self.clock.wait(until, unless=self.wake)
 
     async def wait_out_cooldown(self, cooldown: Cooldown, on_wait: OnWait) -> None:
@@ -143,7 +140,7 @@ class Waiter:
             return
         if cooldown.until > max(self._reported_cooldown_until, now) + MIN_REPORTED_WAIT_S:
             self._reported_cooldown_until = cooldown.until
-            self._reported_queueing, self._reported_due_at = False, None
+            self._reported_wait = None
             await on_wait(cooldown)
         await self.sleep_until(cooldown.until)
         self._quiet_until = self.clock.now() + MIN_REPORTED_WAIT_S

@@ -1,7 +1,7 @@
-"""The decision core: which request may be sent, and when, first come, first served.
+"""Decides which request may be sent, and when: first come, first served.
 
-It decides and never waits; it uses neither threads nor an event loop. Only the first request in a
-model's queue gets an instant to ask again; the others are woken in turn, not all at once.
+It never waits, and uses neither threads nor an event loop. Only the first request in a model's
+queue gets an instant at which to ask again; each of the others is woken when it is first.
 """
 
 from __future__ import annotations
@@ -24,25 +24,23 @@ from nbcodex.ratelimit.stores import MemoryStore, Store
 
 ResultT = TypeVar("ResultT")
 
-# A request behind others is woken when it is first; it asks again after FALLBACK_RECHECK_S in any
-# case. The first one asks sooner while other processes share the limits, which may have changed.
+# Requests behind the first one ask again after FALLBACK_RECHECK_S, if they are not woken before.
+# The first one asks again after SHARED_RECHECK_S if other processes share the limits.
 FALLBACK_RECHECK_S, SHARED_RECHECK_S = 60.0, 0.25
-# For a shorter cooldown, the requests behind the first one are not woken.
-MIN_ANNOUNCED_COOLDOWN_S = 1.0
-# Tokens that wait, as multiples of the limit: a queue that was longer than the first is reordered
-# when it is shorter than the second.
-LONG_QUEUE_LIMITS, QUEUE_END_LIMITS = 8.0, 4.0
-# This many of the last permits may still be on their way to the server when an answer ends.
-RECENT_PERMITS = 32
+MIN_ANNOUNCED_COOLDOWN_S = 1.0  # a shorter cooldown wakes no request behind the first one
+# A queue that held more tokens than the limit times LONG_QUEUE_FACTOR is ordered by size once it
+# holds less than the limit times QUEUE_END_FACTOR.
+LONG_QUEUE_FACTOR, QUEUE_END_FACTOR = 8.0, 4.0
+RECENT_PERMITS = 32  # so many may be on their way to the server when an answer ends
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """No permit yet, because the limit is fully used or other requests come first."""
+    """No permit yet, because a limit is fully used or other requests come first."""
 
     until: float  # when to ask again
-    due_at: float | None = None  # when there will be capacity, as projected; None if unknown
-    limit: Limit | None = None  # the limit, where it is known
+    due_at: float | None = None  # the projected instant of sending; None if unknown
+    limit: Limit | None = None  # the limit that is fully used; None if unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +49,19 @@ class Cooldown:
 
     until: float
     limit: Limit | None = None
-    inherited: bool = False  # caused by another process, or by an earlier one
-    inferred: bool = False  # no refusal: by the projection, a limit over hours is exhausted
+    inherited: bool = False  # by a refusal of another process, which may have ended
+    inferred: bool = False  # without a refusal: a limit over hours is exhausted, as projected
 
 
 @dataclass(slots=True)
 class QueueEntry:
-    """A request's place in a queue. A refused request keeps it, and so comes first again."""
+    """A request's place in a queue. A refused request keeps its place, before all later ones."""
 
     name: str
     need: Need
     wake: Callable[[], None]
     arrival: int
-    priority: float = 0.0  # lower goes first; equal ones go by arrival
+    priority: float = 0.0  # the lowest comes first, and of equal ones the first arrival
     is_waiting: bool = False
 
 
@@ -74,11 +72,11 @@ class WaitQueue:
     heap: list[tuple[float, int, QueueEntry]] = field(default_factory=list)
     waiting_tokens: float = 0.0
     peak_waiting_tokens: float = 0.0  # the most that `waiting_tokens` has been
-    new_entry_priority: float = 0.0  # `QueueEntry.priority` of new entries
+    new_entry_priority: float = 0.0
     cooldown: Cooldown | None = None
     limit: Limit | None = None  # what the first request waits for
     own_cooldown_until: float = -math.inf  # end of the cooldowns that this process caused itself
-    # After a cooldown the first request goes when the server said so, not as projected.
+    # After a cooldown, the first request is sent when the server said, even if it is due later.
     trusts_cooldown_end: bool = False
     in_flight: int = 0
     probes_in_flight: int = 0
@@ -110,13 +108,13 @@ class WaitQueue:
             self.waiting_tokens -= entry.need.total_tokens
 
     def order_remaining_by_size(self, limit: float) -> None:
-        """Send the last requests of a long job by size, the smallest first."""
+        """Order the last requests of a long job by size, the smallest first."""
         # Where the server refunds unused output, fewer answers are then in flight at the very end,
         # when no request is left to use their refunds: 6,000 prompts take 0.6 to 2.9 % less time
-        # (eight seeds). Requests of QUEUE_END_LIMITS at most overtake another one, which has waited
-        # for more than that, so its wait at most doubles. New requests come last.
-        is_end = self.waiting_tokens < QUEUE_END_LIMITS * limit
-        if self.peak_waiting_tokens <= LONG_QUEUE_LIMITS * limit or not is_end:
+        # (eight seeds). A request has waited for more tokens than those that can overtake it now,
+        # so its wait at most doubles. New requests come last.
+        is_end = self.waiting_tokens < QUEUE_END_FACTOR * limit
+        if self.peak_waiting_tokens <= LONG_QUEUE_FACTOR * limit or not is_end:
             return
         self.peak_waiting_tokens, self.new_entry_priority = 0.0, math.inf
         for *_, entry in self.heap:
@@ -124,12 +122,12 @@ class WaitQueue:
         self.heap = sorted((e.priority, e.arrival, e) for e in self.entries())
 
     def wake_first(self) -> None:
-        """Wake the first request, which then tries to acquire again."""
+        """Wake the first request, which then calls `try_acquire` again."""
         if head := self.head():
             head.wake()
 
     def set_cooldown(self, cooldown: Cooldown | None, now: float) -> None:
-        """Begin or end a cooldown; wake all requests if it changes how they wait."""
+        """Begin or end a cooldown; wake all requests if their kind of wait changes."""
         previous, self.cooldown = self.cooldown, cooldown
         if cooldown is None:
             must_wake = previous is not None
@@ -142,12 +140,12 @@ class WaitQueue:
 
 
 class RateLimiter:
-    """Decides for all models. Each has a queue in this process, and a limit model in the store."""
+    """Decides for all models: each has a queue in this process and a `LimitModel` in the store."""
 
     def __init__(self, store: Store | None = None, *, holder: str = "") -> None:
-        # Another store may be assigned; it counts the requests in flight when they end.
+        # Another store may be assigned: a request in flight is added to it when the request ends.
         self.store = store or MemoryStore()
-        self._holder = holder  # the id of this process among those that share the store
+        self._holder = holder  # the id of this process in the store
         self._queues: defaultdict[str, WaitQueue] = defaultdict(WaitQueue)
         self._arrivals = itertools.count()
 
@@ -175,10 +173,11 @@ class RateLimiter:
     def try_acquire(
         self, entry: QueueEntry, now: float, *, may_probe: bool = False
     ) -> Permit | Wait | Cooldown:
-        """Return a permit to send now, or what to wait for; raise `TooLargeError` if it never fits.
+        """Return a permit to send now, or what to wait for.
 
-        With `may_probe`, the caller will send a probe if this returns an inherited cooldown; while
-        another request's probe is in flight, this returns a `Wait` instead.
+        With `may_probe`, the caller sends a probe if this returns an inherited cooldown; while
+        another request's probe is in flight, this returns a `Wait` instead. Raises `TooLargeError`
+        if the limit can never admit the request.
         """
         queue = self._queues[entry.name]
         if queue.head() is not entry:
@@ -216,7 +215,6 @@ class RateLimiter:
         if start_at <= now:
             return shared.issue_permit(entry.name, self._holder, need, now)
         if model.cooldown_until > now:
-            # When requests are due after the cooldown, its first request may show more exactly.
             inherited = model.cooldown_until > queue.own_cooldown_until
             queue.cooldown = Cooldown(model.cooldown_until, model.cooldown_limit, inherited)
             return queue.cooldown
@@ -228,14 +226,14 @@ class RateLimiter:
         queue.limit = limits[-1][1] if limits else None
         due_at: float | None = start_at
         if not model.has_slot(now):
-            # A slot is free when an answer ends, at an unknown instant: its end wakes the queue.
+            # The end of an answer frees a slot, at an unknown instant, and wakes the queue.
             allowed, due_at = model.parallel.allowed_at(now), None
             queue.limit = Limit(resource="parallel requests", limit=allowed)
         recheck_at = now + SHARED_RECHECK_S if len(shared.holders) > 1 else start_at
         return Wait(min(start_at, recheck_at), due_at, queue.limit)
 
     def probe(self, entry: QueueEntry, now: float) -> Permit:
-        """Return a permit to send during any cooldown; a refusal will not prolong that."""
+        """Return a permit to send during a cooldown, which a refusal does not prolong."""
         name, need = entry.name, entry.need
         permit = self.store.transaction(
             name, lambda shared: shared.issue_permit(name, self._holder, need, now, is_probe=True)
@@ -280,15 +278,15 @@ class RateLimiter:
             return shared.model.round_trip, refunds
 
         round_trip, refunds = self._update(permit, operation, now)
-        # The server refunded half a round trip ago. Requests sent since a round trip ago arrived
-        # after that, so their marks have to include the refund.
+        # The server refunded half a round trip ago. Requests that were sent within the last round
+        # trip reached it later, so the levels in their snapshots include the refund.
         since = now - (round_trip if round_trip < math.inf else 0.0)
         for other in self._queues[permit.name].recent_permits:
             if other.sent_at > since and not other.has_response:
                 other.add_earlier_refunds(refunds)
 
     def release(self, permit: Permit, now: float, *, ended_early: bool = False) -> None:
-        """Report the end of a request of unknown usage, or of a stream that ended incomplete."""
+        """Report the end of a request of unknown usage; `ended_early`: of an incomplete stream."""
         self._update(permit, lambda s: s.model.release(permit, now, ended_early=ended_early), now)
 
     def limit_states(self, now: float, *names: str) -> dict[str, LimitState]:
@@ -304,7 +302,7 @@ class RateLimiter:
         return states
 
     def heartbeat(self, now: float) -> bool:
-        """Renew the leases, due every second or two; return whether any request is active."""
+        """Renew the leases, as is due each second; return whether any request is active."""
         active = [(n, q) for n, q in self._queues.items() if q.in_flight or q.head()]
         for name, queue in active:
             is_waiting = queue.head() is not None
@@ -316,23 +314,23 @@ class RateLimiter:
                 continue
             if queue.cooldown.inferred:
                 queue.wake_first()  # the first request tries whether the limit is still exhausted
-            else:  # another process has ended it
+            else:  # a probe of another process has ended it
                 queue.set_cooldown(None, now)
         return bool(active)
 
     def release_leases(self) -> None:
-        """Remove this process from the holders, when it ends."""
+        """Remove this process from the holders of all models, when it ends."""
         for name in self._queues:
             self.store.transaction(name, lambda shared: shared.remove_holder(self._holder))
 
     def _update(
         self, permit: Permit, operation: Callable[[SharedModel], ResultT], now: float
     ) -> ResultT:
-        """Run an operation on a permit and its model, and let the first in the queue ask again."""
+        """Run an operation on a permit and its model, and wake the first request in the queue."""
         before = replace(permit)
 
         def run(shared: SharedModel) -> ResultT:
-            permit.restore(before)  # a store may repeat an operation on other numbers
+            permit.restore(before)  # a store may run an operation again, on another model
             shared.reattach(self._holder, permit, now)
             result = operation(shared)
             shared.update_counts(self._holder, permit, before=before)

@@ -1,4 +1,4 @@
-"""When a request may be sent, by what is known of a model's limits. Pure."""
+"""Computes when a request may be sent, from what is known of a model's limits. Pure."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ from nbcodex.ratelimit.charge_policy import Need
 from nbcodex.ratelimit.limit_model import MAX_MARGIN, LimitModel, describe_limit
 from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, TokenBucket
 
-# The gap between two requests bounds bursts for networks and the server's front end. It must never
-# bound the throughput (4 ms would be a limit of 15,000 a minute), so it is at most a quarter of the
-# interval at which the limit admits typical requests.
+# The least gap between two requests limits bursts, for networks and the server's front end. It must
+# not limit the throughput (4 ms would allow only 15,000 requests a minute), so it is at most a
+# quarter of the interval at which the limit admits typical requests.
 MIN_SEND_GAP_S, BURST_RATE_FACTOR = 0.004, 4.0
-# The margin is at most this share of what still waits, so that the end of a job uses it up.
+# The margin is at most this share of the waiting tokens, so that the end of a job uses it, too.
 MARGIN_SHARE_OF_WAITING = 0.02
-# While limits are unknown, another request is sent if there was no answer for so long.
-UNANSWERED_TIMEOUT_S = 10.0
-# Without headers, an optimistic charge policy is tried at up to this many times the limit's rate:
-# if it is wrong, few requests are sent before the first refusal is known.
+RESPONSE_TIMEOUT_S = 10.0  # while limits are unknown, after this time another request is sent
+# Without headers, requests are sent at most at the limit's rate times this: if the assumed charge
+# policy is wrong, few requests are sent before the first refusal arrives.
 HEADERLESS_RATE_FACTOR = 3.0
-# An estimate of the input may be wrong by this factor.
-INPUT_ESTIMATE_ERROR = 1.2
-# Waiting for a limit with a longer window is a cooldown, which users decide on, and not queueing.
+INPUT_ESTIMATE_ERROR = 1.2  # an estimate of the input may be wrong by this factor
+# A wait for a limit with a longer window is a cooldown, which uses patience, and not queueing.
 LONG_WINDOW_S = 2 * MINUTE
-# For output that answers in flight may still be charged, at most this share of a bucket is reserved
-# if the refill until they end covers the rest: new requests use the other share.
+# When answers in flight end, their output may be charged. At most this share of a bucket is kept
+# for that if the refill until then covers the rest: new requests use the other share.
 MAX_OWED_SHARE = 0.5
 
 
@@ -43,12 +41,12 @@ def earliest_start(
 ) -> float:
     """Return the earliest instant at which a request may be sent, after those `before` it.
 
-    `waiting_tokens` is what all waiting requests ask for together; capacity for `spare_requests`
-    typical requests is left to other holders. Strictly first come, first served: in a token bucket,
-    each request that overtakes the first one delays it, so small ones could starve a large one.
+    `waiting_tokens` is the sum over all waiting requests; capacity for `spare_requests` typical
+    requests is left to other holders. No request may overtake an earlier one: in a token bucket,
+    that would delay the earlier one, so small requests could starve a large one.
     """
     start_at, tokens, requests = after_gap(model, now), model.tokens.bucket, model.requests
-    # The rate was measured in all that was requested, whatever the charge policy.
+    # The rate was measured with the whole `max_output`, so it is used in the same way.
     requested = need.input_tokens * model.input_ratio + need.max_output
     growth_gap = requested / model.slow_down_rate_at(now)
     start_at = max(start_at, model.last_sent_at + growth_gap)
@@ -63,9 +61,9 @@ def earliest_start(
         model.max_awaiting_response is not None
         and model.awaiting_response >= model.max_awaiting_response
     ):
-        start_at = max(start_at, model.last_sent_at + UNANSWERED_TIMEOUT_S)
-    # For a request that is larger than the whole limit, a full bucket would not help: it is sent at
-    # once, but never two at a time, and the server decides.
+        start_at = max(start_at, model.last_sent_at + RESPONSE_TIMEOUT_S)
+    # A request larger than the limit would not fit into a full bucket either. It is sent at once if
+    # the server has responded to all earlier requests, and the server decides.
     if tokens.is_known and (model.awaiting_response or not exceeds_limit(model, need)):
         margin = min(model.margin * tokens.limit, MAX_MARGIN * tokens.burst_capacity)
         spare = margin + spare_requests * model.tokens.typical_request
@@ -81,9 +79,9 @@ def earliest_start(
 
 
 def after_gap(model: LimitModel, now: float) -> float:
-    """Return the first instant after any cooldown and after the gap behind the last request."""
+    """Return the first instant after the cooldown and after the least gap between two requests."""
     tokens, typical = model.tokens.bucket, model.tokens.typical_request
-    # The requests per second that the limits admit; a rate of 0 is unknown.
+    # Typical requests per second that the limits admit; a rate of 0 is unknown.
     rates = [model.requests.rate, tokens.rate / typical if typical else 0.0]
     gaps = [1 / (BURST_RATE_FACTOR * rate) for rate in rates if rate > 0]
     gap = min(MIN_SEND_GAP_S, max(gaps, default=MIN_SEND_GAP_S))
@@ -91,7 +89,7 @@ def after_gap(model: LimitModel, now: float) -> float:
 
 
 def limits_by_time(model: LimitModel, need: Need, now: float) -> list[tuple[float, Limit]]:
-    """Return the limits, and when each has capacity for a request; the slowest one comes last."""
+    """Return the instants at which limits have capacity for a request, earliest first."""
     tokens = model.admission_charge(need)
     buckets: list[tuple[Resource, TokenBucket, float]] = [("requests", model.requests, 1.0)]
     buckets.append(("tokens", model.tokens.bucket, tokens))
@@ -105,7 +103,7 @@ def limits_by_time(model: LimitModel, need: Need, now: float) -> list[tuple[floa
 
 
 def exceeds_limit(model: LimitModel, need: Need) -> bool:
-    """Return whether a request is larger than the limit of a server that charges `max_output`."""
+    """Return whether input and `max_output` together certainly exceed the limit."""
     least_input = need.input_tokens * min(1.0, model.input_ratio) / INPUT_ESTIMATE_ERROR
     limit = max(model.tokens.bucket.limit, model.largest_admitted_tokens)
     return need.is_bounded and least_input + need.max_output > limit
@@ -114,12 +112,13 @@ def exceeds_limit(model: LimitModel, need: Need) -> bool:
 def check_size(model: LimitModel, need: Need, now: float) -> None:
     """Raise `TooLargeError` for a request that the limit can never admit.
 
-    Estimates err, limits change, and some servers state nonsense. So only what is clearly larger is
-    refused, unless the server has admitted as much before, or stated the limit long ago.
+    Estimates err, limits change, and some servers state absurd limits. So a request is rejected
+    only if it is clearly too large, the limit was stated recently, and no request as large was
+    admitted.
     """
     bucket = model.tokens.bucket
-    # A fixed charge on each prompt makes short ones count fourfold and long ones hardly more: a
-    # ratio above 1 that was learned from short prompts means nothing for a long one.
+    # Servers add some tokens to each prompt, which may quadruple a short one. So a ratio above 1
+    # that was learned from short prompts says nothing about a long one.
     at_least = need.input_tokens * min(1.0, model.input_ratio)
     is_larger = at_least > max(INPUT_ESTIMATE_ERROR * bucket.limit, model.largest_admitted_tokens)
     is_old = now - bucket.observed_at > LIMIT_TRUST_S
@@ -146,11 +145,11 @@ def check_size(model: LimitModel, need: Need, now: float) -> None:
 def _tokens_available_at(
     model: LimitModel, needs: Sequence[Need], spare: float, now: float
 ) -> float:
-    """Return when there are enough tokens for requests, and for the answers in flight."""
+    """Return when there are enough tokens for requests, `spare`, and the answers in flight."""
     output, bucket, owed = model.output, model.tokens.bucket, 0.0
     # Output that may be charged when answers end is reserved: otherwise prompts with long answers
-    # put the bucket into a debt of seven limits. Without headers, the evidence that could rule such
-    # a charge out would never come, so there the assumed policy decides alone.
+    # put the bucket into a debt of seven limits. Without headers, no snapshot can rule the policy
+    # *actual* out, so only the assumed policy counts.
     is_actual = model.tokens.policy == "actual"
     if is_actual or (model.tokens.may_charge_at_end and not model.is_headerless):
         requested = output.requested_in_flight
@@ -159,13 +158,13 @@ def _tokens_available_at(
         owed = output.used_share(now) * requested
         reserved = MAX_OWED_SHARE * bucket.burst_capacity
         if output.ended_answers and not bucket.hidden_floor:
-            # What is not refilled before the answers end has to be reserved in any case.
+            # What is not refilled until the answers end has to be reserved in any case.
             reserved = max(reserved, owed - bucket.rate * output.remaining_seconds(now))
         owed = min(owed, reserved)
     tokens = sum(map(model.admission_charge, needs)) + owed + spare
     available_at = bucket.available_at(tokens, now)
     if not output.in_flight:
         return available_at
-    # More than the bucket can hold at once is needed: wait until the rest is refilled as well.
+    # If more than a full bucket is needed, the rest has to be refilled afterwards.
     excess = min(owed - MAX_OWED_SHARE * bucket.burst_capacity, tokens - bucket.burst_capacity)
     return available_at + max(0.0, excess) / bucket.rate

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 from dataclasses import dataclass, field
+from functools import partial
 
 from nbcodex.models import DAY, Limit, LimitReading
 from nbcodex.ratelimit.charge_policy import ChargePolicy, Need, Permit
@@ -17,26 +18,22 @@ from nbcodex.ratelimit.limit_model import LimitModel, describe_limit
 from nbcodex.ratelimit.schedule import earliest_start
 from nbcodex.ratelimit.token_bucket import TokenBucket
 
-# A holder that has not sent its request this long after its turn is passed over.
-TURN_GRACE_S = 0.3
-# After this long it counts as idle, and gets no tokens for the time in which it did not ask. Not
+TURN_GRACE_S = 0.3  # a holder that sends nothing for so long after its turn is passed over
+# After this time it counts as idle, and gets no tokens for the time in which it did not ask. Not
 # sooner: on a busy machine all holders are late now and then, and the punctual ones would keep
 # their turns for good (four busy hosts: Jain's index 0.655 without, 0.999 with these 3 s).
 IDLE_AFTER_S = 3.0
-# A holder that has not renewed its lease for so long counts as dead.
-LEASE_S = 5.0
-# Typical requests for which a long job leaves room while other holders are idle. This delays the
-# long job once, and lets the first request of a short job go 0.1 to 0.4 s sooner.
+LEASE_S = 5.0  # a holder that has not renewed its lease for so long counts as dead
+# A long job leaves capacity for so many typical requests while other holders are idle. This delays
+# the long job once, and lets the first request of a short job go 0.1 to 0.4 s sooner.
 IDLE_RESERVE_REQUESTS = 4
 MAX_AHEAD_S = 60.0  # no instant but the end of a cooldown lies further in the future
 MAX_COOLDOWN_S = 2 * DAY  # waits that servers state are cut to about one day
-# The share of output that answers use is shown after so many of them.
-MIN_ANSWERS_SHOWN = 50
+MIN_ANSWERS_SHOWN = 50  # the share of output that answers use is shown after so many
 NEVER_DUE = -1e18  # `HolderShare.due_at` of a holder without waiting requests
 
 
-def _new_id() -> int:
-    return secrets.randbits(53)  # exact in a JSON number
+_new_id = partial(secrets.randbits, 53)  # exact in a JSON number
 
 
 @dataclass(slots=True)

@@ -21,10 +21,8 @@ from nbcodex.ratelimit.stores import MemoryStore, Store, StoreError
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Secret
 
-# The time between two heartbeats while any request is active.
-HEARTBEAT_INTERVAL_S = 1.0
-# A store that failed is opened again after this time, which doubles with each failure.
-STORE_RETRY_S = 60.0
+HEARTBEAT_INTERVAL_S = 1.0  # while any request is active
+STORE_RETRY_S = 60.0  # until a store that failed is opened again; doubles with each failure
 # No task waits for a posted operation, so it may be delayed to share a wake-up of the thread, which
 # costs more than the operation itself.
 POST_DELAY_S = 0.004

@@ -31,9 +31,9 @@ class EventLoop:
         self._thread.start()
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.close()
+        # When the loop stops, the runner cancels all tasks and waits for them.
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.get_loop().run_forever()
 
     @property
     def is_current_thread(self) -> bool:
@@ -50,19 +50,9 @@ class EventLoop:
 
     def close(self) -> None:
         """Cancel all tasks, give them a moment to end, and stop the thread."""
-        if not self._thread.is_alive() or self.is_current_thread:
-            return
-        asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop)
-        self._thread.join(SHUTDOWN_TIMEOUT_S)
-
-    async def _shut_down(self) -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=SHUTDOWN_TIMEOUT_S / 2)
-        await self._loop.shutdown_asyncgens()
-        self._loop.stop()
+        if self._thread.is_alive() and not self.is_current_thread:
+            self.call_soon(self._loop.stop)
+            self._thread.join(SHUTDOWN_TIMEOUT_S)
 
 
 _lock = threading.Lock()

@@ -2,9 +2,8 @@
 
 The only module that imports redis-py. Optimistic locking: an operation is run on the newest model
 that this process knows, and a script commits the result if no other host has committed meanwhile;
-otherwise the operation is run again on the committed model. In Redis, instants are in Redis's time,
-which is the same for all hosts; in this process, in the host's. Each step blocks for at most
-`TIMEOUT_S`, so it is used off the event loop.
+otherwise the operation is run again on the committed model. Instants are stored in Redis's time,
+which all hosts share. Each step blocks for up to `TIMEOUT_S`, so it is used off the event loop.
 """
 
 from __future__ import annotations
@@ -34,14 +33,10 @@ TIMEOUT_S, BUSY_TIMEOUT_S = 0.25, 0.5
 # gave up, with them 28 ms, and it never gave up. A lock of redis-py would take two more round
 # trips: here the failed commit itself claims.
 TRIES_BEFORE_CLAIM, CLAIM_S, CLAIM_PAUSE_S = 3, 0.05, 0.001
-# A model expires this long after its last use.
-EXPIRY_S = 600.0
-# The largest state that is read; that of a thousand hosts is smaller.
-MAX_STATE_BYTES = 1_000_000
-# A state from further in the future shows that Redis's clock was set back.
-MAX_STATE_AHEAD_S = 1.0
-# Two clocks drift apart by at most this much per second, as fast as a clock that is being slewed.
-CLOCK_DRIFT = 5e-4
+EXPIRY_S = 600.0  # after its last use, a model expires
+MAX_STATE_BYTES = 1_000_000  # a larger state is dropped; that of a thousand hosts is smaller
+MAX_STATE_AHEAD_S = 1.0  # a state from further in the future shows that Redis's clock was set back
+CLOCK_DRIFT = 5e-4  # seconds per second by which two clocks may drift apart while one is slewed
 # How long an operation waits for the first connection; and for a new one after a loss.
 CONNECT_WAIT_S, RECONNECT_WAIT_S = 1.0, 0.5
 # The shortest use of the local store: meanwhile this process's lease in Redis expires, so that its
@@ -49,8 +44,7 @@ CONNECT_WAIT_S, RECONNECT_WAIT_S = 1.0, 0.5
 MIN_LOCAL_S = LEASE_S + 1.0
 # Between two attempts to reconnect: the first interval, and the longest.
 FIRST_CHECK_INTERVAL_S, MAX_CHECK_INTERVAL_S = 0.05, 5.0
-# The loss of a Redis that comes and goes is reported at most this often.
-NOTICE_INTERVAL_S = 60.0
+NOTICE_INTERVAL_S = 60.0  # a loss of Redis is reported at most once in this time
 
 # Hosts have no secret in common, so names are hashed by a slow function instead (`key_of`).
 COMMON_SALT = b"nbcodex, shared by hosts"
@@ -240,19 +234,21 @@ class RedisStore(Store):
         return result
 
     def _state_in(self, reply: Any) -> _State:
-        try:
-            _, seconds, micros, version, state, claimed = reply
-            if not state:
-                return _State(version, SharedModel(), is_new=True, is_claimed=claimed == 1)
-            written_at, values = json.loads(state)
-            shared = decode(SharedModel, values)
-            ahead = written_at - (int(seconds) + int(micros) / 1e6)
-            if ahead > MAX_STATE_AHEAD_S:
-                shared.move_clock(-ahead)
-        except DAMAGE:
-            self.on_damage()
-            return _State(version, SharedModel(), is_new=True)
-        return _State(version, shared, is_new=False, is_claimed=claimed == 1)
+        """Return the state that the script returns if it has not committed."""
+        _, seconds, micros, version, text, claimed = reply
+        state = _State(version, SharedModel(), is_new=True, is_claimed=claimed == 1)
+        if text:
+            try:
+                written_at, values = json.loads(text)
+                shared = decode(SharedModel, values)
+                ahead = written_at - (int(seconds) + int(micros) / 1e6)
+                if ahead > MAX_STATE_AHEAD_S:
+                    shared.move_clock(-ahead)
+            except DAMAGE:
+                self.on_damage()
+            else:
+                state.shared, state.is_new = shared, False
+        return state
 
     def _run(
         self, key: str, known: bytes, version: bytes, state: str, *, claims: bool = False
