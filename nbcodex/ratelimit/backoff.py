@@ -6,8 +6,7 @@ import math
 import random
 from dataclasses import dataclass
 
-# Added to every wait that a server states: servers round, and clocks differ.
-STATED_WAIT_PAD_S = 0.02
+STATED_WAIT_PAD_S = 0.02  # added to a wait that a server states: servers round, and clocks differ
 # Stated waits are jittered upwards by up to this share of them, but by at most MAX_JITTER_S.
 JITTER_SHARE, MAX_JITTER_S = 0.05, 5.0
 # Exponential backoff, where the server states no wait.

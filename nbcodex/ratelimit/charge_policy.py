@@ -16,6 +16,7 @@ from nbcodex.ratelimit.token_bucket import LevelMark, TokenBucket
 ChargePolicy = Literal["kept", "refunded", "actual"]
 CHARGE_POLICIES: tuple[ChargePolicy, ...] = ("kept", "refunded", "actual")
 ACTUAL_INDEX = CHARGE_POLICIES.index("actual")
+ZEROS = (0.0,) * len(CHARGE_POLICIES)
 
 # The errors of each policy's bucket are summed over a period. It lasts at least MIN_PERIOD_S, since
 # requests arrive out of order, and until the sums differ by so many typical requests.
@@ -27,10 +28,8 @@ MIN_PERIOD_S, MIN_DIVERGENCE_REQUESTS = 0.4, 3.0
 SCORE_DECAY, SWITCH_LEAD, RULED_OUT_LEAD = 0.8, 1.5, 0.5
 TYPICAL_REQUEST_LEARNING_RATE = 0.02
 
-# The output share is estimated as if so many answers had used all of their `max_output` before.
-PRIOR_ANSWERS = 5.0
-# After so many answers the sums are halved, so that later answers count more.
-OUTPUT_MEMORY_ANSWERS = 1_000
+PRIOR_ANSWERS = 5.0  # as if so many answers had used all of their `max_output` before
+OUTPUT_MEMORY_ANSWERS = 1_000  # after so many the sums are halved, so that later answers count more
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +77,6 @@ class Permit:
         self.token_marks = tuple(LevelMark(m.level + refund, m.correction) for m, refund in pairs)
 
 
-def _zeros() -> list[float]:
-    return [0.0] * len(CHARGE_POLICIES)
-
-
 @dataclass(slots=True)
 class ChargePolicyEstimator:
     """One token bucket for each charge policy, and how badly each predicts the server's snapshots.
@@ -92,8 +87,8 @@ class ChargePolicyEstimator:
     buckets: list[TokenBucket] = field(
         default_factory=lambda: [TokenBucket() for _ in CHARGE_POLICIES]
     )
-    scores: list[float] = field(default_factory=_zeros)  # lower is better
-    period_errors: list[float] = field(default_factory=_zeros)  # signed sums
+    scores: list[float] = field(default_factory=lambda: [*ZEROS])  # lower is better
+    period_errors: list[float] = field(default_factory=lambda: [*ZEROS])  # signed sums
     period_start_at: float | None = None
     assumed_index: int = 0  # of the assumed policy; at first *kept*, which is safe with any server
     typical_request: float = 0.0  # the mean tokens of a request, with the whole `max_output`
@@ -157,7 +152,7 @@ class ChargePolicyEstimator:
         """End the period at a snapshot, if its errors differ enough to score the policies."""
         if self.period_start_at is None:
             self.period_start_at = at
-            self.period_errors = _zeros()
+            self.period_errors = [*ZEROS]
         # A request that arrives out of order causes two opposite errors, whose sum is about 0.
         errors = [abs(error) for error in self.period_errors]
         divergence = max(self.period_errors) - min(self.period_errors)
@@ -170,7 +165,7 @@ class ChargePolicyEstimator:
         best = min(range(len(CHARGE_POLICIES)), key=self.scores.__getitem__)
         if self.scores[self.assumed_index] - self.scores[best] >= SWITCH_LEAD:
             self.assumed_index = best
-        self.period_start_at, self.period_errors = at, _zeros()
+        self.period_start_at, self.period_errors = at, [*ZEROS]
 
     def assume_most_permissive(self, now: float) -> None:
         """Assume the policy whose bucket is fullest, of those within SWITCH_LEAD of the best."""

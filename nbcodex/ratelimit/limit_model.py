@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from nbcodex.models import DAY, MINUTE, Limit, LimitReading, LimitSnapshot, Resource, Usage
 from nbcodex.ratelimit.charge_policy import (
     CHARGE_POLICIES,
+    ZEROS,
     ChargePolicyEstimator,
     Need,
     OutputEstimator,
@@ -38,8 +39,7 @@ SLOW_DOWN_SHARE, RAMP_FACTOR, RAMP_PERIOD_S = 0.5, 1.5, 15 * MINUTE
 MIN_SLOW_DOWN_INTERVAL_S = 2 * MINUTE  # errors that follow sooner do not lower the rate again
 # The ratio of the server's count of input tokens to our estimate is a moving average.
 INPUT_RATIO_LEARNING_RATE, MIN_INPUT_RATIO, MAX_INPUT_RATIO = 0.02, 0.25, 4.0
-# The shortest round trip seen is raised by this factor at each snapshot, because routes change.
-ROUND_TRIP_GROWTH = 1.01
+ROUND_TRIP_GROWTH = 1.01  # of the shortest round trip, at each snapshot, because routes change
 # Headers round the remaining amount and the reset time, so the refill rate is computed from them
 # only if at least this share of the limit is used.
 MIN_USED_SHARE = 0.01
@@ -47,8 +47,6 @@ MAX_DEBT_FACTOR = 1.0  # a stated debt of more than the limit times this is not 
 # If the server refuses although the remaining amount exceeds the requested one by this factor, a
 # hidden window has refused: a shorter one than headers state (see `TokenBucket.hidden_floor`).
 HIDDEN_WINDOW_FACTOR = 1.1
-
-NO_REFUND = (0.0,) * len(CHARGE_POLICIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,14 +234,14 @@ class LimitModel:
         """Apply the end of an answer; return what each charge policy refunds."""
         if permit.has_ended or usage.output_tokens is None:
             self.release(permit, now)
-            return NO_REFUND
+            return ZEROS
         self._end(permit)
         need = permit.need
         used = min(float(usage.output_tokens), need.max_output)
         self.output.record(need.max_output, used, now - permit.issued_at)
         self.parallel.record_end(self.output.in_flight, now, is_early=False)
         if permit.is_orphaned:
-            return NO_REFUND  # these buckets were never charged for it
+            return ZEROS  # these buckets were never charged for it
         if usage.input_tokens and need.input_tokens and not usage.estimated:
             ratio = usage.input_tokens / need.input_tokens
             ratio = min(MAX_INPUT_RATIO, max(MIN_INPUT_RATIO, ratio))

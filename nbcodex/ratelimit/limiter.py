@@ -1,7 +1,6 @@
 """The async side of the rate limiter: waits for permits, and reports how each attempt ended.
 
-`RateLimiter` decides, and is asked again here when its answer may have changed. Waits go through
-the clock, and are reported through a callback.
+`RateLimiter` decides; it is asked again here when its answer may have changed.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ class Patience:
 class Waiter:
     """How one request waits. It lives as long as the request, so that a retry keeps its place.
 
-    With `may_probe`, the request is sent once through a cooldown that another process has met and
-    that outlasts the patience: when a request is resumed, that cooldown may be hours old.
+    With `may_probe`, the request is sent once during a cooldown that another process caused and
+    that ends later than the patience allows: such a cooldown may be obsolete by now.
     """
 
     def __init__(self, clock: Clock, patience: Patience, *, may_probe: bool = False) -> None:
@@ -66,12 +65,12 @@ class Waiter:
         self._quiet_until = 0.0  # no wait is reported before then
 
     def retry_now(self) -> None:
-        """Send the request through a cooldown, as a probe; no effect while it only queues."""
+        """Send the request during a cooldown, as a probe; no effect while it only queues."""
         self._probes_next = self._reported_wait is None
         self.wake.set()
 
     def start_cooldown(self, until: float) -> None:
-        """Note a cooldown that the caller has reported; ignore an earlier `retry_now`."""
+        """Record a cooldown that the caller has reported; ignore an earlier `retry_now`."""
         self._reported_cooldown_until, self._probes_next = until, False
         self.wake.clear()
 
@@ -111,7 +110,7 @@ class Waiter:
         return None
 
     def withdraw(self, core: RateLimiter, now: float) -> None:
-        """Leave the queue, and return a permit that nothing was sent with."""
+        """Leave the queue, and release a permit with which nothing was sent."""
         if self._entry is not None:
             core.dequeue(self._entry)
         if self.permit is not None:
@@ -122,8 +121,8 @@ class Waiter:
         now, reported = self.clock.now(), self._reported_wait
         expected_at = reported.due_at if reported and reported.due_at is not None else now
         has_moved = wait.due_at is not None and abs(wait.due_at - expected_at) > MIN_REPORTED_WAIT_S
-        # A wait that has lasted a second is reported, even if it is about to end. Otherwise `until`
-        # below would have passed already, and this would spin without yielding.
+        # After a second every wait is reported, even if it is about to end. Otherwise `until` below
+        # would have passed already, and `acquire` would loop without yielding.
         if has_moved or not (reported or now < self._quiet_until):
             self._reported_wait = reported = wait
             await on_wait(wait)
@@ -211,10 +210,10 @@ class Limiter:
     ) -> Reservation:
         """Wait for a permit to send one attempt.
 
-        `name` is a hash that names the limits, `label` their name for users. A retry keeps the need
-        of its waiter's first attempt. `on_wait` is awaited before a wait of a second or more, and
-        again when its end has moved. Raises `CooldownTooLongError` if a cooldown outlasts the
-        patience, and `TooLargeError` if the limit can never admit the request.
+        `name` is the hashed name of the limits, `label` their name for users. A retry keeps the
+        need of the first attempt. `on_wait` is awaited before a wait of a second or more, and again
+        when its end has moved. Raises `CooldownTooLongError` if a cooldown ends later than the
+        patience allows, and `TooLargeError` if the limit can never admit the request.
         """
         clock, wake = waiter.clock, self.waker(waiter.wake)
         self.labels[name] = label

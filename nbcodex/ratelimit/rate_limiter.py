@@ -173,11 +173,10 @@ class RateLimiter:
     def try_acquire(
         self, entry: QueueEntry, now: float, *, may_probe: bool = False
     ) -> Permit | Wait | Cooldown:
-        """Return a permit to send now, or what to wait for.
+        """Return a permit to send now, or what to wait for; raise `TooLargeError` if it never fits.
 
         With `may_probe`, the caller sends a probe if this returns an inherited cooldown; while
-        another request's probe is in flight, this returns a `Wait` instead. Raises `TooLargeError`
-        if the limit can never admit the request.
+        another request's probe is in flight, this returns a `Wait` instead.
         """
         queue = self._queues[entry.name]
         if queue.head() is not entry:
@@ -185,9 +184,8 @@ class RateLimiter:
             if cooldown is None or cooldown.until <= now or (may_probe and cooldown.inherited):
                 return Wait(now + FALLBACK_RECHECK_S, limit=queue.limit)
             return cooldown
-        answer = self.store.transaction(
-            entry.name, lambda shared: self._decide(shared, queue, entry, now)
-        )
+        decide = partial(self._decide, queue=queue, entry=entry, now=now)
+        answer = self.store.transaction(entry.name, decide)
         if isinstance(answer, Permit):
             self._record_sent(queue, entry, answer)
         elif isinstance(answer, Cooldown) and answer.inherited and may_probe:
@@ -272,12 +270,9 @@ class RateLimiter:
 
     def settle(self, permit: Permit, usage: Usage, now: float) -> None:
         """Report what a finished answer used."""
-
-        def operation(shared: SharedModel) -> tuple[float, tuple[float, ...]]:
-            refunds = shared.model.settle(permit, usage, now)
-            return shared.model.round_trip, refunds
-
-        round_trip, refunds = self._update(permit, operation, now)
+        round_trip, refunds = self._update(
+            permit, lambda s: (s.model.round_trip, s.model.settle(permit, usage, now)), now
+        )
         # The server refunded half a round trip ago. Requests that were sent within the last round
         # trip reached it later, so the levels in their snapshots include the refund.
         since = now - (round_trip if round_trip < math.inf else 0.0)
@@ -294,9 +289,7 @@ class RateLimiter:
         states = {}
         for name in {**self._queues, **dict.fromkeys(names)}:
             queue = self._queues.get(name, WaitQueue())
-            state = self.store.transaction(
-                name, lambda shared: limit_state(shared, self._holder, now)
-            )
+            state = self.store.transaction(name, partial(limit_state, holder=self._holder, now=now))
             waiting, tokens = sum(1 for _ in queue.entries()), queue.waiting_tokens
             states[name] = replace(state, waiting=waiting, waiting_tokens=tokens)
         return states

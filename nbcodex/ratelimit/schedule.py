@@ -112,19 +112,16 @@ def exceeds_limit(model: LimitModel, need: Need) -> bool:
 def check_size(model: LimitModel, need: Need, now: float) -> None:
     """Raise `TooLargeError` for a request that the limit can never admit.
 
-    Estimates err, limits change, and some servers state absurd limits. So a request is rejected
-    only if it is clearly too large, the limit was stated recently, and no request as large was
-    admitted.
+    Estimates err, limits change, and some servers state absurd limits. So it has to be clearly
+    larger than a limit that was stated recently, and than all requests that were admitted.
     """
     bucket = model.tokens.bucket
     # Servers add some tokens to each prompt, which may quadruple a short one. So a ratio above 1
     # that was learned from short prompts says nothing about a long one.
     at_least = need.input_tokens * min(1.0, model.input_ratio)
-    is_larger = at_least > max(INPUT_ESTIMATE_ERROR * bucket.limit, model.largest_admitted_tokens)
-    is_old = now - bucket.observed_at > LIMIT_TRUST_S
-    if model.limit_is_guessed or is_old:
+    if model.limit_is_guessed or now - bucket.observed_at > LIMIT_TRUST_S:
         return
-    if is_larger:
+    if at_least > max(INPUT_ESTIMATE_ERROR * bucket.limit, model.largest_admitted_tokens):
         raise TooLargeError(
             f"The prompt has about {at_least:,.0f} tokens, {at_least - bucket.limit:,.0f} more "
             f"than the {bucket.limit:,.0f} tokens per minute that the model allows.",

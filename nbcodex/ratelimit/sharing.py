@@ -11,9 +11,10 @@ import math
 import secrets
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from nbcodex.models import DAY, Limit, LimitReading
-from nbcodex.ratelimit.charge_policy import ChargePolicy, Need, Permit
+from nbcodex.ratelimit.charge_policy import ChargePolicy, Need, OutputEstimator, Permit
 from nbcodex.ratelimit.limit_model import LimitModel, describe_limit
 from nbcodex.ratelimit.schedule import earliest_start
 from nbcodex.ratelimit.token_bucket import TokenBucket
@@ -43,10 +44,10 @@ class HolderShare:
     renewed_at: float = 0.0  # the last renewal of its lease
     # Tokens granted so far: its virtual time, comparable between holders.
     served_tokens: float = 0.0
-    due_at: float = NEVER_DUE  # the turn of its next request
+    due_at: float = NEVER_DUE  # the instant at which its next request may be sent: its turn
     input_tokens: float = 0.0  # of that request, like `max_output`
     max_output: float = 0.0
-    waiting_tokens: float = 0.0  # what all its waiting requests ask for
+    waiting_tokens: float = 0.0  # the sum over all its waiting requests
     in_flight: int = 0
     awaiting_response: int = 0
     requested_in_flight: float = 0.0
@@ -83,8 +84,8 @@ class SharedModel:
 
     def is_plausible(self, now: float) -> bool:
         """Return whether the numbers can be ours; another program may have written them."""
-        # A cooldown of months, for example, would be kept up by each process that waits for its
-        # end. An instant in the future was stored before the machine was rebooted.
+        # A cooldown of months, for example, would stop all processes. An instant in the future was
+        # stored before the machine was rebooted.
         model, shares = self.model, self.holders.values()
         buckets = (*model.tokens.buckets, model.requests, *(e.bucket for e in model.undeclared))
         latest = max(model.last_sent_at, *(each.updated_at for each in buckets))
@@ -171,27 +172,23 @@ class SharedModel:
 
     def move_clock(self, seconds: float) -> None:
         """Add seconds to all instants, to convert them to another host's clock."""
-        model, undeclared = self.model, list(self.model.undeclared)
-        buckets = (*model.tokens.buckets, model.requests, *(each.bucket for each in undeclared))
-        for bucket in buckets:
-            bucket.updated_at += seconds
-            bucket.observed_at += seconds
-            bucket.hidden_refusal_at += seconds
-        for each in undeclared:
-            each.refused_at += seconds
-        if model.tokens.period_start_at is not None:
-            model.tokens.period_start_at += seconds
-        model.cooldown_until += seconds
-        model.last_sent_at += seconds
-        model.rate_window_start_at += seconds
-        model.next_window_start_at += seconds
-        model.output.start_times_sum += seconds * model.output.in_flight
-        model.parallel.learned_at += seconds
-        model.slowed_down_at += seconds
-        for share in self.holders.values():
-            share.renewed_at += seconds
-            share.due_at += seconds
-            share.start_times_sum += seconds * share.in_flight
+        _move_instants(self, seconds)
+
+
+def _move_instants(stored: Any, seconds: float) -> None:
+    """Add seconds to all fields of a stored value whose names end in `_at` or `_until`."""
+    for each in stored.values() if isinstance(stored, dict) else ():
+        _move_instants(each, seconds)
+    for each in stored if isinstance(stored, list) else ():
+        _move_instants(each, seconds)
+    for name in getattr(stored, "__slots__", ()):
+        value = getattr(stored, name)
+        if not name.endswith(("_at", "_until")):
+            _move_instants(value, seconds)
+        elif value is not None:
+            setattr(stored, name, value + seconds)
+    if isinstance(stored, OutputEstimator | HolderShare):
+        stored.start_times_sum += seconds * stored.in_flight
 
 
 def model_after_reboot(model: LimitModel) -> LimitModel:
@@ -213,7 +210,7 @@ class LimitState:
     is_declared: bool  # the server's headers state limits
     burst_tokens: float | None  # most that a hidden window admits at once; None without one
     foreign_rate: float  # tokens per second that others on the same key take
-    margin: float  # share of the limit that is never used
+    margin: float  # share of the limit that is kept free
     max_parallel: float  # requests in flight; infinite while no limit on them is known
     slow_down_rate: float  # tokens per second after `slow_down`; infinite while there was none
     other_processes: int  # with a lease

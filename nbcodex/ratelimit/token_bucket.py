@@ -112,18 +112,12 @@ class TokenBucket:
         self.correction += amount
 
     def error(self, mark: LevelMark, remaining: float, *, elapsed: float) -> float:
-        """Return by how much the `remaining` of a request's snapshot exceeds its projected level.
-
-        The server admitted the request `elapsed` seconds after its mark.
-        """
+        """Return by how much a snapshot exceeds the projection `elapsed` seconds after the mark."""
         projected = min(self.limit, mark.level + max(0.0, elapsed) * self.rate)
         return remaining - projected - (self.correction - mark.correction)
 
     def correct(self, error: float, now: float, *, taken_at: float, by_others: bool) -> None:
-        """Correct the level by the `error` of a snapshot that the server took at `taken_at`.
-
-        With `by_others`, other clients with the same key are assumed to have caused the error.
-        """
+        """Correct the level by a snapshot's `error`; `by_others`: other clients have caused it."""
         if self.is_known and by_others:
             expected = -self.foreign_rate * max(0.0, taken_at - self.observed_at)
             rate = self.foreign_rate - FOREIGN_LEARNING_RATE * (error - expected)

@@ -105,7 +105,6 @@ class SharedLimiter(Limiter):
     def _send(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
         if self._unsent:
             jobs, self._unsent = self._unsent, []
             self._queue.put(jobs)
@@ -133,8 +132,7 @@ class SharedLimiter(Limiter):
                     self._loop.call_soon_threadsafe(_deliver, done, wakes)
             is_busy = sum(job.future is not None for job in jobs) > 1
             # A single operation is not delayed for others to join: it takes 0.2 ms instead of 3.
-            interval = TRANSACTION_INTERVAL_S if is_busy else 0.0
-            self._next_transaction_at = time.monotonic() + interval
+            self._next_transaction_at = time.monotonic() + TRANSACTION_INTERVAL_S * is_busy
         if self._store is not None:
             with contextlib.suppress(StoreError):
                 self._core.release_leases()
@@ -202,7 +200,6 @@ class SharedLimiter(Limiter):
             self.sharing_problem, self._retry_after = None, STORE_RETRY_S
 
     def _fall_back(self, error: StoreError) -> None:
-        """Continue in memory."""
         store, self._store = self._store, None
         if store is not None:
             with contextlib.suppress(Exception):

@@ -18,8 +18,7 @@ from typing import Protocol, TypeVar
 
 ResultT = TypeVar("ResultT")
 
-# Longest time for which a fork waits until a thread leaves SQLite; it does if a file is locked.
-FORK_TIMEOUT_S = 2.0
+FORK_TIMEOUT_S = 2.0  # a fork waits no longer for a thread to leave SQLite
 
 # Names of network file systems: ``nfs4``, ``cifs``, ``fuse.sshfs``; not ``fuse.fuse-overlayfs``.
 _NETWORK_FILE_SYSTEMS = re.compile(

@@ -1,7 +1,6 @@
 """Stores of limit models: the protocol, a store in memory, and the stored form.
 
-A limit model is what is known of the limits of one model and account. `sqlite` shares it between
-the processes of a machine, `redis` between hosts.
+`sqlite` shares the models between the processes of a machine, `redis` between hosts.
 """
 
 from __future__ import annotations

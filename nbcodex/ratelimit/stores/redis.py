@@ -27,11 +27,10 @@ from nbcodex.settings import Secret
 
 # For each step, and for an operation that is repeated because other hosts commit before it.
 TIMEOUT_S, BUSY_TIMEOUT_S = 0.25, 0.5
-# A host that has failed to commit this often claims the model for up to CLAIM_S; the others read it
-# again after each CLAIM_PAUSE_S. Measured with one host that is 5 ms away from Redis, beside three
-# near ones with 200 operations/s each: without claims it needed 505 ms for an operation and often
-# gave up, with them 28 ms, and it never gave up. A lock of redis-py would take two more round
-# trips: here the failed commit itself claims.
+# A host that has failed to commit this often claims the model for up to CLAIM_S, in its next failed
+# commit; the others read it again after each CLAIM_PAUSE_S. A host 5 ms away from Redis, beside
+# three near ones with 200 operations/s each, needed 505 ms for an operation without claims and
+# often gave up; with them 28 ms, and it never did. A lock would take two more round trips.
 TRIES_BEFORE_CLAIM, CLAIM_S, CLAIM_PAUSE_S = 3, 0.05, 0.001
 EXPIRY_S = 600.0  # after its last use, a model expires
 MAX_STATE_BYTES = 1_000_000  # a larger state is dropped; that of a thousand hosts is smaller
@@ -115,11 +114,10 @@ def key_of(name: str) -> str:
 
 @dataclass(slots=True)
 class ClockOffset:
-    """Redis's time minus this host's, known within bounds and not just estimated.
+    """Redis's time minus this host's, within bounds.
 
-    A time stamp that the server made between our sending and our receiving bounds the offset from
-    both sides, even if the two directions take unequal times. The narrowest bounds are kept, and
-    widened by the clocks' drift.
+    The server makes its time stamp between our sending and our receiving, which bounds the offset
+    from both sides. The narrowest bounds are kept, and widened by the clocks' drift.
     """
 
     low: float = -math.inf
@@ -128,7 +126,7 @@ class ClockOffset:
 
     @property
     def value(self) -> float:
-        """The offset in seconds, wrong by at most half of the distance between the bounds."""
+        """The offset in seconds: the middle between the bounds."""
         return (self.low + self.high) / 2
 
     def narrow(self, stamp: float, *, sent_at: float, received_at: float) -> bool:
@@ -276,7 +274,6 @@ class RedisStore(Store):
 
 
 def _client(url: Secret) -> Any:
-    """Return a client that has not connected yet."""
     try:
         from redis import ConnectionPool, Redis
         from redis.backoff import NoBackoff
@@ -325,7 +322,7 @@ class FallbackStore(Store):
                 self._reason = str(error)
                 self._reachable.clear()
                 continue
-            if self._is_local and self._is_reported:
+            if self._is_reported:
                 self._is_reported = False
                 self._notify(
                     "Redis can be used again: the limits are shared with the other machines."

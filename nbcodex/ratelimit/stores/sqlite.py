@@ -28,10 +28,9 @@ from nbcodex.settings import LIMITER_FILENAME
 
 BUSY_TIMEOUT_S = 2.0  # how long another process's transaction is waited for
 
-# The table is named after the stored form. A version with another form must use another table, so
-# that both can run side by side. Release 0.1 stored two more values at the end of each state. A row
-# is one model: `name` is the hashed name of the limits, `boot` the boot of the machine at which it
-# was written, and `state` its stored form.
+# A row is one model: the hashed name of its limits, the boot of the machine during which it was
+# written, and its stored form. The table is named after that form: a version with another one uses
+# another table, so that both can run side by side. Release 0.1 stored two more values at the end.
 TABLE, EARLIER_TABLES = "model_9de2eb31", ("model_5f397cbb", "bucket_dcb40d47")
 TABLES = (TABLE, *EARLIER_TABLES)
 _SCHEMA = (
@@ -54,8 +53,7 @@ def open_in(folder: Path) -> SqliteStore:
     try:
         path = prepare_file(folder, LIMITER_FILENAME)
         if is_on_network(folder):
-            # Locks cannot be trusted there.
-            raise StoreError(f"{folder} is on a network file system.")
+            raise StoreError(f"{folder} is on a network file system.")  # its locks are unreliable
         return SqliteStore(path, boot=boot_id())
     except UnsafePathError as error:
         raise StoreError(str(error)) from None
@@ -66,8 +64,8 @@ def open_in(folder: Path) -> SqliteStore:
 class SqliteStore(Store):
     """Keeps models in a file on a local file system that several processes use at once.
 
-    `boot` is the id of this boot of the machine. Instants of another boot mean nothing, so of the
-    models that were stored then only the limit is kept, for display.
+    `boot` is the id of this boot of the machine. Instants of another boot mean nothing, so only the
+    limit is kept of the models that were stored then.
     """
 
     def __init__(self, path: Path, *, boot: str) -> None:
@@ -137,7 +135,7 @@ class SqliteStore(Store):
                 self._changed.clear()
 
     def _read(self, name: str) -> SharedModel:
-        """Return a model; the file is read only if another process has written meanwhile."""
+        """Return a model; the file is read only if another process has written to it."""
         if not self._connection.in_transaction:
             self._connection.execute("BEGIN IMMEDIATE")
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
@@ -166,5 +164,5 @@ class SqliteStore(Store):
             self._connection.close()
 
     def after_fork_in_child(self) -> None:
-        """Leave the connection to the parent: this store is not used in the child."""
+        """Keep the parent's connection open; this store is not used in the child."""
         leak_connection(self._connection)
