@@ -155,6 +155,7 @@ class RawAnswer:
 
     def completed(self, text: str, redactor: Redactor) -> CompletedAnswer:
         """Return the answer without secrets; `text` has been cleaned as it arrived."""
+        clean = redactor.clean
         reasoning, remaining = [], MAX_REASONING_CHARS
         of_chat = {"reasoning_content": text_value("".join(self.reasoning_content))}
         for item in [*self.reasoning, of_chat]:
@@ -162,7 +163,7 @@ class RawAnswer:
             encoded = json.dumps(kept)
             remaining -= len(encoded)
             # The server accepts only what it sent: an item that contains a secret is left out.
-            is_clean = redactor.clean(encoded) == encoded
+            is_clean = clean(encoded) == encoded
             is_useful = item.get("encrypted_content") or item.get("reasoning_content")
             if is_useful and remaining >= 0 and is_clean:
                 reasoning.append(kept)
@@ -172,17 +173,14 @@ class RawAnswer:
         return CompletedAnswer(
             text=text,
             usage=replace(self.usage, hosted_tool_calls=calls),
-            model=redactor.clean(self.model) if self.model else None,
-            cut=redactor.clean(self.cut) if self.cut else None,
-            response_id=redactor.clean(self.response_id) if self.response_id else None,
+            model=clean(self.model) if self.model else None,
+            cut=clean(self.cut) if self.cut else None,
+            response_id=clean(self.response_id) if self.response_id else None,
             reasoning=tuple(reasoning),
             images=tuple(self.images),
             refused=self.refused,
-            tool_calls=tuple(redactor.clean(name) for name in self.tool_calls),
-            sources=tuple(
-                Source(redactor.clean(url), redactor.clean(title))
-                for url, title in self.sources.items()
-            ),
+            tool_calls=tuple(map(clean, self.tool_calls)),
+            sources=tuple(Source(clean(url), clean(title)) for url, title in self.sources.items()),
         )
 
 

@@ -18,12 +18,10 @@ from nbcodex.models import LimitSnapshot, Request, StreamPosition, Usage
 from nbcodex.openai_api import answers, api_errors, connections, endpoints, request_body
 from nbcodex.openai_api.answers import (
     CompletedAnswer,
-    Notice,
     Redactor,
     Reset,
     ResponseStarted,
     StreamEvent,
-    TextDelta,
 )
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.endpoints import Endpoint
@@ -174,19 +172,19 @@ class ApiClient:
                 yield ResponseStarted(prepared.api, model, snapshot, failure.simulated, None)
             text = redactor.clean(generated)
             yield Reset()
-            yield TextDelta(text)
+            yield answers.TextDelta(text)
             yield CompletedAnswer(text, Usage(), model, cut=None, response_id=None)
             return
         # Whether the server keeps the answer is known only from its events.
         is_not_kept = request.durable and reader.position is None
         if is_not_kept and self.capabilities.mark_not_durable(prepared):
-            yield Notice(NOT_DURABLE_NOTICE)
+            yield answers.Notice(NOT_DURABLE_NOTICE)
         if prepared.is_unstreamed and not follows_empty_streams:
-            yield Notice(request_body.UNSTREAMED_NOTICE)
+            yield answers.Notice(request_body.UNSTREAMED_NOTICE)
         if count := len(request.turns) - len(prepared.turns):
-            yield Notice(request_body.TURNS_LEFT_OUT_NOTICE.format(count=count))
+            yield answers.Notice(request_body.TURNS_LEFT_OUT_NOTICE.format(count=count))
         if prepared.has_schema_in_prompt:
-            yield Notice(request_body.SCHEMA_IN_PROMPT_NOTICE)
+            yield answers.Notice(request_body.SCHEMA_IN_PROMPT_NOTICE)
         yield reader.answer.completed(stream.text, redactor)
 
     async def resume_stream(
@@ -229,7 +227,7 @@ class ApiClient:
                             match event:
                                 case StreamPosition():
                                     position = event
-                                case TextDelta(more):
+                                case answers.TextDelta(more):
                                     text += more
                             yield event
                 yield reader.answer.completed(stream.text, redactor)
@@ -363,8 +361,7 @@ class ApiClient:
             # The answers of Chat Completions do not list the calls of paid tools.
             reader = ChatReader() if is_chat else ResponsesReader(durable=prepared.durable)
             if is_chat:
-                tools = paid_tools(prepared.request, prepared.model)
-                reader.answer.hosted_tool_calls = tools
+                reader.answer.hosted_tool_calls = paid_tools(prepared.request, prepared.model)
             try:
                 # Without streaming, the headers come when the answer is complete.
                 factor = WHOLE_BODY_FACTOR if prepared.is_unstreamed else FIRST_TEXT_FACTOR

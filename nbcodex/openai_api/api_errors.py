@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -75,13 +75,13 @@ class ErrorInfo:
     is_google: bool = False  # whether the shape is that of Google's errors
     headers: Headers = field(default_factory=dict)  # of the provider behind a gateway
 
-    def has_code(self, listed: str) -> bool:
+    def has_code(self, list_name: str) -> bool:
         """Return whether its code or type is in a list of `dialects`."""
-        return dialects.has_code((self.code.lower(), self.kind.lower()), listed)
+        return dialects.has_code((self.code.lower(), self.kind.lower()), list_name)
 
-    def has_phrase(self, listed: str) -> bool:
+    def has_phrase(self, list_name: str) -> bool:
         """Return whether its message contains a phrase of a list of `dialects`."""
-        return dialects.has_phrase(self.message.lower(), listed)
+        return dialects.has_phrase(self.message.lower(), list_name)
 
     def sentence(self, words: str) -> str:
         """Return `words`, the status and what the server states, as one line."""
@@ -384,10 +384,9 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
     """Decide which error it is if it is not about limits, credit or size."""
     if status in {401, 403, 407} or info.has_code("credentials_codes"):
         return _new_error(errors.CredentialsError, info, "The server does not accept the key")
-    is_no_call = info.has_phrase("no_such_call_phrases")
     # If the message does not name the model, a 404 usually means a wrong base URL.
-    is_no_call |= status in {404, 405} and "model" not in info.message.lower() and not info.code
-    if is_no_call:
+    names_model = info.code or "model" in info.message.lower()
+    if info.has_phrase("no_such_call_phrases") or (status in {404, 405} and not names_model):
         error = _new_error(errors.ModelError, info, "The server does not have this address")
         error.advice = _ADDRESS_ADVICE
         return error
@@ -432,9 +431,8 @@ def _limit_error(
             limit=bound,
             used=None if bound is None or remaining is None else max(0.0, bound - remaining),
         )
-    wait = wait or rate_limits.computed_wait(limit)
-    if exhausted and wait is None:
-        wait = rate_limits.clamp_wait(exhausted.reset_in)
+    reset_in = exhausted.reset_in if exhausted else None
+    wait = wait or rate_limits.computed_wait(limit) or rate_limits.clamp_wait(reset_in)
     if info.is_google and limit.window == DAY:
         wait = max(wait or 0.0, rate_limits.seconds_to_pacific_midnight(wall))
     if limit.resource == "parallel requests" and (wait or 0.0) > MAX_SLOT_WAIT_S:
@@ -456,10 +454,8 @@ def _quota_error(info: ErrorInfo, wall: float) -> NbcodexError:
     words, advice = dialects.QUOTA_TEXTS.get(info.code.lower(), ("", ""))
     if not words:
         return _new_error(errors.QuotaError, info, "The account has no credit left")
-    today = datetime.fromtimestamp(wall, UTC)
-    year, month = divmod(today.year * 12 + today.month, 12)
-    reset = datetime(year, month + 1, 1, tzinfo=UTC)
-    advice = advice.format(reset=f"1 {reset:%B} (UTC)")
+    next_month = datetime.fromtimestamp(wall, UTC).replace(day=1) + timedelta(days=31)
+    advice = advice.format(reset=f"1 {next_month:%B} (UTC)")
     return errors.QuotaError(info.sentence(words), advice=advice)
 
 

@@ -14,14 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import NbcodexError, ServerError, TransientError, shorten
 from nbcodex.models import Request
-from nbcodex.openai_api import api_errors
-from nbcodex.openai_api.answers import (
-    CompletedAnswer,
-    Redactor,
-    count_value,
-    dict_items,
-    dict_member,
-)
+from nbcodex.openai_api import answers, api_errors
+from nbcodex.openai_api.answers import CompletedAnswer, Redactor
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.readers import ChatReader, ResponsesReader
 from nbcodex.openai_api.request_body import PATHS, DetectedApi
@@ -206,8 +200,9 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
 
 
 def _read_batch(payload: dict[str, Any], redactor: Redactor) -> Batch:
-    counts, metadata = dict_member(payload, "request_counts"), dict_member(payload, "metadata")
-    listed = dict_items(dict_member(payload, "errors"), "data")[:_MAX_LISTED_ERRORS]
+    counts = answers.dict_member(payload, "request_counts")
+    metadata = answers.dict_member(payload, "metadata")
+    listed = answers.dict_items(answers.dict_member(payload, "errors"), "data")[:_MAX_LISTED_ERRORS]
     input_file = payload.get("input_file_id")
     files = (payload.get("output_file_id"), payload.get("error_file_id"))
     reasons = []
@@ -218,9 +213,9 @@ def _read_batch(payload: dict[str, Any], redactor: Redactor) -> Batch:
     return Batch(
         id=str(payload.get("id")),
         status=str(payload.get("status")),
-        total=count_value(counts, "total") or 0,
-        answered=count_value(counts, "completed") or 0,
-        failed=count_value(counts, "failed") or 0,
+        total=answers.count_value(counts, "total") or 0,
+        answered=answers.count_value(counts, "completed") or 0,
+        failed=answers.count_value(counts, "failed") or 0,
         files=tuple(file for file in files if isinstance(file, str)),
         input_file=input_file if isinstance(input_file, str) else None,
         error="; ".join(reasons),

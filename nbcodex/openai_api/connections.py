@@ -173,8 +173,8 @@ def _make_client(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:
         client = openai.AsyncAzureOpenAI(
             azure_endpoint=endpoint.base_url,
             api_version=endpoint.api_version,
-            api_key=None if endpoint.entra else key,
-            azure_ad_token=key if endpoint.entra else None,
+            api_key=None if endpoint.has_entra_token else key,
+            azure_ad_token=key if endpoint.has_entra_token else None,
             **shared,
         )
     else:

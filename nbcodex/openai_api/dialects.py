@@ -15,11 +15,11 @@ QUOTA_TEXTS: dict[str, tuple[str, str]] = _TABLE["quota_texts"]
 WINDOWS_S: dict[str, float] = _TABLE["windows_s"]
 
 
-def has_code(codes: Iterable[str], listed: str) -> bool:
-    """Return whether any lower-case code matches a pattern of the list named `listed`."""
-    return any(fnmatchcase(code, pattern) for code in codes for pattern in WORDS[listed])
+def has_code(codes: Iterable[str], list_name: str) -> bool:
+    """Return whether any lower-case code matches a pattern of the list named `list_name`."""
+    return any(fnmatchcase(code, pattern) for code in codes for pattern in WORDS[list_name])
 
 
-def has_phrase(text: str, listed: str) -> bool:
-    """Return whether a lower-case text contains a phrase of the list named `listed`."""
-    return any(phrase in text for phrase in WORDS[listed])
+def has_phrase(text: str, list_name: str) -> bool:
+    """Return whether a lower-case text contains a phrase of the list named `list_name`."""
+    return any(phrase in text for phrase in WORDS[list_name])

@@ -35,6 +35,7 @@ _OTHER_HOST_SCRIPT_ADVICE = (
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CALL_PATHS = ("/responses", "/chat/completions", "/completions", "/models")
 
 
@@ -50,7 +51,7 @@ class Endpoint:
     # empty on Azure, where the resource has them.
     account: str = ""
     key: Secret | None = None  # None on a custom client, which has its own
-    entra: bool = False  # whether the key is an Entra ID token
+    has_entra_token: bool = False  # whether the key is an Entra ID token
     api_version: str | None = None  # only on a classic Azure endpoint
     organization: str | None = None  # only at OpenAI, as is the project
     project: str | None = None
@@ -138,7 +139,6 @@ def _configured(settings: Settings) -> Endpoint:
         return _azure_endpoint(settings)
     url = parse_base_url(settings.base_url or OPENAI_BASE_URL, "OPENAI_BASE_URL")
     key = key_for_host(settings, url) or settings.api_key
-    entra = False
     if not key and provider_of(_without_slash(url)) == "azure":
         # The key of an Azure resource goes only to that resource's own host. Without a resource,
         # the base URL is the only host that the user has named beside the key.
@@ -146,9 +146,8 @@ def _configured(settings: Settings) -> Endpoint:
         if settings.azure_endpoint:
             resource = parse_base_url(settings.azure_endpoint, "AZURE_OPENAI_ENDPOINT")
         if _origin(url) == _origin(resource):
-            entra = not settings.azure_key and bool(settings.azure_ad_token)
             key = settings.azure_key or settings.azure_ad_token
-    return replace(_endpoint_at(url, key or None, settings), entra=entra)
+    return _endpoint_at(url, key or None, settings)
 
 
 def _azure_endpoint(settings: Settings) -> Endpoint:
@@ -158,14 +157,13 @@ def _azure_endpoint(settings: Settings) -> Endpoint:
     resource = _origin(url) + base.rstrip("/")
     # AZURE_OPENAI_ENDPOINT is often copied with the path of either API.
     version = None if rest.startswith("/v1") else settings.api_version
-    own_key = key_for_host(settings, url)
-    key = own_key or settings.azure_key or settings.azure_ad_token
+    key = key_for_host(settings, url) or settings.azure_key or settings.azure_ad_token
     return Endpoint(
         kind="azure",
         base_url=resource if version else f"{resource}/openai/v1",
         host=_host_and_port(url),
         key=key or None,
-        entra=bool(key) and not own_key and not settings.azure_key,
+        has_entra_token=bool(key) and key is settings.azure_ad_token,
         api_version=version,
     )
 
@@ -184,6 +182,7 @@ def _endpoint_at(url: SplitResult, key: Secret | None, settings: Settings) -> En
         host=_host_and_port(url),
         account=account,
         key=key,
+        has_entra_token=key is not None and key is settings.azure_ad_token,
         organization=organization,
         project=project,
     )
@@ -327,14 +326,11 @@ def check_for_secrets(request: Request, secrets: Iterable[str]) -> None:
     # JSON escapes a quote or a backslash in a secret.
     forms = {*plain, *(_encode(secret)[1:-1] for secret in plain)}
     for name, text in texts:
-        try:
-            if not text.isascii():
-                text.encode()
-        except UnicodeEncodeError:
+        if not text.isascii() and _SURROGATE.search(text):
             raise ConfigurationError(
                 f"The {name} contains half a character (a lone surrogate).",
                 advice="Read the text with its real encoding.",
-            ) from None
+            )
         if any(form in text for form in forms):
             raise ConfigurationError(
                 f"The {name} contains an API key; nothing was sent.",

@@ -118,13 +118,11 @@ def start_loading(base_url: str) -> None:
 
 def context_window(model: str | None) -> int | None:
     """Return the tokens of a model's context window, or None where it is not known."""
-    if model is None:
-        return None
     try:
         from genai_prices import data_snapshot
 
         tables = data_snapshot.get_snapshot()
-        _, known = tables.find_provider_model(model, None, "openai", None)
+        _, known = tables.find_provider_model(model or "", None, "openai", None)
     except Exception:
         return None
     return known.context_window or None
@@ -224,10 +222,9 @@ def estimate_request_tokens(request: Request) -> int:
     """Return about how many input tokens a request has, pictures and earlier turns included."""
     total = estimate_text_tokens(request.prompt) + MESSAGE_TOKENS + ANSWER_TOKENS
     total += IMAGE_TOKENS * len(request.images) + sum(map(estimate_turn_tokens, request.turns))
-    if request.schema:
-        total += estimate_text_tokens(json.dumps(dict(request.schema.definition), default=str))
     if request.system:
         total += estimate_text_tokens(request.system) + MESSAGE_TOKENS
-    if request.params:  # tools are a part of the input
-        total += estimate_text_tokens(json.dumps(dict(request.params), default=str))
+    # The schema is a part of the input, and so are the tools in the params.
+    for record in (request.schema and request.schema.definition, request.params):
+        total += estimate_text_tokens(json.dumps(dict(record), default=str)) if record else 0
     return total

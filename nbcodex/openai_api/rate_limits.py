@@ -166,9 +166,8 @@ def parse_reset(text: str | None, now: float) -> float | None:
 def wait_in_headers(headers: Headers, *, wall: float) -> float | None:
     """Return the seconds to wait by ``retry-after-ms`` (Azure) or ``retry-after``."""
     milliseconds = parse_number(headers.get("retry-after-ms"))
-    if (wait := clamp_wait(milliseconds / 1000 if milliseconds else None)) is not None:
-        return wait
-    return clamp_wait(parse_reset(headers.get("retry-after"), _server_time(headers, wall)))
+    wait = clamp_wait(milliseconds / 1000 if milliseconds else None)
+    return wait or clamp_wait(parse_reset(headers.get("retry-after"), _server_time(headers, wall)))
 
 
 def _server_time(headers: Headers, wall: float) -> float:
@@ -205,7 +204,7 @@ def header_limits(headers: Headers, *, wall: float) -> list[HeaderLimit]:
         if "ratelimit" not in lower or len(lower) > 100:
             continue
         if lower in ("ratelimit", "ratelimit-policy"):
-            _read_structured(value[:1000], limits)
+            _read_structured_field(value[:1000], limits)
             continue
         words = lower.split("-")
         words = words[words.index("ratelimit") + 1 :] if "ratelimit" in words else []
@@ -230,7 +229,7 @@ def header_limits(headers: Headers, *, wall: float) -> list[HeaderLimit]:
     return list(limits.values())
 
 
-def _read_structured(value: str, limits: dict[tuple[object, ...], HeaderLimit]) -> None:
+def _read_structured_field(value: str, limits: dict[tuple[object, ...], HeaderLimit]) -> None:
     # draft-ietf-httpapi-ratelimit-headers: `"api";r=0;t=55` with the policy `"api";q=500;w=300`; an
     # older draft: `limit=100, remaining=0, reset=9`.
     names = {"r": "remaining", "t": "reset_in", "q": "limit", "w": "window", "reset": "reset_in"}
@@ -273,9 +272,8 @@ def _tightest_reading(stated: list[HeaderLimit], resource: Resource) -> LimitRea
             continue
         # The reset is the time until the bucket is FULL, not the time to wait. That of a fixed
         # window says nothing about a rate.
-        full_in = each.reset_in if each.window is None else None
-        if full_in is not None and full_in > 31 * DAY:
-            full_in = None
+        is_plausible = each.window is None and (each.reset_in or 0.0) <= 31 * DAY
+        full_in = each.reset_in if is_plausible else None
         readings.append(LimitReading(limit=limit, remaining=min(remaining, limit), full_in=full_in))
     return min(readings, key=lambda reading: (reading.remaining, reading.limit), default=None)
 
@@ -301,7 +299,7 @@ def limit_in_message(message: str, *, kind: str | None = None) -> Limit:
         figures.setdefault("limit", _figure(found[1]))
     found = _MODEL.search(text)
     model = shorten(found[1].rstrip("."), 100) if found else None
-    if limit := _reworded_limit(text):
+    if limit := _limit_in_other_words(text):
         return replace(limit, model=model)
     return Limit(
         resource=resource,
@@ -313,7 +311,7 @@ def limit_in_message(message: str, *, kind: str | None = None) -> Limit:
     )
 
 
-def _reworded_limit(text: str) -> Limit | None:
+def _limit_in_other_words(text: str) -> Limit | None:
     """Return the limit that LiteLLM, GitHub Models, Moonshot or others state in other words."""
     if found := _LIMIT_OF.search(text):
         resource = _resource(found[3] or "requests")
@@ -380,10 +378,9 @@ def wait_in_message(message: str, *, wall: float = 0.0) -> float | None:
             seconds += float(amount) * per_unit
         if (wait := clamp_wait(seconds)) is not None:
             return wait
-    if wall and (found := _RESETS_AT.search(text)):
-        moment = _parse_date(found[1].strip())
-        return None if moment is None else clamp_wait(moment - wall)
-    return None
+    found = _RESETS_AT.search(text) if wall else None
+    moment = _parse_date(found[1]) if found else None
+    return None if moment is None else clamp_wait(moment - wall)
 
 
 def computed_wait(limit: Limit) -> float | None:

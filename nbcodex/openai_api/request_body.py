@@ -237,9 +237,7 @@ class PreparedRequest:
             body["stream_options"] = {"include_usage": True}
         if request.max_output is not None:
             # Compatible servers often accept only ``max_tokens``, OpenAI's newer models the other.
-            names = _OUTPUT_PARAMS
-            if self.endpoint.kind == "compatible":
-                names = names[::-1]
+            names = _OUTPUT_PARAMS[::-1] if self.endpoint.kind == "compatible" else _OUTPUT_PARAMS
             name = next((name for name in names if name not in self.unsupported), names[0])
             body[name] = request.max_output
         if request.effort:

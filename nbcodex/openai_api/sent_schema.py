@@ -175,9 +175,8 @@ def _strict(schema: Any, depth: int) -> JsonSchema:
 
 
 def _types_of(schema: JsonSchema) -> list[str]:
-    given = schema.get("type")
-    if given:
-        return list(given) if isinstance(given, list) else [given]
+    if given := schema.get("type"):
+        return _as_list(given)
     values = schema["enum"] if "enum" in schema else [schema["const"]] if "const" in schema else []
     found = list(dict.fromkeys(_TYPES.get(type(value), "") for value in values))
     if "properties" in schema:

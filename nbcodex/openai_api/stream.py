@@ -13,17 +13,8 @@ from typing import Any
 
 from nbcodex.errors import ServerError
 from nbcodex.models import StreamPosition
-from nbcodex.openai_api.answers import (
-    CUT_MAX_ANSWER,
-    ReasoningDelta,
-    Redactor,
-    Reset,
-    StreamEvent,
-    TextDelta,
-    is_error_object,
-    json_object,
-    whole_characters,
-)
+from nbcodex.openai_api import answers
+from nbcodex.openai_api.answers import ReasoningDelta, Redactor, Reset, StreamEvent, TextDelta
 from nbcodex.openai_api.api_errors import AnswerFailedError, broken_connection, invalid_answer
 from nbcodex.openai_api.readers import AnswerReader, ReasoningSplitter, split_reasoning
 from nbcodex.settings import Settings
@@ -38,7 +29,7 @@ TRAILER_TIMEOUT_S = 5.0
 
 # Once text has begun, packets are gathered for this long, because to wake up for one costs as much
 # as for many. What has arrived already is read at once.
-GATHER_S = 0.02
+PACKET_GATHERING_S = 0.02
 
 # Only a body that was read to its end returns its connection to the pool, which is worth a short
 # wait.
@@ -174,8 +165,8 @@ class AnswerStream:
             chunk = await self._next_chunk(self._deadline())
         # A relay can append a stream's end marker (decolua/9router #3492).
         body = body.rstrip().removesuffix(b"[DONE]").rstrip().removesuffix(b"data:")
-        self._payload = json_object(body.decode("utf-8", "replace"))
-        if is_error_object(self._payload):  # raised here, the request can still be adapted
+        self._payload = answers.json_object(body.decode("utf-8", "replace"))
+        if answers.is_error_object(self._payload):  # raised here, the request can still be adapted
             raise AnswerFailedError(self._payload)
 
     async def events(self) -> AsyncGenerator[StreamEvent]:
@@ -243,7 +234,7 @@ class AnswerStream:
                 break
             if self._char_count > self._max_chars:
                 # A model in a loop never ends; the text so far is an answer, cut by our own bound.
-                self._reader.answer.cut = CUT_MAX_ANSWER
+                self._reader.answer.cut = answers.CUT_MAX_ANSWER
                 self._reader.is_complete = self._reader.is_closed = True
                 break
             deadline = self._deadline()
@@ -255,7 +246,7 @@ class AnswerStream:
                 silence = deadline - loop.time()
                 deadline = min(deadline, progress_at + max(silence, self._patience))
             if self._texts and self._waited_for_chunk:
-                await asyncio.sleep(GATHER_S)
+                await asyncio.sleep(PACKET_GATHERING_S)
             chunk = await self._next_chunk(deadline)
         else:
             for event in self._emit(*self._read_events(self._decoder.flush())):
@@ -327,7 +318,7 @@ class AnswerStream:
                 break
             texts.append(text)
             reasonings.append(reasoning)
-        text, self._half_character = whole_characters(self._half_character + "".join(texts))
+        text, self._half_character = answers.whole_characters(self._half_character + "".join(texts))
         if self._splitter and text:
             text, tagged = self._splitter.feed(text)
             reasonings.append(tagged)

@@ -105,7 +105,7 @@ def test_azure_is_chosen_by_its_endpoint_and_classic_by_its_version(
 ) -> None:
     found = resolved(environ)
     assert (found.kind, found.base_url, found.api_version) == (kind, base_url, version)
-    assert (key_of(found), found.entra) == (KEY, entra)
+    assert (key_of(found), found.has_entra_token) == (KEY, entra)
 
 
 def test_configured_key_is_not_sent_to_another_host() -> None:

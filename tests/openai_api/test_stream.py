@@ -10,7 +10,7 @@ import pytest
 
 from nbcodex.openai_api.answers import TextDelta
 from nbcodex.openai_api.readers import ResponsesReader
-from nbcodex.openai_api.stream import GATHER_S, AnswerStream
+from nbcodex.openai_api.stream import PACKET_GATHERING_S, AnswerStream
 from nbcodex.settings import Settings
 from tests.virtual import run_virtual
 
@@ -59,7 +59,7 @@ def test_packets_are_gathered_after_a_wait() -> None:
 
     text, took = run_virtual(read(packet_by_packet()))
     assert text == "word " * COUNT
-    assert took > COUNT * GATHER_S
+    assert took > COUNT * PACKET_GATHERING_S
 
 
 def test_abandoned_body_is_closed() -> None:
