@@ -220,7 +220,6 @@ class Scene:
         ran = child.run("ask(('--no-history', 'hello'))")
         assert ran.status == "ok", ran.shown_error
         self.fork_server.discard(child)
-        self.server.core.log.clear()
 
     def resume(self) -> CellResult:
         """Let another kernel of the notebook resume everything; return what it shows."""

@@ -21,7 +21,7 @@ from nbcodex.settings import LIMITER_FILENAME
 from nbcodex.simulator import Fault
 from tests.crash.fork_server import KernelForkServer, fork_server
 from tests.crash.scene import Asked, Killed, Scene, locked, reports, wait_until
-from tests.simulated import simulated
+from tests.simulated import Simulated, simulated
 
 pytestmark = pytest.mark.kernel
 
@@ -49,14 +49,35 @@ def kernels() -> Iterator[KernelForkServer]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Simulated]:
+    """A server for all tests of this module."""
+    with simulated(tpm=10**7, rpm=10**5, latency=0.02) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def warm_home(
+    kernels: KernelForkServer, server: Simulated, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a journal, and with the limits of the server."""
+    scene = Scene(kernels, server, tmp_path_factory.mktemp("warm"))
+    scene.warm_up()
+    return scene.home
+
+
 @pytest.fixture
-def scene(kernels: KernelForkServer, tmp_path: Path) -> Iterator[Scene]:
+def scene(
+    kernels: KernelForkServer, server: Simulated, warm_home: Path, tmp_path: Path
+) -> Iterator[Scene]:
     """A notebook with a journal of its own, and a server that answers at a model's pace."""
-    with simulated(tpm=10**7, rpm=10**5, latency=0.02, speed=80.0) as server:
-        scene = Scene(kernels, server, tmp_path)
-        scene.warm_up()
-        yield scene
-        print(f"\n{scene.counts}")
+    shutil.copytree(warm_home, tmp_path, dirs_exist_ok=True)
+    server.core._faults.clear()
+    server.core.log.clear()
+    server.core.change_knobs(speed=80.0)
+    scene = Scene(kernels, server, tmp_path)
+    yield scene
+    print(f"\n{scene.counts}")
 
 
 class Life:
