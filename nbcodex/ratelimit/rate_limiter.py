@@ -31,7 +31,7 @@ MIN_ANNOUNCED_COOLDOWN_S = 1.0  # a shorter cooldown wakes no request behind the
 # A queue that held more tokens than the limit times LONG_QUEUE_FACTOR is ordered by size once it
 # holds less than the limit times QUEUE_END_FACTOR.
 LONG_QUEUE_FACTOR, QUEUE_END_FACTOR = 8.0, 4.0
-RECENT_PERMITS = 32  # so many may be on their way to the server when an answer ends
+RECENT_PERMITS = 32  # of the last permits, whose requests may be on their way to the server
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class WaitQueue:
 
     def head(self) -> QueueEntry | None:
         """Return the first waiting entry."""
-        # `remove` only marks an entry; removing it from the heap here costs O(log n).
+        # `remove` only marks an entry: to remove one from the middle of a heap would cost O(n).
         while self.heap and not self.heap[0][-1].is_waiting:
             heapq.heappop(self.heap)
         return self.heap[0][-1] if self.heap else None

@@ -16,15 +16,13 @@ from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, TokenBucket
 # not limit the throughput (4 ms would allow only 15,000 requests a minute), so it is at most a
 # quarter of the interval at which the limit admits typical requests.
 MIN_SEND_GAP_S, BURST_RATE_FACTOR = 0.004, 4.0
-# The margin is at most this share of the waiting tokens, so that the end of a job uses it, too.
-MARGIN_SHARE_OF_WAITING = 0.02
+MAX_MARGIN_OF_WAITING = 0.02  # share of the waiting tokens: the end of a job uses the margin, too
 RESPONSE_TIMEOUT_S = 10.0  # while limits are unknown, after this time another request is sent
 # Without headers, requests are sent at most at the limit's rate times this: if the assumed charge
 # policy is wrong, few requests are sent before the first refusal arrives.
 HEADERLESS_RATE_FACTOR = 3.0
 INPUT_ESTIMATE_ERROR = 1.2  # an estimate of the input may be wrong by this factor
-# A wait for a limit with a longer window is a cooldown, which uses patience, and not queueing.
-LONG_WINDOW_S = 2 * MINUTE
+LONG_WINDOW_S = 2 * MINUTE  # a wait for a limit over a longer time is a cooldown: it uses patience
 # When answers in flight end, their output may be charged. At most this share of a bucket is kept
 # for that if the refill until then covers the rest: new requests use the other share.
 MAX_OWED_SHARE = 0.5
@@ -67,12 +65,12 @@ def earliest_start(
     if tokens.is_known and (model.awaiting_response or not exceeds_limit(model, need)):
         margin = min(model.margin * tokens.limit, MAX_MARGIN * tokens.burst_capacity)
         spare = margin + spare_requests * model.tokens.typical_request
-        spare = min(spare, MARGIN_SHARE_OF_WAITING * waiting_tokens)
+        spare = min(spare, MAX_MARGIN_OF_WAITING * waiting_tokens)
         start_at = max(start_at, _tokens_available_at(model, (need, *before), spare, now))
     if requests.is_known:
         spare = min(model.margin * requests.limit, MAX_MARGIN * requests.burst_capacity)
         if typical := model.tokens.typical_request:
-            spare = min(spare, MARGIN_SHARE_OF_WAITING * waiting_tokens / typical)
+            spare = min(spare, MAX_MARGIN_OF_WAITING * waiting_tokens / typical)
         start_at = max(start_at, requests.available_at(1 + len(before) + spare, now))
     charges = sum(map(model.admission_charge, (need, *before)))
     return max(start_at, model.undeclared.available_at(1 + len(before), charges, now))

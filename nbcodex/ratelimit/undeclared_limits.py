@@ -46,7 +46,7 @@ class UndeclaredLimits:
         for name, each in list(self.by_name.items()):
             is_full = each.bucket.level_at(now) >= each.bucket.limit
             if is_full and now - each.refused_at > LIMIT_TRUST_S:
-                del self.by_name[name]  # it has not mattered for long, and may be obsolete
+                del self.by_name[name]  # it has refused nothing for long, and may be obsolete
             each.bucket.take(each.amount_of(1, tokens), now)
 
     def refund(self, requests: int, tokens: float, now: float) -> None:
@@ -61,9 +61,8 @@ class UndeclaredLimits:
         size, requested = limit.limit or 0.0, limit.requested or 1.0
         found.bucket.set_limit(size, size / found.seconds, now=now, since=now)
         found.refused_at = max(found.refused_at, now)
-        if (
-            number > found.newest_refused_number
-        ):  # of several refusals, that of the last sent counts
+        # Refusals may arrive out of order: the figures of the request that was sent last are kept.
+        if number > found.newest_refused_number:
             found.newest_refused_number = number
             # The figures are rounded, but the requested amount is not available before `until`.
             at_most = requested - max(0.0, until - now) * found.bucket.rate
@@ -71,13 +70,13 @@ class UndeclaredLimits:
             found.bucket.level, found.bucket.updated_at = max(0.0, remaining), now
 
     def drop_declared(self, resource: Resource, limit: float) -> None:
-        """Drop a limit that headers state, too."""
+        """Drop an undeclared limit once headers state the same."""
         for name, each in list(self.by_name.items()):
             if each.resource == resource and each.bucket.has_limit(limit):
                 del self.by_name[name]
 
     def correct_by_admission(self, tokens: float, now: float) -> None:
-        """Correct every limit that would have refused a request that the server has admitted."""
+        """Drop or refill the limits that, as known, do not allow a request that was admitted."""
         for name, each in list(self.by_name.items()):
             if each.amount_of(1, tokens) > each.bucket.limit:
                 del self.by_name[name]
@@ -104,7 +103,7 @@ class ParallelLimit:
     broken_streams: int = 0  # in succession
 
     def allowed_at(self, now: float) -> float:
-        """Return how many requests may be in flight: in trials one, 3, 7, … more than the limit."""
+        """Return how many requests may be in flight: the limit, and on trial 1, 3, 7, … more."""
         if self.limit is None:
             return math.inf
         return self.limit + math.pow(2, int(min(30.0, self._intervals(now)))) - 1
@@ -122,7 +121,7 @@ class ParallelLimit:
             self.trial_interval = MIN_TRIAL_INTERVAL_S
         elif self.limit is not None and self._intervals(now) >= 1:
             self.trial_interval = min(MAX_TRIAL_INTERVAL_S, 2 * self.trial_interval)
-        # Fewer than stated: other clients with the same key use the rest.
+        # If fewer were accepted than stated, other clients with the same key use the rest.
         self.limit = max(1, min(accepted, int(stated or accepted)))
         self.learned_at = now
 

@@ -8,9 +8,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-# A wait reads the clock again after this time: asyncio's timers stop while a laptop sleeps, and
-# boot time continues.
-CLOCK_RECHECK_S = 1.0
+CLOCK_RECHECK_S = 1.0  # because asyncio's timers stop while a laptop sleeps, unlike boot time
 
 
 class Clock(Protocol):

@@ -125,8 +125,7 @@ class ForkAware(Protocol):
         """Stop using the parent's connections, without closing them."""
 
 
-# Weak references: an object that is registered may be collected.
-_registered: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+_registered: weakref.WeakSet[ForkAware] = weakref.WeakSet()  # does not keep them alive
 _held_locks: list[threading.Lock | threading.RLock] = []  # acquired by `_before_fork`
 
 
