@@ -5,6 +5,7 @@ The functions in `current` are those of a plain script; the notebook extension r
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
@@ -70,7 +71,9 @@ def _confirm_in_terminal(question: str) -> bool | None:
     """Ask at the terminal, if there is one."""
     if not (sys.stdin and sys.stdin.isatty()):
         return None
-    return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+    with contextlib.suppress(EOFError):  # Ctrl-D
+        return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+    return False
 
 
 @dataclass(slots=True)

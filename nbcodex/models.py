@@ -328,6 +328,7 @@ class Usage:
     cache_written_tokens: int | None = None  # Part of the input: written to the prompt cache
     service_tier: str | None = None  # The provider's class of service, which has its own prices
     stated_cost: float | None = None  # US dollars, where the provider states a cost itself
+    audio_tokens: int | None = None  # Part of input and output, which no price is known for
     hosted_tool_calls: tuple[str, ...] = ()  # For each call that the provider charges: the tool
 
     def __add__(self, other: Usage) -> Usage:

@@ -201,5 +201,7 @@ def _confirm(question: str) -> bool | None:
     """Return the user's answer to a question; None if the front end cannot ask."""
     try:
         return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+    except EOFError:  # Ctrl-D
+        return False
     except Exception:  # each front end without an input line raises an error of its own
         return None

@@ -6,10 +6,11 @@ from a server: each value is checked for its type, cut, and cleaned of our secre
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from nbcodex.errors import AnswerError, shorten
@@ -233,30 +234,69 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
     # (``prompt_tokens``).
     of_input = dict_member(figures, "input_tokens_details", "prompt_tokens_details")
     of_output = dict_member(figures, "output_tokens_details", "completion_tokens_details")
-    cached = count_value(of_input, "cached_tokens")
-    if cached is None:
-        cached = count_value(figures, "prompt_cache_hit_tokens", "cached_tokens")  # DeepSeek
-    # The provider's own figure in US dollars: OpenRouter's is a number, Perplexity's an object.
-    cost: Any = figures.get("cost")
-    if isinstance(cost, dict):
-        cost = cost.get("total_cost")
-    is_number = isinstance(cost, int | float) and not isinstance(cost, bool)
-    # The comparison is false for NaN.
-    stated_cost = float(cost) if is_number and 0 <= cost < MAX_STATED_COST else None
+    # Names of OpenAI, DeepSeek, and Anthropic's (also through LiteLLM).
+    cache = figures | {name: value for name, value in of_input.items() if value is not None}
+    input_tokens = count_value(figures, "input_tokens", "prompt_tokens")
+    output_tokens = count_value(figures, "output_tokens", "completion_tokens")
+    total = count_value(figures, "total_tokens")
+    # Gemini's and xAI's output lacks the reasoning, which only the total contains.
+    if total is not None and input_tokens is not None and output_tokens is not None:
+        output_tokens = max(output_tokens, total - input_tokens)
+    audio = [count_value(each, "audio_tokens") or 0 for each in (of_input, of_output)]
     return Usage(
-        input_tokens=count_value(figures, "input_tokens", "prompt_tokens"),
-        cached_tokens=cached,
-        cache_written_tokens=count_value(of_input, "cache_write_tokens"),
-        output_tokens=count_value(figures, "output_tokens", "completion_tokens"),
+        input_tokens=input_tokens,
+        cached_tokens=count_value(
+            cache, "cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens"
+        ),
+        cache_written_tokens=count_value(
+            cache, "cache_write_tokens", "cache_creation_input_tokens"
+        ),
+        output_tokens=output_tokens,
         reasoning_tokens=count_value(of_output, "reasoning_tokens"),
+        audio_tokens=sum(audio) or None,
         service_tier=name_value(service_tier),  # the one that was really used decides the price
-        stated_cost=stated_cost,
+        stated_cost=_stated_cost(figures),
     )
+
+
+def _stated_cost(figures: dict[str, Any]) -> float | None:
+    """Return the provider's own figure in US dollars, or None if it states none."""
+    cost = figures.get("cost", figures.get("estimated_cost"))  # OpenRouter, DeepInfra
+    if isinstance(cost, dict):
+        cost = cost.get("total_cost")  # Perplexity
+    stated = plausible_cost(cost)
+    if stated is None and (ticks := plausible_cost(figures.get("cost_in_usd_ticks"), 1e10)):
+        return ticks / 1e10  # xAI
+    # On a user's own key, OpenRouter's `cost` is its fee alone.
+    if stated is not None and figures.get("is_byok"):
+        details = dict_member(figures, "cost_details")
+        return stated + (plausible_cost(details.get("upstream_inference_cost")) or 0.0)
+    return stated
+
+
+def plausible_cost(value: object, unit: float = 1.0) -> float | None:
+    """Return a figure for one request that is plausible in dollars, `unit` of which make one."""
+    with contextlib.suppress(ValueError, OverflowError):
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            number = float(value)
+            # The comparison is false for NaN.
+            return number if 0 <= number < MAX_STATED_COST * unit else None
+    return None
+
+
+def merge_usage(earlier: Usage, later: Usage) -> Usage:
+    """Return the figures of two parts of a stream: the later one that is not 0 counts."""
+    known = {f.name: value for f in fields(later) if (value := getattr(later, f.name))}
+    return replace(earlier, **known)
 
 
 def count_value(payload: Mapping[str, Any], *names: str) -> int | None:
     """Return the first of some members if it is a plausible count."""
-    value = next((payload[name] for name in names if name in payload), None)
+    value = next((payload[n] for n in names if payload.get(n) is not None), None)
+    if isinstance(value, str) and value.isdecimal() and value.isascii():
+        value = int(value[:20])
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if 0 <= value <= MAX_PLAUSIBLE_COUNT else None

@@ -10,12 +10,20 @@ import asyncio
 import contextlib
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nbcodex import errors
 from nbcodex.errors import ConfigurationError, NbcodexError, shorten
 from nbcodex.models import LimitSnapshot, Request, StreamPosition, Usage
-from nbcodex.openai_api import answers, api_errors, connections, endpoints, request_body
+from nbcodex.openai_api import (
+    answers,
+    api_errors,
+    connections,
+    endpoints,
+    pricing,
+    request_body,
+)
 from nbcodex.openai_api.answers import (
     CompletedAnswer,
     Redactor,
@@ -25,7 +33,6 @@ from nbcodex.openai_api.answers import (
 )
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.endpoints import Endpoint
-from nbcodex.openai_api.pricing import IMAGE_TOOL, is_local_server, paid_tools, requested_tier
 from nbcodex.openai_api.rate_limits import Headers, read_snapshot
 from nbcodex.openai_api.readers import AnswerReader, ChatReader, ResponsesReader, safe_response_id
 from nbcodex.openai_api.request_body import PATHS, PreparedRequest, ServerCapabilities
@@ -40,6 +47,9 @@ if TYPE_CHECKING:
 NOT_DURABLE_NOTICE = "not durable: this server keeps no answers"
 FLEX_ADVICE = "It is retried automatically; the service tier `auto` has more capacity."
 SHORT_CALL_TIMEOUT_S = 5.0
+# A prompt was cut if so many tokens are missing, and no more than this share was read: estimates
+# are good to some 15 %, of rare scripts to a half.
+MIN_CUT_TOKENS, MAX_READ_SHARE = 1_000, 0.5
 
 # The statuses of a server that lacks an answer, or the call that retrieves it.
 _ANSWER_UNKNOWN_STATUSES = {400, 404, 405, 410, 422, 501}
@@ -158,7 +168,7 @@ class ApiClient:
                     self._empty_streams[request.id] = empty_streams + 1
                 # Missing capacity of the flex tier, for which OpenAI publishes no code, is HTTP 429
                 # that names no limit. It must not close the model to requests of other tiers.
-                is_flex = requested_tier(request) == "flex"
+                is_flex = pricing.requested_tier(request) == "flex"
                 if is_flex and isinstance(failure, errors.LimitError):
                     text, limit, wait = failure.message, failure.limit, failure.wait
                     if limit.resource is None and limit.limit is None:
@@ -185,7 +195,14 @@ class ApiClient:
             yield answers.Notice(request_body.TURNS_LEFT_OUT_NOTICE.format(count=count))
         if prepared.has_schema_in_prompt:
             yield answers.Notice(request_body.SCHEMA_IN_PROMPT_NOTICE)
-        yield reader.answer.completed(stream.text, redactor)
+        answer = reader.answer.completed(stream.text, redactor)
+        if notice := _prompt_cut_notice(prepared, answer.usage.input_tokens):
+            yield answers.Notice(notice)
+        # LiteLLM's figure, where the body has none.
+        cost = answers.plausible_cost(headers.get("x-litellm-response-cost"))
+        if answer.usage.stated_cost is None and cost:
+            answer = replace(answer, usage=replace(answer.usage, stated_cost=cost))
+        yield answer
 
     async def resume_stream(
         self, request: Request, settings: Settings, *, position: StreamPosition, text: str
@@ -316,7 +333,7 @@ class ApiClient:
         """Return whether a response is the simulator's, whose answers cost nothing."""
         # Any server could send the header and so escape the budget. The simulator runs on this
         # machine, or in this process as the transport.
-        is_possible = self._has_transport or is_local_server(url)
+        is_possible = self._has_transport or pricing.is_local_server(url)
         return is_possible and headers.get("x-nbcodex-simulated") == "true"
 
     def translate(
@@ -361,7 +378,9 @@ class ApiClient:
             # The answers of Chat Completions do not list the calls of paid tools.
             reader = ChatReader() if is_chat else ResponsesReader(durable=prepared.durable)
             if is_chat:
-                reader.answer.hosted_tool_calls = paid_tools(prepared.request, prepared.model)
+                reader.answer.hosted_tool_calls = pricing.paid_tools(
+                    prepared.request, prepared.model
+                )
             try:
                 # Without streaming, the headers come when the answer is complete.
                 factor = WHOLE_BODY_FACTOR if prepared.is_unstreamed else FIRST_TEXT_FACTOR
@@ -408,12 +427,25 @@ def _improve_advice(failure: NbcodexError, prepared: PreparedRequest) -> None:
     if not isinstance(failure, errors.RequestError | errors.ModelError):
         return
     demands_reasoning = request_body.REASONING_NEEDED.search(failure.message)
-    if IMAGE_TOOL in paid_tools(prepared.request, prepared.model):
+    if pricing.IMAGE_TOOL in pricing.paid_tools(prepared.request, prepared.model):
         failure.advice = request_body.NO_IMAGES_ADVICE
     elif prepared.request.turns and demands_reasoning:
         failure.advice = errors.LONG_CONVERSATION_ADVICE
     else:
         api_errors.explain_wrong_address(failure, prepared.endpoint.base_url, PATHS[prepared.api])
+
+
+def _prompt_cut_notice(prepared: PreparedRequest, read_tokens: int | None) -> str:
+    """Return a notice if the server has read far less than the prompt, as Ollama does."""
+    if read_tokens is None or pricing.provider_of(prepared.endpoint.base_url):
+        return ""
+    sent_tokens = pricing.estimate_request_tokens(replace(prepared.request, turns=prepared.turns))
+    if sent_tokens - read_tokens < MIN_CUT_TOKENS or read_tokens > MAX_READ_SHARE * sent_tokens:
+        return ""
+    return (
+        f"the server read only {read_tokens:,} of some {sent_tokens:,} tokens: it may cut long "
+        "prompts (Ollama: raise num_ctx)"
+    )
 
 
 def _valid_model(model: str) -> str:

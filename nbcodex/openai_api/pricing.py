@@ -11,7 +11,7 @@ import ipaddress
 import json
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache, partial
 from typing import Literal
 from urllib.parse import urlsplit
@@ -178,12 +178,18 @@ def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
         return None
 
 
-def unpriced_tools(tools: Iterable[str], model: str | None, base_url: str) -> tuple[str, ...]:
-    """Return those of some paid tools whose calls `cost` cannot count, sorted."""
+def unpriced_parts(usage: Usage, model: str | None, base_url: str) -> tuple[str, ...]:
+    """Return what `cost` cannot count: paid tools, audio, a regional surcharge; sorted."""
     provider = provider_of(base_url)
-    # Another provider's own figure includes its tools.
-    missing = [tool for tool in set(tools) if provider and not _call_price(tool, model, provider)]
-    return tuple(sorted(missing))
+    if provider is None:  # another provider's own figure includes all of it
+        return ()
+    tools = set(usage.hosted_tool_calls)
+    missing = [tool for tool in tools if not _call_price(tool, model, provider)]
+    missing += ["audio"] * bool(usage.audio_tokens)
+    # Newer models cost 10 % more at eu.api.openai.com and the like (OpenAI's price list), which
+    # genai-prices does not have.
+    is_regional = provider == "openai" and _host(base_url) != _OPENAI_HOST
+    return tuple(sorted([*missing, *["the regional surcharge"] * is_regional]))
 
 
 @cache

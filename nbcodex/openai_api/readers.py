@@ -22,6 +22,7 @@ from nbcodex.openai_api.answers import (
     dict_member,
     is_error_object,
     json_object,
+    merge_usage,
     name_value,
     read_usage,
     text_value,
@@ -196,8 +197,19 @@ class ChatReader(_Reader):
             answer.response_id = name_value(payload.get("id"))
         self._service_tier = payload.get("service_tier") or self._service_tier
         # With `include_usage`, the last chunk has the usage and an empty list of choices.
-        if isinstance(payload.get("usage"), dict):
-            answer.usage = read_usage(payload["usage"], self._service_tier)
+        # Groq's is in `x_groq`, Moonshot's in the choice; others send the figures in parts.
+        groq = dict_member(payload, "x_groq")
+        for part in (groq, *dict_items(payload, "choices"), payload):
+            if isinstance(part.get("usage"), dict):
+                usage = read_usage(part["usage"], self._service_tier)
+                answer.usage = merge_usage(answer.usage, usage)
+        if timings := dict_member(payload, "timings"):  # llama.cpp
+            read_tokens = [count_value(timings, name) or 0 for name in ("prompt_n", "cache_n")]
+            counted = {
+                "input_tokens": sum(read_tokens),
+                "output_tokens": timings.get("predicted_n"),
+            }
+            answer.usage = merge_usage(read_usage(counted), answer.usage)
         # The text refers to `citations` by number; `search_results` has their titles.
         answer.add_sources(payload.get("citations"))
         answer.add_sources(payload.get("search_results"))

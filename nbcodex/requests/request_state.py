@@ -190,7 +190,7 @@ class RequestState:
             carried = CarriedReasoning(
                 items=completed.reasoning, model=self.model, base_url=self.base_url
             )
-        unpriced = pricing.unpriced_tools(usage.hosted_tool_calls, model, self.base_url)
+        unpriced = pricing.unpriced_parts(usage, model, self.base_url)
         is_counted = completed and self.broken_usage == NO_USAGE
         if not is_counted and pricing.provider_of(self.base_url):
             # No server states the calls of an attempt that broke off.

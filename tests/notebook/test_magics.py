@@ -14,6 +14,7 @@ import pytest
 from IPython.core.completer import MATCHES_LIMIT, provisionalcompleter
 from IPython.core.error import UsageError
 
+from nbcodex import host
 from nbcodex.client import current
 from nbcodex.errors import AnswerError, BudgetError, ConfigurationError, EntryError, MissingKeyError
 from nbcodex.models import Origin, Request
@@ -524,6 +525,7 @@ def test_budget_off_keeps_the_configured_budget(
 
 
 def test_budget_reset_counts_from_zero(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    ip.run_line_magic("codex", "budget reset")  # other tests of this process have used tokens
     ip.run_line_magic("codex", "budget 10k")
     ip.run_cell_magic("codex", "--no-history --max-output 400", "[[tokens=300]]")
     capsys.readouterr()
@@ -667,6 +669,26 @@ def test_forgetting_all_erases_what_is_on_disk_however_the_journal_is_set(
     assert all(f"1 request in {folder / 'journal.sqlite3'}" in question for question in asked)
     assert re.search(r"\d erased: .*journal\.sqlite3", capsys.readouterr().out)
     ip.run_line_magic("codex", "demo off")
+
+
+@pytest.mark.parametrize("is_in_terminal", [True, False])
+def test_ctrl_d_at_the_question_erases_nothing(
+    ip: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_in_terminal: bool,
+) -> None:
+    def end_of_input(_question: str) -> str:
+        raise EOFError
+
+    ip.run_cell_magic("codex", "--no-history", "a rare prompt")
+    monkeypatch.setattr("builtins.input", end_of_input)
+    if is_in_terminal:
+        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+        monkeypatch.setattr("nbcodex.notebook.session._confirm", host._confirm_in_terminal)
+    ip.run_line_magic("codex", "forget all")
+    assert "Nothing was erased." in capsys.readouterr().out
+    assert len(current().journal(Settings.read()).recent_entries()) == 1
 
 
 @pytest.mark.parametrize("which", ["all", "ID"])

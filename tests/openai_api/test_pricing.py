@@ -12,7 +12,7 @@ import pytest
 
 from nbcodex.models import Request, Usage
 from nbcodex.openai_api import pricing
-from nbcodex.openai_api.answers import read_usage
+from nbcodex.openai_api.answers import Notice, read_usage
 from tests.openai_api.scripted import (
     DONE,
     Script,
@@ -21,6 +21,7 @@ from tests.openai_api.scripted import (
     completed,
     delta,
     ending_of,
+    event,
     play,
     settings,
 )
@@ -124,6 +125,8 @@ def test_unknown_model_or_server_has_no_rates(model: str, base_url: str) -> None
         ({"prompt_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 4}}, 3, 4),
         ({"prompt_cache_hit_tokens": 3, "prompt_cache_miss_tokens": 7}, 3, None),
         ({"input_tokens_details": {"cache_write_tokens": -1}}, None, None),
+        ({"cache_read_input_tokens": 3, "cache_creation_input_tokens": 4}, 3, 4),  # Anthropic
+        ({"prompt_tokens_details": {"cached_tokens": None}, "cached_tokens": 3}, 3, None),
     ],
 )
 def test_cache_reads_and_writes_are_in_the_usage(
@@ -142,25 +145,132 @@ def test_cache_writes_cost_more_than_input() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cost", "stated"),
+    ("figures", "stated"),
     [
-        (0.0123, 0.0123),
-        ({"total_cost": 0.006}, 0.006),
-        (0, 0.0),
-        (-1, None),
-        (1e15, None),
-        (float("nan"), None),
-        ("0.1", None),
-        (True, None),
+        ({"cost": 0.0123}, 0.0123),
+        ({"cost": {"total_cost": 0.006}}, 0.006),
+        ({"cost": 0}, 0.0),
+        ({"cost": -1}, None),
+        ({"cost": 1e15}, None),
+        ({"cost": float("nan")}, None),
+        ({"cost": "0.0123"}, 0.0123),
+        ({"cost": "cheap"}, None),
+        ({"cost": True}, None),
+        ({"estimated_cost": 0.0000268}, 0.0000268),  # DeepInfra
+        ({"cost_in_usd_ticks": 94_000_000}, 0.0094),  # xAI
+        # OpenRouter with the user's own key (Zoo-Code #5144).
+        ({"cost": 0, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.036}}, 0.036),
+        ({"cost": 0.001, "is_byok": True, "cost_details": {"upstream_inference_cost": 1}}, 1.001),
+        ({"cost": 0.5, "cost_details": {"upstream_inference_cost": 0.4}}, 0.5),
     ],
 )
 def test_providers_own_cost_counts_where_prices_are_unknown(
-    cost: object, stated: float | None
+    figures: dict[str, Any], stated: float | None
 ) -> None:
-    usage = read_usage({"prompt_tokens": 10, "completion_tokens": 5, "cost": cost})
+    usage = read_usage({"prompt_tokens": 10, "completion_tokens": 5, **figures})
     assert pricing.cost(usage, "any/model", "https://openrouter.ai/api/v1") == stated
     known = Usage(input_tokens=10, output_tokens=5)
     assert pricing.cost(usage, "gpt-5", OPENAI) == pricing.cost(known, "gpt-5", OPENAI)
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"prompt_tokens": 30, "completion_tokens": 10, "total_tokens": 540},  # Gemini
+        {
+            "prompt_tokens": 30,
+            "completion_tokens": 10,
+            "total_tokens": 540,
+            "completion_tokens_details": {"reasoning_tokens": 500},  # xAI
+        },
+        {"input_tokens": "30", "output_tokens": 510.0, "total_tokens": 100},
+    ],
+)
+def test_output_contains_the_reasoning(figures: dict[str, Any]) -> None:
+    usage = read_usage(figures)
+    assert (usage.input_tokens, usage.output_tokens) == (30, 510)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [
+            chunk("Hi"),
+            chunk(finish="stop", x_groq={"usage": {"prompt_tokens": 7, "completion_tokens": 3}}),
+        ],
+        [
+            chunk("Hi"),
+            event(
+                {
+                    "choices": [
+                        {
+                            "index": 0,
+                            "delta": {},
+                            "finish_reason": "stop",
+                            "usage": {"prompt_tokens": 7, "completion_tokens": 3},
+                        }
+                    ]
+                }
+            ),
+        ],
+        [
+            chunk("Hi", usage={"prompt_tokens": 7, "completion_tokens": 1}),
+            chunk(finish="stop"),
+            chunk(usage={"completion_tokens": 3}),
+        ],
+        [
+            chunk("Hi"),
+            chunk(finish="stop", usage={"prompt_tokens": 7, "completion_tokens": 3}),
+            chunk(usage={"prompt_tokens": 0, "completion_tokens": 0}),
+        ],
+        [
+            chunk("Hi"),
+            chunk(finish="stop", timings={"prompt_n": 5, "cache_n": 2, "predicted_n": 3}),
+        ],
+    ],
+    ids=["Groq", "Moonshot", "in parts", "zeros at the end", "llama.cpp"],
+)
+def test_usage_is_read_where_the_server_puts_it(chunks: list[bytes]) -> None:
+    body = b"".join(chunks) + DONE
+    usage = ending_of(play(Server(Script([body])), chosen=settings(api="chat"))).usage
+    assert (usage.input_tokens, usage.output_tokens) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "details", "missing"),
+    [
+        (OPENAI, {}, ()),
+        (OPENAI, {"completion_tokens_details": {"audio_tokens": 90}}, ("audio",)),
+        (OPENAI, {"prompt_tokens_details": {"audio_tokens": 1}}, ("audio",)),
+        ("https://eu.api.openai.com/v1", {}, ("the regional surcharge",)),
+        ("https://us.api.openai.com/v1", {}, ("the regional surcharge",)),
+        ("https://openrouter.ai/api/v1", {"completion_tokens_details": {"audio_tokens": 9}}, ()),
+    ],
+)
+def test_what_has_no_price_makes_the_cost_a_lower_bound(
+    base_url: str, details: dict[str, Any], missing: tuple[str, ...]
+) -> None:
+    usage = read_usage({"prompt_tokens": 100, "completion_tokens": 100, **details})
+    assert pricing.unpriced_parts(usage, "gpt-5", base_url) == missing
+
+
+@pytest.mark.parametrize(
+    ("read", "is_cut"),
+    [(4096, True), (11_000, True), (20_000, False), (None, False), (25_000, False)],
+)
+def test_prompt_that_the_server_has_cut_is_noted(read: int | None, is_cut: bool) -> None:
+    usage = {} if read is None else {"usage": {"prompt_tokens": read, "completion_tokens": 3}}
+    body = chunk("Hi", finish="stop", **usage) + DONE
+    events = play(Server(Script([body])), chosen=settings(api="chat"), prompt="word " * 20_000)
+    assert any("read only" in e.text for e in events if isinstance(e, Notice)) == is_cut
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+def test_cost_in_a_header_of_litellm_is_read(api: str) -> None:
+    body = delta("Hi") + completed() if api == "responses" else chunk("Hi", finish="stop") + DONE
+    headers = {"content-type": "text/event-stream", "x-litellm-response-cost": "0.0123"}
+    answer = ending_of(play(Server(Script([body], 200, headers)), chosen=settings(api=api)))
+    assert answer.usage.stated_cost == 0.0123
 
 
 @pytest.mark.parametrize(("tier", "factor"), [("flex", 0.5), ("priority", 2), ("default", 1)])
