@@ -11,23 +11,21 @@ import contextlib
 import queue
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbcodex import events
+from nbcodex.client import Client
 from nbcodex.errors import LimitError, NbcodexError, shorten
 from nbcodex.events import EndAction, Ending, Event
+from nbcodex.journal.reads import Entry
 from nbcodex.mapping.batch_rows import PendingRow
 from nbcodex.mapping.upload import BatchUploader
 from nbcodex.models import MapStats, Reply, Request, UsageTotals
 from nbcodex.openai_api.batches import MAX_BATCH_REQUESTS
+from nbcodex.requests.handle import Handle
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.event_loop import INTERRUPT_CHECK_INTERVAL_S
 from nbcodex.settings import Settings
-
-if TYPE_CHECKING:
-    from nbcodex.client import Client
-    from nbcodex.journal.reads import Entry
-    from nbcodex.requests.handle import Handle
 
 # Rows that are started and have not ended: enough for 200 answers a second of 2.5 seconds each.
 MAX_ACTIVE_ROWS = 512

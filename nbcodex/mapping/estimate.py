@@ -9,8 +9,9 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nbcodex.client import Client
 from nbcodex.errors import ConfigurationError, NbcodexError
 from nbcodex.journal.codec import equality_key
 from nbcodex.mapping.inputs import InputData, Row
@@ -20,9 +21,6 @@ from nbcodex.openai_api import pricing
 from nbcodex.requests.budget import DEFAULT_OUTPUT_TOKENS
 from nbcodex.runtime import event_loop
 from nbcodex.settings import DEFAULT_MODEL
-
-if TYPE_CHECKING:
-    from nbcodex.client import Client
 
 # Rows from which the cost of all rows is estimated; a dry run looks at each row.
 SAMPLE_ROWS = 200

@@ -13,12 +13,13 @@ import time
 from collections import deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from nbcodex import errors
 from nbcodex.errors import Advice, NbcodexError, join_advice
 from nbcodex.events import Cancelled, EndAction, Ending, Parked
 from nbcodex.journal.codec import equality_key
+from nbcodex.journal.reads import Entry
 from nbcodex.mapping.backends import Backend
 from nbcodex.mapping.inputs import InputData, Row
 from nbcodex.mapping.rows import DEFAULT_PATIENCE_S, RowRequests
@@ -26,10 +27,7 @@ from nbcodex.models import MapListener, MapOutcome, MapStats, Origin, Reply, Req
 from nbcodex.requests import structured_output
 from nbcodex.requests.handle import reply_or_raise
 from nbcodex.runtime import event_loop
-
-if TYPE_CHECKING:
-    from nbcodex.journal.reads import Entry
-    from nbcodex.settings import Settings
+from nbcodex.settings import Settings
 
 OnError = Literal["keep", "raise"]
 

@@ -14,7 +14,8 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+from IPython.core.interactiveshell import InteractiveShell
 
 from nbcodex.errors import shorten
 from nbcodex.events import Event
@@ -29,9 +30,6 @@ from nbcodex.rendering.formats import Format, MimeBundle
 from nbcodex.rendering.markdown import escape_inline
 from nbcodex.requests.structured_output import NOTE_MISMATCH, NOTE_REFUSED
 from nbcodex.runtime.clock import Clock
-
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
 
 MAX_HEADING_CHARS = 80
 
