@@ -24,8 +24,6 @@ reservation    capacity taken from a rate limit for one attempt, or from a budge
 permit         the data of a reservation of a rate limit
 charge policy  whether a server gives back what an answer did not use: kept (no), refunded (yes),
                or actual (it charges only what was used)
-cut            of a finished answer: it ends early, at `max_output` or by a content filter
-note           a remark in the line of figures, which stands below an answer
 simulated      answered by `nbcodex.simulator`, which imitates a server and costs nothing
 journal        the file that keeps requests and replies; an entry is one request in it
 reuse          take the answer from the journal, where an equal request was answered
@@ -34,7 +32,6 @@ owner          the kernel that runs an entry's request; the entry is abandoned i
 host           the program that runs nbcodex: a notebook's shell, or a plain script
 front end      the program that shows a notebook: JupyterLab, VS Code, Colab
 thread         a named conversation of one notebook
-turn           one prompt and its answer in a thread
 chapter        the turns since a thread was started anew; its number is larger than earlier ones
 map run        one prompt template applied to many rows
 row            one request of a map run; its key distinguishes rows with the same prompt
@@ -155,7 +152,7 @@ class CarriedReasoning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """One exchange of a conversation."""
+    """One prompt of a conversation, and its answer."""
 
     prompt: str  # As it was sent
     answer: str
@@ -372,7 +369,7 @@ class Reply:
     sources: tuple[Source, ...] = ()  # Web pages that the answer cites, in the provider's order
     reused: bool = False  # Whether the answer came from the journal
     simulated: bool = False  # Whether it came from the simulator
-    notes: tuple[str, ...] = ()  # Remarks for the reader, in a few words each
+    notes: tuple[str, ...] = ()  # Remarks for the line of figures, which stands below the answer
     error: str | None = None  # Why there is no answer, in a map, where nothing is raised
     carried: CarriedReasoning | None = field(default=None, repr=False)  # For the next turn
 
