@@ -156,7 +156,7 @@ class CellOutput:
         self._is_open = True
         self._call_view(self._view.open)
         if self._second_slot:
-            self._second_slot.show({"text/plain": ""})
+            self._second_slot.show(text_views.EMPTY)
 
     def on_events(self, events: tuple[Event, ...]) -> None:
         """Show what `events` change; without any, prepare or open the view if it is time to."""
@@ -194,8 +194,7 @@ class CellOutput:
         """
         reply = self._state.reply
         if reply is None or not self._is_open:
-            # A view that gets no answer, or was prepared and never shown.
-            self._view.discard()
+            self._view.discard()  # it gets no answer, or was prepared and never shown
         if reply is None or not (self._is_open or reply or reply.text):
             return
         if self._options.only_if_waiting and not self._is_open:
@@ -208,8 +207,7 @@ class CellOutput:
             log.exception("the view could not show the answer")
             OutputSlot().show(bundle)
         if self._second_slot:
-            second, others = others[:1] or [{"text/plain": ""}], others[1:]
-            self._second_slot.show(second[0])
+            self._second_slot.show(others.pop(0) if others else text_views.EMPTY)
         for other in others:
             # ipykernel 7 takes the cell from the context; in an empty one, it takes the last cell.
             self._cell_context.run(OutputSlot().show, other)

@@ -223,7 +223,6 @@ def panel_view(state: PanelState) -> dict[str, Any]:
 def time_view(state: PanelState, now: float, wall: float) -> dict[str, Any]:
     """Return what changes with time, in ms. From here on the page counts by its own clock."""
     left = state.seconds_left(now)
-    total = None if left is None else left + now - state.phase_started_at
     return {
         "line": status_line(state, now, wall),
         "elapsed_ms": round((now - state.started_at) * 1000),
@@ -233,7 +232,7 @@ def time_view(state: PanelState, now: float, wall: float) -> dict[str, Any]:
         # epoch, keeps a view that is drawn later from starting the countdown again.
         "remaining_ms": None if left is None else round(left * 1000),
         "deadline_ms": None if left is None else round((wall + left) * 1000),
-        "total_ms": None if total is None else round(total * 1000),
+        "total_ms": None if left is None else round((left + now - state.phase_started_at) * 1000),
         "until": "" if left is None else format_time(wall + left, now=wall),
     }
 
