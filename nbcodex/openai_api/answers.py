@@ -30,7 +30,7 @@ NOTE_EMPTY = "the answer is empty"  # in the line of figures
 
 # Values of `CompletedAnswer.cut`; others are CONTENT_FILTER and endings that we do not know.
 CUT_MAX_OUTPUT, CUT_MAX_ANSWER, CUT_TOOL_CALLS = "max_output_tokens", "max_answer", "tool_calls"
-_CUTS = {
+_CUT_BY_ENDINGS = {
     "max_output_endings": CUT_MAX_OUTPUT,
     "filter_endings": CONTENT_FILTER,
     "tool_endings": CUT_TOOL_CALLS,
@@ -151,7 +151,7 @@ class RawAnswer:
         if self.cut:  # the first ending counts
             return
         if name not in WORDS["normal_endings"]:
-            known = (cut for endings, cut in _CUTS.items() if name in WORDS[endings])
+            known = (cut for endings, cut in _CUT_BY_ENDINGS.items() if name in WORDS[endings])
             self.cut = next(known, shorten(reason, 100))
 
     def completed(self, text: str, redactor: Redactor) -> CompletedAnswer:
@@ -311,8 +311,8 @@ def text_value(value: object) -> str:
 
 
 def whole_characters(text: str) -> tuple[str, str]:
-    """Return a text that can be encoded, and the half of a character at its end."""
-    # Servers that stream token by token can send a character's two surrogates in two deltas.
+    """Return a text that can be encoded, and the first half of a surrogate pair at its end."""
+    # Servers that stream token by token can send the two halves in two deltas.
     half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
     text = text.removesuffix(half)
     if not text.isascii():

@@ -280,6 +280,8 @@ class ApiClient:
         self, request: Request, settings: Settings, *, position: StreamPosition
     ) -> bool:
         """Delete a durable answer at the server; return whether it is known to be gone."""
+        import openai
+
         id_ = safe_response_id(position.response_id) or ""
         with contextlib.suppress(Exception):
             async with (
@@ -290,12 +292,9 @@ class ApiClient:
                 # A server answers 404 if it lacks the answer, or if it lacks this call: whether it
                 # has the answer then shows when that is retrieved.
                 for call, is_gone in ((responses.delete, True), (responses.retrieve, False)):
-                    try:
+                    with contextlib.suppress(openai.NotFoundError):
                         async with call(id_):
                             return is_gone
-                    except Exception as error:
-                        if getattr(error, "status_code", 0) != 404:
-                            raise
                 return True
         return False
 

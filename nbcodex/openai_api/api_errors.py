@@ -118,10 +118,7 @@ def from_status(
 def from_exception(
     error: BaseException, *, wall: float, headers: Headers | None = None, clean: CleanText = str
 ) -> NbcodexError:
-    """Return the error for an exception of the SDK, of HTTP or of decoding.
-
-    `headers` are those of the HTTP 200 whose stream failed: Azure states the wait in them.
-    """
+    """Return the error for an exception of the SDK, of HTTP or of decoding."""
     import httpx2
     import openai
 

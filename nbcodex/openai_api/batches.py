@@ -150,14 +150,13 @@ class BatchClient:
 
     async def delete_files(self, batch: Batch, request: Request) -> None:
         """Delete the files of a batch at the server, its requests and its answers."""
+        import openai
+
         async with self._api_client.connected(request, self._settings) as (client, _):
             for file in filter(None, (batch.input_file, *batch.files)):
-                try:
+                # An earlier, interrupted deletion may have reached it.
+                with contextlib.suppress(openai.NotFoundError):
                     await client.files.delete(file)
-                except Exception as error:
-                    # 404: an earlier, interrupted deletion reached it.
-                    if getattr(error, "status_code", 0) != 404:
-                        raise
 
     def _outcome(
         self, result: dict[str, Any], redactor: Redactor

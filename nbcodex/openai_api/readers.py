@@ -249,7 +249,7 @@ class ChatReader(_Reader):
         more, _ = _read_content(next(reasonings, None))
         if delta.get("reasoning_content"):
             self.answer.reasoning_content.append(more)
-        # A stream joins the halves of a character that its deltas split; see `whole_characters`.
+        # A stream joins the surrogates of a pair that its deltas split; see `whole_characters`.
         text = text if member == "delta" else text_value(text)
         return text + refusal, text_value(reasoning + more)
 
@@ -330,8 +330,8 @@ class ReasoningSplitter:
         self._closing_tag = ""  # the tag that ends the reasoning; empty outside of it
         self._is_undecided = True  # whether an opening tag may come next
         self._may_be_unopened = True  # whether a closing tag may come without an opening one
-        self._before: list[str] = []  # the text so far, while it may turn out to be reasoning
-        self._last_char, self._backticks = "", 0  # of `_before`
+        self._possible_reasoning: list[str] = []  # the text so far
+        self._last_char, self._backticks = "", 0  # of `_possible_reasoning`
 
     def feed(self, more: str) -> tuple[str, str]:
         """Return the text and the reasoning that are certain so far."""
@@ -379,9 +379,9 @@ class ReasoningSplitter:
                 self._is_undecided, self._may_be_unopened = True, False
                 answer, reasoning = self.feed(text[found.end() :])
                 self.has_restarted = True
-                return answer, "".join([*self._before, text[:at], reasoning])
+                return answer, "".join([*self._possible_reasoning, text[:at], reasoning])
         text = self._hold_back(text, tags) if tags else text
-        self._before.append(text)
+        self._possible_reasoning.append(text)
         self._last_char = text[-1:] or self._last_char
         self._backticks += text.count("`")
         return text, ""

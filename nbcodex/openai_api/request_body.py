@@ -148,19 +148,18 @@ class PreparedRequest:
     def adapt(self, error: Exception) -> bool:
         """Change or leave out what the server refused; return whether to send the request again."""
         status = getattr(error, "status_code", None)
+        codes = [str(getattr(error, name, "")).lower() for name in ("code", "type")]
         if isinstance(error, AnswerFailedError):  # with HTTP 200
             text = f"{error.payload!s:.4000}".lower()
             if dialects.has_phrase(text, "no_such_call_phrases"):
                 status = 404
         elif status and status >= 500:
-            codes = [str(getattr(error, name, "")).lower() for name in ("code", "type")]
             # Relays answer 500 for a provider's 400; llama-cpp-python for a schema it cannot use.
             is_about_schema = self.request.schema and "json_schema" in f"{error!s:.4000}"
             if dialects.has_code(codes, "wrapped_request_codes") or is_about_schema:
                 status = 400
         no_such_call = status in _NO_SUCH_CALL_STATUSES
-        code = str(getattr(error, "code", "")).lower()
-        if no_such_call and dialects.has_code([code], "model_codes"):
+        if no_such_call and dialects.has_code(codes, "model_codes"):
             return False
         # Ollama, llama.cpp and most gateways have Chat Completions only.
         if self.is_api_assumed and self.api == "responses" and no_such_call:

@@ -24,7 +24,8 @@ from nbcodex.settings import Settings
 FIRST_TEXT_FACTOR = 5
 WHOLE_BODY_FACTOR = 10
 
-# The usage can follow the last delta, and the reason a failure: neither is worth a long wait.
+# The usage can arrive after the last delta, and the reason of a failure after the event that states
+# the failure: neither is worth a long wait.
 TRAILER_TIMEOUT_S = 5.0
 
 # Once text has begun, packets are gathered for this long, because to wake up for one costs as much
@@ -137,11 +138,11 @@ class AnswerStream:
         self._texts: list[str] = []
         self._has_text = bool(resumed_text)
         self._withheld_text = ""  # text of a durable answer after its last position
-        self._half_character = ""  # of a character that two deltas share
+        self._half_character = ""  # of a surrogate pair that two deltas share
         self._position = self._emitted_position = reader.position
         self._waited_for_chunk = False
         self._error: Exception | None = None
-        self._unexplained: AnswerFailedError | None = None  # a failure whose reason may follow
+        self._unexplained_failure: AnswerFailedError | None = None  # its reason may follow
         self.is_empty = False  # whether the body ended without any content
 
     @property
@@ -252,7 +253,7 @@ class AnswerStream:
             for event in self._emit(*self._read_events(self._decoder.flush())):
                 yield event
         # Half an event at the end means a broken stream, not invalid JSON.
-        error = self._error or self._unexplained
+        error = self._error or self._unexplained_failure
         if isinstance(error, AnswerFailedError):
             raise error
         if not self._reader.is_complete:
@@ -263,7 +264,7 @@ class AnswerStream:
 
     def _deadline(self) -> float:
         """Return the loop's time until which the server may stay silent."""
-        if self._reader.is_complete or self._unexplained:
+        if self._reader.is_complete or self._unexplained_failure:
             silence = min(self._idle_timeout, TRAILER_TIMEOUT_S)
         else:
             silence = self._idle_timeout * (1 if self._has_text else FIRST_TEXT_FACTOR)
@@ -282,7 +283,7 @@ class AnswerStream:
         except StopAsyncIteration:
             return b""
         except Exception as error:
-            if self._reader.is_complete or self._unexplained:
+            if self._reader.is_complete or self._unexplained_failure:
                 return b""
             if isinstance(error, TimeoutError):
                 raise broken_connection("The server stopped sending.") from None
@@ -309,12 +310,12 @@ class AnswerStream:
                     self._reader.is_closed = True
                 elif isinstance(error, AnswerFailedError):
                     if not error.final:
-                        self._unexplained = error
+                        self._unexplained_failure = error
                         continue
                     self._error = error
                 else:
                     # A failure without a reason says more than invalid JSON after it.
-                    self._error = self._unexplained or error
+                    self._error = self._unexplained_failure or error
                 break
             texts.append(text)
             reasonings.append(reasoning)
