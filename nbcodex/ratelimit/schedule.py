@@ -44,10 +44,9 @@ def earliest_start(
     that would delay the earlier one, so small requests could starve a large one.
     """
     start_at, tokens, requests = after_gap(model, now), model.tokens.bucket, model.requests
-    # The rate was measured with the whole `max_output`, so it is used in the same way.
+    # This rate was measured with the whole `max_output` of each request, so it counts here, too.
     requested = need.input_tokens * model.input_ratio + need.max_output
-    growth_gap = requested / model.slow_down_rate_at(now)
-    start_at = max(start_at, model.last_sent_at + growth_gap)
+    start_at = max(start_at, model.last_sent_at + requested / model.slow_down_rate_at(now))
     if not model.has_slot(now, before=len(before)):
         start_at = max(start_at, model.parallel.next_trial_at(now))
     if model.is_headerless and tokens.is_known:
@@ -55,10 +54,8 @@ def earliest_start(
         tokens = model.tokens.bucket
         gap = model.admission_charge(need) / (HEADERLESS_RATE_FACTOR * tokens.rate)
         start_at = max(start_at, model.last_sent_at + gap)
-    if (
-        model.max_awaiting_response is not None
-        and model.awaiting_response >= model.max_awaiting_response
-    ):
+    max_awaiting = model.max_awaiting_response
+    if max_awaiting is not None and model.awaiting_response >= max_awaiting:
         start_at = max(start_at, model.last_sent_at + RESPONSE_TIMEOUT_S)
     # A request larger than the limit would not fit into a full bucket either. It is sent at once if
     # the server has responded to all earlier requests, and the server decides.

@@ -71,8 +71,8 @@ class SharedLimiter(Limiter):
         self._open_store, self._clock, self._on_problem = open_store, clock, on_problem
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()  # None: close
-        self._unsent: list[_Job] = []  # not handed to the thread yet
-        self._timer: asyncio.TimerHandle | None = None  # hands them over
+        self._unsent: list[_Job] = []  # jobs that are not in the queue yet
+        self._timer: asyncio.TimerHandle | None = None  # calls `_send`
         # Used on the thread only.
         self._done: list[_Job] = []  # results that the loop has not received yet
         self._wakes: list[asyncio.Event] = []  # to be set on the loop
