@@ -16,21 +16,8 @@ from typing import TYPE_CHECKING, Any
 from nbcodex import errors
 from nbcodex.errors import ConfigurationError, NbcodexError, shorten
 from nbcodex.models import LimitSnapshot, Request, StreamPosition, Usage
-from nbcodex.openai_api import (
-    answers,
-    api_errors,
-    connections,
-    endpoints,
-    pricing,
-    request_body,
-)
-from nbcodex.openai_api.answers import (
-    CompletedAnswer,
-    Redactor,
-    Reset,
-    ResponseStarted,
-    StreamEvent,
-)
+from nbcodex.openai_api import answers, api_errors, connections, endpoints, pricing, request_body
+from nbcodex.openai_api.answers import CompletedAnswer, Redactor, ResponseStarted, StreamEvent
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.endpoints import Endpoint
 from nbcodex.openai_api.rate_limits import Headers, read_snapshot
@@ -181,7 +168,7 @@ class ApiClient:
                 snapshot = failure.snapshot or LimitSnapshot(at=self.clock.now())
                 yield ResponseStarted(prepared.api, model, snapshot, failure.simulated, None)
             text = redactor.clean(generated)
-            yield Reset()
+            yield answers.Reset()
             yield answers.TextDelta(text)
             yield CompletedAnswer(text, Usage(), model, cut=None, response_id=None)
             return
@@ -377,9 +364,8 @@ class ApiClient:
             # The answers of Chat Completions do not list the calls of paid tools.
             reader = ChatReader() if is_chat else ResponsesReader(durable=prepared.durable)
             if is_chat:
-                reader.answer.hosted_tool_calls = pricing.paid_tools(
-                    prepared.request, prepared.model
-                )
+                tools = pricing.paid_tools(prepared.request, prepared.model)
+                reader.answer.hosted_tool_calls = tools
             try:
                 # Without streaming, the headers come when the answer is complete.
                 factor = WHOLE_BODY_FACTOR if prepared.is_unstreamed else FIRST_TEXT_FACTOR

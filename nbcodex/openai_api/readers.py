@@ -205,10 +205,8 @@ class ChatReader(_Reader):
                 answer.usage = merge_usage(answer.usage, usage)
         if timings := dict_member(payload, "timings"):  # llama.cpp
             read_tokens = [count_value(timings, name) or 0 for name in ("prompt_n", "cache_n")]
-            counted = {
-                "input_tokens": sum(read_tokens),
-                "output_tokens": timings.get("predicted_n"),
-            }
+            output_tokens = timings.get("predicted_n")
+            counted = {"input_tokens": sum(read_tokens), "output_tokens": output_tokens}
             answer.usage = merge_usage(read_usage(counted), answer.usage)
         # The text refers to `citations` by number; `search_results` has their titles.
         answer.add_sources(payload.get("citations"))
