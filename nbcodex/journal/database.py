@@ -85,7 +85,7 @@ class JournalDatabase:
         self._is_expiring = False  # whether expired entries may be left
         self.checkpoint_at = math.inf  # when it is due
         # The budget, and the spending by day, when memory replaced the file.
-        self._baseline: tuple[str, dict[str, SpendAmount]] = "", {}
+        self._budget_at_fallback: tuple[str, dict[str, SpendAmount]] = "", {}
 
     def perform(self, jobs: list[Job]) -> None:
         """Run jobs in one transaction; if one of them fails, each in its own."""
@@ -275,10 +275,10 @@ class JournalDatabase:
 
     def _copy_to_memory(self, file: Connection, memory: Connection) -> None:
         """Copy this owner's unanswered entries, and the budget, as far as the file is readable."""
-        self._baseline = "", {}
+        self._budget_at_fallback = "", {}
         with contextlib.suppress(sqlite3.Error):
-            self._baseline = spending.read_budget(file), spending.spending_by_day(file)
-            spending.set_budget(memory, self._baseline[0])
+            self._budget_at_fallback = spending.read_budget(file), spending.spending_by_day(file)
+            spending.set_budget(memory, self._budget_at_fallback[0])
             for table in ("spending", "asides", "owners"):  # asides: reservations of the budget
                 _copy_rows(file, memory, table)
         with contextlib.suppress(sqlite3.Error):
@@ -316,11 +316,11 @@ class JournalDatabase:
         _copy_rows(memory, file, "chapters")
         _copy_rows(memory, file, "parts")
         _copy_entries(memory, file, "1")
-        known_budget, known_days = self._baseline
-        if (budget := spending.read_budget(memory)) != known_budget:
+        budget_then, spending_then = self._budget_at_fallback
+        if (budget := spending.read_budget(memory)) != budget_then:
             spending.set_budget(file, budget)
         for day, amount in spending.spending_by_day(memory).items():
-            spending.spend(file, amount - known_days.get(day, SpendAmount()), day=day)
+            spending.spend(file, amount - spending_then.get(day, SpendAmount()), day=day)
         file.execute("DELETE FROM asides WHERE owner = ?", (memory.owner.id,))
         _copy_rows(memory, file, "asides", f"owner = {memory.owner.id:d}")
         spending.add_to_totals(file, spending.read_totals(memory))

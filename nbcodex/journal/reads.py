@@ -233,10 +233,9 @@ def _entry(row: sqlite3.Row, *, abandoned: bool) -> Entry:
         and row["status"] in get_args(Status)
     ):
         raise ValueError("a damaged row")
-    response_id, sequence = row["response_id"], row["sequence"]
     stream_position = None
-    if response_id and isinstance(response_id, str):
-        sequence = sequence if isinstance(sequence, int) else None
+    if isinstance(response_id := row["response_id"], str) and response_id:
+        sequence = row["sequence"] if isinstance(row["sequence"], int) else None
         stream_position = StreamPosition(response_id, sequence)
     # The columns take precedence: a renamed entry has another id, and a turn gets its number when
     # it is inserted.

@@ -119,8 +119,8 @@ class StatsCounter:
 class Backend(ABC):
     """A way for rows to be answered. All methods are called by the thread that executes the map."""
 
-    # Of an iterator, the number of rows that may be started beyond the reply to be returned next.
-    window: int
+    # How many rows of an iterator may be started before the first of their replies is returned.
+    max_unreturned_rows: int
 
     def __init__(self, client: Client, settings: Settings, *, map_id: str) -> None:
         self.client, self.settings, self.counter = client, settings, StatsCounter(map_id)
@@ -173,7 +173,7 @@ class Backend(ABC):
 class LiveBackend(Backend):
     """Each row is a request of its own, limited together with all others of this process."""
 
-    window = 1024
+    max_unreturned_rows = 1024
 
     def __init__(self, client: Client, settings: Settings, *, map_id: str) -> None:
         super().__init__(client, settings, map_id=map_id)
@@ -219,7 +219,7 @@ class LiveBackend(Backend):
 class BatchBackend(Backend):
     """Rows are collected, uploaded together at half the price, and answered within a day."""
 
-    window = MAX_BATCH_REQUESTS
+    max_unreturned_rows = MAX_BATCH_REQUESTS
 
     def __init__(self, client: Client, settings: Settings, *, map_id: str) -> None:
         super().__init__(client, settings, map_id=map_id)

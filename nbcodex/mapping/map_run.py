@@ -101,7 +101,8 @@ class MapRun:
         self.requests, self._on_error = requests, on_error
         self._unread_rows: Iterator[Row] = inputs.rows()
         self._all_rows_read, self._rows_read = requests is None, 0
-        self._window: deque[RowState] = deque()  # rows of an iterator, in order, not returned yet
+        # Rows of an iterator whose replies are not returned yet, in order.
+        self._unreturned: deque[RowState] = deque()
         self._unanswered: dict[int, RowState] = {}  # rows that were read, by index
         self._reported_at = float("-inf")
         self._reset()
@@ -140,18 +141,18 @@ class MapRun:
         if self._budget_error is not None and not self._active:
             raise self._budget_error
         self._report()
-        return bool(self._active or self._window)
+        return bool(self._active or self._unreturned)
 
     def pop_ready(self) -> Iterator[Reply]:
         """Yield the replies that are next in order; `advance` may be called between two of them."""
-        while self._window and (reply := self._window[0].reply) is not None:
-            self._window.popleft()
+        while self._unreturned and (reply := self._unreturned[0].reply) is not None:
+            self._unreturned.popleft()
             yield reply
 
     def _next_row(self) -> RowState | None:
         if self._to_start:
             return self._to_start.popleft()
-        if not self.keeps_replies and len(self._window) >= self.backend.window:
+        if not self.keeps_replies and len(self._unreturned) >= self.backend.max_unreturned_rows:
             self.backend.send_pending()
             return None
         if (read := next(self._unread_rows, None)) is None:
@@ -162,7 +163,7 @@ class MapRun:
         # Counted only after the row is kept: after an interrupt before this, it is read again.
         self._rows_read = read.index + 1
         if not self.keeps_replies:
-            self._window.append(row)
+            self._unreturned.append(row)
         return row
 
     def _start(self, row: RowState) -> bool:

@@ -304,8 +304,8 @@ class BatchUploader:
         self._pending.emit(job.requests, events.CoolingDown, limit=None, resume_at=None, waited=0.0)
         rows = self._pending.rows
         # A resumed job may hold rows of another map, for which nothing waits here.
-        foreign = [id_ for id_ in job.requests if id_ not in rows]
-        await self._batch_jobs.park_rows([], foreign)
+        others = [id_ for id_ in job.requests if id_ not in rows]
+        await self._batch_jobs.park_rows([], others)
         for row in reversed([rows[id_] for id_ in job.requests if id_ in rows]):
             row.entry = None
             self._ready.setdefault(row.destination, deque()).appendleft(row)

@@ -29,7 +29,7 @@ from .conftest import SimulatedClient
 class ManualBackend:
     """A backend whose rows end when the test says so."""
 
-    window, stage = LiveBackend.window, ""
+    max_unreturned_rows, stage = LiveBackend.max_unreturned_rows, ""
 
     client: Any = SimpleNamespace(clock=BootClock())
 
@@ -101,12 +101,12 @@ def test_slow_row_of_an_iterator_stops_reading_after_one_window() -> None:
     for _ in range(5):
         run.advance()
         backend.end_rows(*range(1, len(backend.started)))
-    assert len(backend.started) == LiveBackend.window
+    assert len(backend.started) == LiveBackend.max_unreturned_rows
     backend.end_rows(0)
     run.advance()
     next(run.pop_ready())
     run.advance()
-    assert len(backend.started) == LiveBackend.window + 1
+    assert len(backend.started) == LiveBackend.max_unreturned_rows + 1
 
 
 @pytest.mark.slow
