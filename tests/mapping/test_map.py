@@ -462,7 +462,7 @@ class InterruptedRow(dict[str, str]):
 @pytest.mark.slow
 @pytest.mark.parametrize("at", ["row", "prompt", "key"])
 def test_interrupt_in_user_code_loses_no_row(simulated: SimulatedClient, at: str) -> None:
-    rows = [InterruptedRow(n=str(n)) for n in range(300)]
+    rows = [InterruptedRow(n=str(n)) for n in range(100)]
     rows[7].at = at
 
     def prompt(row: InterruptedRow) -> str:
@@ -476,7 +476,7 @@ def test_interrupt_in_user_code_loses_no_row(simulated: SimulatedClient, at: str
     with pytest.raises(Stopped):
         nbcodex.map(prompt, rows, row_key=key, confirm=True)
     journal = simulated.client.journal(host.current.settings())
-    assert journal.maps.count_rows(last().id).total() == 300
+    assert journal.maps.count_rows(last().id).total() == 100
     run = resume_map(last().id)
     assert run is not None
     assert texts(map_runner.run_map(run)) == [row["n"] for row in rows]
