@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nbcodex.models import DAY, MINUTE, Resource
 from nbcodex.simulator.knobs import Knobs
 
-ROUNDING = 1e-9  # a level may miss a limit by this share of it, because sums of floats are inexact
+ROUNDING_SHARE = 1e-9  # a level may miss a limit by this share: sums of floats are inexact
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Bucket:
 
     def used(self, now: float) -> int:
         """Return the used part of the limit in whole units, as in the server's messages."""
-        return math.ceil(self.limit - self.level_at(now) - ROUNDING * self.limit)
+        return math.ceil(self.limit - self.level_at(now) - ROUNDING_SHARE * self.limit)
 
     def full_in(self, now: float) -> float:
         """Return the seconds until the bucket is full, as in ``x-ratelimit-reset-*``."""
@@ -140,7 +140,7 @@ def _check(
         # A client must not see that a hidden window exists: when it is full, it admits a request
         # larger than itself, and its refusals state the figures of the minute.
         needed = min(amount, bucket.limit) if is_hidden else amount
-        if bucket.level_at(now) + ROUNDING * bucket.limit >= needed:
+        if bucket.level_at(now) + ROUNDING_SHARE * bucket.limit >= needed:
             continue
         stated = buckets[MINUTE] if is_hidden else bucket
         # The formula that the figures of OpenAI's messages follow. It starts from the used part in
