@@ -217,7 +217,7 @@ def test_connection_lost_after_finish_reason_leaves_usage_unknown() -> None:
         assert (ending.text, ending.usage) == ("hi", Usage())
 
 
-@pytest.mark.parametrize("wrong", [-1, 2**53, 10**400, 1.5, True, "9", None, [], {}])
+@pytest.mark.parametrize("wrong", [-1, 2**53, 10**400, 1.5, True, "nine", None, [], {}])
 def test_implausible_usage_is_unknown(wrong: object) -> None:
     """An unknown count is None, never 0."""
     figures = {"input_tokens": wrong, "output_tokens": wrong, "input_tokens_details": wrong}
