@@ -9,14 +9,23 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from nbcodex.errors import AnswerError, shorten
-from nbcodex.models import CONTENT_FILTER, Image, LimitSnapshot, Source, StreamPosition, Usage
+from nbcodex.models import (
+    CONTENT_FILTER,
+    Image,
+    LimitSnapshot,
+    Request,
+    Source,
+    StreamPosition,
+    Usage,
+)
 from nbcodex.openai_api.api_errors import AnswerFailedError
-from nbcodex.openai_api.dialects import WORDS
+from nbcodex.openai_api.dialects import WORDS, has_code
 from nbcodex.openai_api.pricing import IMAGE_TOOL
 
 # Of tokens, events or requests: twice the longest context. More would use up any budget.
@@ -26,10 +35,13 @@ MAX_REASONING_CHARS = 1_000_000  # of the reasoning that the next turn can send 
 MAX_SOURCES, MAX_URL_CHARS = 100, 2000  # of the web pages that an answer cites
 MAX_HOSTED_TOOL_CALLS = 1_000  # of one answer; more are not believed
 
+MAX_CALLS = 100_000  # of one answer, with the deltas of their arguments
+
 NOTE_EMPTY = "the answer is empty"  # in the line of figures
 
 # Values of `CompletedAnswer.cut`; others are CONTENT_FILTER and endings that we do not know.
 CUT_MAX_OUTPUT, CUT_MAX_ANSWER, CUT_TOOL_CALLS = "max_output_tokens", "max_answer", "tool_calls"
+CUT_NO_ENDING = "no finish reason"
 _CUT_BY_ENDINGS = {
     "max_output_endings": CUT_MAX_OUTPUT,
     "filter_endings": CONTENT_FILTER,
@@ -126,8 +138,25 @@ class RawAnswer:
     images: list[Image] = field(default_factory=list)
     refused: bool = False
     tool_calls: list[str] = field(default_factory=list)
+    tool_arguments: list[str] = field(default_factory=list)  # deltas of their JSON
     hosted_tool_calls: tuple[str, ...] = ()  # names of paid tools that the provider ran
     sources: dict[str, str] = field(default_factory=dict)  # titles of web pages by their URL
+
+    def add_call(self, name: object, arguments: object) -> None:
+        """Add a function that the model asks to call, or more of its arguments."""
+        if called := name_value(name):
+            self.tool_calls.append(called)
+        if arguments and len(self.tool_arguments) < MAX_CALLS:
+            self.tool_arguments.append(text_value(arguments))
+
+    def add_image(self, value: object) -> None:
+        """Add a picture: base64, a data URL, or an object with one; its bytes decide its type."""
+        for name in ("image_url", "url", "b64_json"):
+            value = value.get(name, value) if isinstance(value, dict) else value
+        with contextlib.suppress(ValueError):
+            image = Image.from_bytes(b64decode(text_value(value).rpartition(",")[2], validate=True))
+            if image and image not in self.images:  # the final event repeats those before
+                self.images.append(image)
 
     def add_sources(self, listed: object) -> None:
         """Add the web pages that a provider lists as citations."""
@@ -141,21 +170,38 @@ class RawAnswer:
             if is_page and len(url) <= MAX_URL_CHARS and len(self.sources) < MAX_SOURCES:
                 self.sources[url] = self.sources.get(url) or title or ""
 
-    def record_ending(self, reason: str) -> None:
-        """Note how the answer ended; raise an AnswerFailedError if that was a failure."""
-        # Google's enum has a prefix: ``FINISH_REASON_STOP``.
-        name = reason.strip().lower().replace("-", "_").removeprefix("finish_reason_")
-        if name in WORDS["failed_endings"]:
-            message = f'the server ended the answer with "{shorten(reason, 100)}"'
+    def record_ending(self, reason: object) -> bool:
+        """Note how the answer ended, if that is stated; for a failure, raise AnswerFailedError."""
+        # ``EndTurn`` and ``END-TURN`` are ``end_turn``. Google's enum has a prefix:
+        # ``FINISH_REASON_STOP``.
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason) if isinstance(reason, str) else ""
+        name = words.strip().lower().replace("-", "_").removeprefix("finish_reason_")
+        if name in WORDS["absent_endings"]:
+            return False
+        if has_code([name], "failed_endings"):
+            message = f'the server ended the answer with "{shorten(str(reason), 100)}"'
             raise AnswerFailedError({"error": {"message": message}})
-        if self.cut:  # the first ending counts
-            return
-        if name not in WORDS["normal_endings"]:
+        # The first ending that is not normal counts.
+        if not self.cut and name not in WORDS["normal_endings"]:
             known = (cut for endings, cut in _CUT_BY_ENDINGS.items() if name in WORDS[endings])
-            self.cut = next(known, shorten(reason, 100))
+            self.cut = next(known, shorten(str(reason), 100))
+        return True
 
-    def completed(self, text: str, redactor: Redactor) -> CompletedAnswer:
-        """Return the answer without secrets; `text` has been cleaned as it arrived."""
+    def completed(
+        self, text: str, redactor: Redactor, request: Request, server: str = "openai"
+    ) -> CompletedAnswer:
+        """Return the answer without secrets; `text` has been cleaned as it arrived.
+
+        `server` is the endpoint's kind.
+        """
+        # Some servers say that an answer ended normally where they cut it (openclaw #142778).
+        if server == "compatible" and request.max_output == (self.usage.output_tokens or -1):
+            self.cut = self.cut or CUT_MAX_OUTPUT
+        # Bedrock and LiteLLM answer a schema by the call of a function that has its name.
+        names = {*self.tool_calls} - {"json_tool_call", request.schema and request.schema.name}
+        if request.schema and self.tool_calls and not (names or text):
+            text = redactor.clean("".join(self.tool_arguments))
+            self.tool_calls, self.cut = [], None
         clean = redactor.clean
         reasoning, remaining = [], MAX_REASONING_CHARS
         of_chat = {"reasoning_content": text_value("".join(self.reasoning_content))}
@@ -190,8 +236,10 @@ def judge(answer: CompletedAnswer) -> None:
     # Broken and failed answers never get here; they are retried. What is refused here was generated
     # and is charged, and the same request would end in the same way: no other place may decide that
     # an answer is a failure, and none may retry this one.
-    is_empty = not (answer.text.strip() or answer.images)
-    if answer.cut == CUT_TOOL_CALLS or answer.tool_calls:
+    text = answer.text.strip()
+    is_empty = not answer.images and all(not c.isprintable() or c.isspace() for c in text)
+    is_call = any(re.fullmatch(p, text, re.DOTALL) for p in WORDS["tool_call_texts"])
+    if answer.cut == CUT_TOOL_CALLS or answer.tool_calls or is_call:
         names = shorten(", ".join(answer.tool_calls) or "a function", 100)
         raise AnswerError(
             f"The model asked to call {names} instead of answering; nothing was called.",
@@ -202,6 +250,12 @@ def judge(answer: CompletedAnswer) -> None:
         part = "the answer" if is_empty else "the rest of the answer"
         raise AnswerError(
             f"The provider's content filter withheld {part}.", advice="Rephrase the prompt."
+        )
+    if answer.cut == CUT_NO_ENDING and is_empty:
+        raise AnswerError(
+            "The server sent no answer: the provider has probably blocked the request.",
+            advice="Rephrase the prompt, or use another model.",
+            note=NOTE_EMPTY,
         )
     if answer.cut not in (None, CUT_MAX_OUTPUT, CUT_MAX_ANSWER):
         raise AnswerError(
@@ -340,8 +394,11 @@ def is_error_object(payload: Mapping[str, Any]) -> bool:
     """Whether an object of a successful response describes an error after all."""
     if payload.get("type") == "error":
         return True
-    # OpenAI's is ``error``; gateways also send ``error_code`` and the like (pi #8462).
-    return any(value for name, value in payload.items() if name.startswith(("error", "Error")))
+    # OpenAI's is ``error``; gateways also send ``error_code`` and the like (pi #8462). Beside an
+    # answer, an error can be 0, or an object whose members are all empty.
+    values = [v for name, v in payload.items() if name.startswith(("error", "Error"))]
+    stated = [any(v.values()) if isinstance(v, dict) else bool(v) for v in values]
+    return any(stated) and not any(v in (0, "0") and v is not False for v in values)
 
 
 def json_object(data: str) -> dict[str, Any]:

@@ -56,6 +56,9 @@ class ApiClient:
         self._sole_models: dict[Endpoint, str] = {}
         # By id of the request, how many streams in a row have ended empty.
         self._empty_streams: dict[str, int] = {}
+        # The ids of requests whose last answer did not state how it ended. The next such answer
+        # counts: each of them is charged, and `judge` tells the user.
+        self._unfinished: set[str] = set()
 
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
         """Return where a request goes, or raise a ConfigurationError; nothing is sent."""
@@ -140,6 +143,8 @@ class ApiClient:
                 )
                 # Azure states the wait in the headers of the HTTP 200 whose stream fails.
                 headers = response.headers
+                reader.accepts_unfinished = request.id in self._unfinished
+                self._unfinished.discard(request.id)
                 # The server accepted the parameters: no failure after this is due to them.
                 if not follows_empty_streams:
                     self.capabilities.learn(prepared)
@@ -151,6 +156,8 @@ class ApiClient:
             failure = self.translate(error, redactor, headers)
             generated = api_errors.failed_generation(error)
             if generated is None:
+                if stream and reader.is_unfinished:
+                    self._unfinished.add(request.id)
                 if stream and stream.is_empty:
                     self._empty_streams[request.id] = empty_streams + 1
                 # Missing capacity of the flex tier, for which OpenAI publishes no code, is HTTP 429
@@ -182,7 +189,9 @@ class ApiClient:
             yield answers.Notice(request_body.TURNS_LEFT_OUT_NOTICE.format(count=count))
         if prepared.has_schema_in_prompt:
             yield answers.Notice(request_body.SCHEMA_IN_PROMPT_NOTICE)
-        answer = reader.answer.completed(stream.text, redactor)
+        answer = reader.answer.completed(stream.text, redactor, request, endpoint.kind)
+        if answer.text != stream.text:
+            yield answers.TextDelta(answer.text)
         if notice := _prompt_cut_notice(prepared, answer.usage.input_tokens):
             yield answers.Notice(notice)
         # LiteLLM's figure, where the body has none.
@@ -234,7 +243,7 @@ class ApiClient:
                                 case answers.TextDelta(more):
                                     text += more
                             yield event
-                yield reader.answer.completed(stream.text, redactor)
+                yield reader.answer.completed(stream.text, redactor, request)
             except Exception as error:
                 failure = self.translate(error, redactor)
                 status = getattr(error, "status_code", None)
@@ -377,9 +386,8 @@ class ApiClient:
                         settings,
                         secrets=redactor.secrets,
                         patience=prepared.request.patience,
-                        # OpenAI's answers have no tags around reasoning, and a durable answer could
-                        # not be resumed within them.
-                        has_tags=prepared.endpoint.kind != "openai" and not prepared.durable,
+                        # A durable answer could not be resumed within tags around reasoning.
+                        server="openai" if prepared.durable else prepared.endpoint.kind,
                     )
                     if "json" in response.headers.get("content-type", ""):
                         await stream.prefetch()  # raises an error in it, to which `adapt` reacts

@@ -218,6 +218,12 @@ def invalid_answer(message: str) -> ServerError:
     return ServerError(message, advice=_ADVICE[ServerError])
 
 
+def wrong_address(reason: str) -> errors.ModelError:
+    """Return the error for an address that is not one of an API."""
+    message = f"The server does not have this address: {reason}."
+    return errors.ModelError(message, advice=_ADDRESS_ADVICE)
+
+
 def _describe(payload: object, clean: CleanText, *, status: int | None = None) -> ErrorInfo:
     """Return what an error's payload states, in any of the shapes that servers use."""
     if isinstance(payload, str) and payload.lstrip()[:1] in ("{", "[", '"'):

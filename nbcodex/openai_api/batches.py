@@ -17,7 +17,7 @@ from nbcodex.models import Request
 from nbcodex.openai_api import answers, api_errors
 from nbcodex.openai_api.answers import CompletedAnswer, Redactor
 from nbcodex.openai_api.api_errors import AnswerFailedError
-from nbcodex.openai_api.readers import ChatReader, ResponsesReader
+from nbcodex.openai_api.readers import ChatReader, ResponsesReader, split_reasoning
 from nbcodex.openai_api.request_body import PATHS, DetectedApi
 from nbcodex.openai_api.stream import close_body
 from nbcodex.settings import Settings
@@ -140,7 +140,10 @@ class BatchClient:
                     async for line in lines:
                         try:
                             result = json.loads(line)
-                            id_, outcome = str(result["custom_id"]), self._outcome(result, redactor)
+                            id_, outcome = (
+                                str(result["custom_id"]),
+                                self._outcome(result, redactor, request),
+                            )
                         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                             # One malformed line must not cost the answers on the others.
                             continue
@@ -159,7 +162,7 @@ class BatchClient:
                     await client.files.delete(file)
 
     def _outcome(
-        self, result: dict[str, Any], redactor: Redactor
+        self, result: dict[str, Any], redactor: Redactor, request: Request
     ) -> CompletedAnswer | NbcodexError:
         response = result.get("response")
         if not response:  # expired or cancelled before it was processed: nothing is charged
@@ -172,12 +175,14 @@ class BatchClient:
             text = json.dumps(body)
             return api_errors.from_status(status, {}, text, wall=wall, clean=redactor.clean)
         # The line does not name its API; only a response of Responses has `output`.
-        reader = ResponsesReader() if "output" in body else ChatReader()
+        reader = ResponsesReader() if "output" in body else ChatReader(accepts_unfinished=True)
         try:
             reader.read_body(body)
         except (AnswerFailedError, NbcodexError) as error:
             return api_errors.from_exception(error, wall=wall, clean=redactor.clean)
-        return reader.answer.completed(redactor.clean(reader.answer.text), redactor)
+        kind = self._api_client.endpoint(request, self._settings).kind
+        text, _ = split_reasoning(reader.answer.text, kind)
+        return reader.answer.completed(redactor.clean(text), redactor, request, kind)
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
@@ -211,7 +216,7 @@ def _read_batch(payload: dict[str, Any], redactor: Redactor) -> Batch:
         reasons.append(shorten(redactor.clean(text), 200))
     return Batch(
         id=str(payload.get("id")),
-        status=str(payload.get("status")),
+        status=str(payload.get("status")).lower(),  # Together's are in capitals
         total=answers.count_value(counts, "total") or 0,
         answered=answers.count_value(counts, "completed") or 0,
         failed=answers.count_value(counts, "failed") or 0,

@@ -190,6 +190,8 @@ def _make_client(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:
 async def _read_bounded_body(response: httpx2.Response) -> None:
     """Read a body that the SDK would read whole, up to a bound on what it decodes to."""
     path = response.request.url.path.rstrip("/")
+    if response.headers.get("content-encoding", "").lower() == "x-gzip":  # an old name (RFC 9110)
+        response.headers["content-encoding"] = "gzip"
     is_error = response.status_code >= 300
     is_listing = "/batches" in path or "/files" in path or path.endswith("/models")
     # Answers and result files are streams, which their readers bound.

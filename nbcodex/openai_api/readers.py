@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from base64 import b64decode
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbcodex.models import Image, StreamPosition
+from nbcodex.models import StreamPosition
 from nbcodex.openai_api import dialects, pricing
 from nbcodex.openai_api.answers import (
+    CUT_NO_ENDING,
     MAX_HOSTED_TOOL_CALLS,
     RawAnswer,
     count_value,
@@ -33,7 +33,15 @@ from nbcodex.openai_api.api_errors import AnswerFailedError, broken_connection
 _REFUSAL_DELTA = "response.refusal.delta"
 _TEXT_DELTAS = {"response.output_text.delta", _REFUSAL_DELTA}
 _REASONING_DELTAS = {"response.reasoning_summary_text.delta", "response.reasoning_text.delta"}
-_DONE_TEXTS = {"response.output_text.done": "text", "response.refusal.done": "refusal"}
+_DONE_TEXTS = {"response.output_text.done", "response.refusal.done", "response.content_part.done"}
+_ENDS = {"response.completed", "response.incomplete", "response.done"}
+
+# Where a choice of Chat Completions has its text and its ending: the first names are OpenAI's. Some
+# servers put a message into a chunk, a delta into a body, or the text of the older API into both.
+_MESSAGES = ("delta", "message", "text")
+_FINISH_REASONS = ("finish_reason", "finishReason")
+
+_MAX_TOKEN_CHARS = max(map(len, dialects.WORDS["special_tokens"])) + 2  # and white space after it
 
 # The id becomes a part of a URL's path: it must not contain anything that changes the path.
 _SAFE_ID = re.compile(r"[A-Za-z0-9][\w.:-]{0,199}", re.ASCII)
@@ -46,7 +54,34 @@ class _Reader:
     answer: RawAnswer = field(default_factory=RawAnswer)
     position: StreamPosition | None = None  # from where a durable answer can be continued
     is_complete: bool = False  # the answer is whole; its usage may still follow
+    is_ended: bool = False  # it states how it ended, beside its text: more text may follow
     is_closed: bool = False  # nothing of interest follows
+    is_unfinished: bool = False  # it came to its end, but does not state how
+    accepts_unfinished: bool = False  # whether that is an answer; else it is a broken one
+
+    def _read_content(self, value: object) -> tuple[str, str]:
+        """Return the text and the reasoning of a message's content, a string or a list of parts."""
+        if isinstance(value, dict):  # the answer itself, in Cloudflare's JSON mode
+            return json.dumps(value, ensure_ascii=False), ""
+        if not isinstance(value, list):
+            return value if isinstance(value, str) else "", ""
+        text = reasoning = ""
+        for part in value:
+            if not isinstance(part, dict):
+                text += text_value(part)
+                continue
+            self.answer.add_sources(part.get("annotations"))
+            self.answer.add_image(part)
+            refusal = text_value(part.get("refusal"))
+            self.answer.refused |= bool(refusal)
+            inner = dict_member(part, "text").get("value") or part.get("text")
+            inner = inner or part.get("summary")
+            if part.get("type") in ("thinking", "reasoning"):  # Magistral, Databricks
+                more, _ = self._read_content(part.get("thinking") or inner)
+                reasoning += more
+            else:
+                text += text_value(inner) + refusal
+        return text, reasoning
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,11 +90,16 @@ class ResponsesReader(_Reader):
 
     durable: bool = False
     _has_reasoning: bool = False
+    _items: list[dict[str, Any]] = field(default_factory=list)  # output items that are done
+    _last_item: dict[str, Any] = field(default_factory=dict)  # {} while another one is generated
+    _done_texts: dict[tuple[object, object], str] = field(default_factory=dict)
+    _commentary: set[int | None] = field(default_factory=set)  # output indexes of such messages
 
     def read_event(self, name: str, data: str) -> tuple[str, str]:
         """Return the text and the reasoning that an event adds."""
         if data == "[DONE]":
             self.is_closed = True
+            self.read_end()
             return "", ""
         event = json_object(data)
         number = count_value(event, "sequence_number")
@@ -75,9 +115,10 @@ class ResponsesReader(_Reader):
     def read_body(self, payload: dict[str, Any]) -> None:
         """Read an answer that came in one piece."""
         self._identify(payload)
-        if payload.get("status") in {"queued", "in_progress"}:
-            raise broken_connection("The answer is still being generated.")
-        if not isinstance(payload.get("output"), list):
+        is_generated = payload.get("status") not in {"queued", "in_progress"}
+        if is_generated and not isinstance(
+            payload.get("output", payload.get("output_text")), list | str
+        ):
             raise AnswerFailedError(payload)
         self._finish(payload)
         parts = [
@@ -85,14 +126,25 @@ class ResponsesReader(_Reader):
             for item in self.answer.reasoning
             for part in dict_items(item, "summary") + dict_items(item, "content")
         ]
-        self.answer.reasoning_text = "\n\n".join(filter(None, parts))
+        self.answer.reasoning_text = "\n\n".join(filter(None, [*parts, self.answer.reasoning_text]))
+
+    def read_end(self) -> None:
+        """Decide, at the end of the body, whether the answer is whole."""
+        # OpenRouter can leave out `response.completed` (airi #2589). A durable answer is resumed.
+        is_whole = self._last_item.get("status") == "completed" and not _is_commentary(
+            self._last_item
+        )
+        if not self.is_complete and is_whole and self.position is None:
+            self._finish({})
 
     def _read(self, event: dict[str, Any], name: str) -> tuple[str, str]:
         kind = event.get("type") or name
         if kind in _TEXT_DELTAS:
             self.answer.refused |= kind == _REFUSAL_DELTA
             delta = event.get("delta")
-            return delta if isinstance(delta, str) else "", ""
+            delta = delta if isinstance(delta, str) else ""
+            is_commentary = count_value(event, "output_index") in self._commentary
+            return ("", delta) if is_commentary else (delta, "")
         if kind in _REASONING_DELTAS:
             self._has_reasoning = True
             return "", text_value(event.get("delta"))
@@ -100,13 +152,16 @@ class ResponsesReader(_Reader):
         if kind == "response.reasoning_summary_part.added" and self._has_reasoning:
             return "", "\n\n"
         response, item = dict_member(event, "response"), dict_member(event, "item")
-        if kind in {"response.completed", "response.incomplete"}:
+        if kind in _ENDS:
             self._finish(response, kind)
+        elif kind == "response.output_item.added":
+            self._last_item = {}
+            if _is_commentary(item):
+                self._commentary.add(count_value(event, "output_index"))
         elif kind == "response.output_item.done":
-            images, calls = _read_items([item])
-            self.answer.images += images
-            self.answer.tool_calls += calls
-            self.answer.hosted_tool_calls += _read_hosted_calls({}, [item])
+            self._last_item = item if item.get("type") == "message" else {}
+            self._items.append(item)
+            self._read_items({}, [item])
         elif kind == "response.output_text.annotation.added":
             self.answer.add_sources([event.get("annotation")])
         elif kind in {"response.failed", "response.cancelled"}:
@@ -115,8 +170,13 @@ class ResponsesReader(_Reader):
         elif kind == "error" or (is_error_object(event) and "response" not in event):
             raise AnswerFailedError(event)
         elif kind in _DONE_TEXTS:
-            self.answer.text += text_value(event.get(_DONE_TEXTS[kind]))
+            place = (count_value(event, "output_index"), count_value(event, "content_index"))
+            self._done_texts[place], _ = self._read_content([dict_member(event, "part") or event])
         elif response:
+            if kind == "response.created":  # a gateway can begin again
+                self._items.clear()
+                self._done_texts.clear()
+                self.answer.tool_calls, self.answer.tool_arguments = [], []
             self._identify(response)
         return "", ""
 
@@ -129,33 +189,50 @@ class ResponsesReader(_Reader):
             self.position = StreamPosition(id_)
 
     def _finish(self, response: dict[str, Any], kind: str = "") -> None:
-        status = response.get("status")
         if is_error_object(response):
             raise AnswerFailedError(response)
-        if status in ("failed", "cancelled"):
-            self.answer.record_ending(status)
+        status = response.get("status", "completed")
+        if status in ("queued", "in_progress"):
+            raise broken_connection("The answer is still being generated.")
         self._identify(response)
         answer, output = self.answer, dict_items(response, "output")
+        reason = name_value(dict_member(response, "incomplete_details").get("reason"))
+        is_incomplete = kind == "response.incomplete" or status == "incomplete"
+        answer.record_ending(
+            reason or ("incomplete" if is_incomplete else name_value(status) or "no status")
+        )
         answer.usage = read_usage(response.get("usage"), response.get("service_tier"))
-        # Some compatible servers leave out the type of a message.
-        messages = [item for item in output if item.get("type") in ("message", None)]
-        parts = [part for item in messages for part in dict_items(item, "content")]
-        text = "".join(text_value(p.get("text")) + text_value(p.get("refusal")) for p in parts)
-        # The final event repeats the whole text; the stream uses it only where no delta came.
-        answer.text = text or answer.text
         answer.reasoning = [item for item in output if item.get("type") == "reasoning"]
         if output:
-            answer.hosted_tool_calls = _read_hosted_calls(response, output)
-        images, calls = _read_items(output)
-        answer.images = images or answer.images
-        answer.tool_calls = calls or answer.tool_calls
-        for part in parts:
-            answer.add_sources(part.get("annotations"))
-        answer.refused |= any(part.get("refusal") for part in parts)
-        if kind == "response.incomplete" or status == "incomplete":
-            reason = dict_member(response, "incomplete_details").get("reason")
-            answer.record_ending(name_value(reason) or "incomplete")
+            answer.tool_calls, answer.tool_arguments, answer.hosted_tool_calls = [], [], ()
+            self._read_items(response, output)
+        # Some compatible servers leave out the type of a message, or messages in the final event.
+        done = [] if self.position else self._items
+        messages = [i for i in output or done if i.get("type") in ("message", None)]
+        if any(message.get("status") == "incomplete" for message in messages):
+            answer.record_ending("max_output_tokens")
+        final = [m for m in messages if not _is_commentary(m)] or messages
+        text = "".join(self._read_content(message.get("content"))[0] for message in final)
+        if not (text or self.position):
+            text = "".join(self._done_texts.values())
+        answer.text = text or text_value(response.get("output_text"))
+        if not self._commentary:
+            others = [m for m in messages if m not in final]
+            answer.reasoning_text = "\n\n".join(
+                self._read_content(m.get("content"))[0] for m in others
+            )
         self.is_complete = self.is_closed = True
+
+    def _read_items(self, response: dict[str, Any], items: list[dict[str, Any]]) -> None:
+        """Note the pictures and the calls among output items."""
+        for item in items:
+            kind = item.get("type")
+            if kind == "image_generation_call":  # OpenAI's guide to image generation
+                self.answer.add_image(item.get("result"))
+            elif kind in dialects.WORDS["client_calls"]:
+                name = str(kind).removesuffix("_call").removesuffix("_request").replace("_", " ")
+                self.answer.add_call(item.get("name") or f"a {name}", item.get("arguments"))
+        self.answer.hosted_tool_calls += _read_hosted_calls(response, items)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -164,6 +241,10 @@ class ChatReader(_Reader):
 
     _unrecognized: dict[str, Any] | None = None
     _service_tier: object = None
+    _has_choices: bool | None = None  # None before the first chunk
+    _message: str = ""  # which of `_MESSAGES` has the text
+    _has_ending: bool = False
+    _has_text_after_ending: bool = False
 
     def read_event(self, name: str, data: str) -> tuple[str, str]:
         """Return the text and the reasoning that an event adds."""
@@ -171,27 +252,47 @@ class ChatReader(_Reader):
             # It ends the stream, not the answer: llama-cpp-python sends it when another request
             # interrupts this one. Only a finish_reason makes an answer complete.
             self.is_closed = True
-            if self._unrecognized and not self.is_complete:
-                raise AnswerFailedError(self._unrecognized)
+            self.read_end(is_marked=True)
             return "", ""
         chunk = json_object(data)
         if name == "error":
             raise AnswerFailedError(chunk)
         if "choices" not in chunk and "usage" not in chunk:
             self._unrecognized = chunk
-        return self._read(chunk, "delta")
+        return self._read(chunk)
 
     def read_body(self, payload: dict[str, Any]) -> None:
         """Read an answer that came in one piece."""
-        if not dict_items(payload, "choices"):
+        # MiniMax states an error beside `choices: null`, and a blocked prompt has nothing else.
+        is_error = payload.get("choices", 0) or dict_member(payload, "base_resp").get("status_code")
+        if not dict_items(payload, "choices") and (is_error or "choices" not in payload):
             raise AnswerFailedError(payload)
-        self.answer.text, self.answer.reasoning_text = self._read(payload, "message")
+        text, self.answer.reasoning_text = self._read(payload)
+        self.answer.text = text_value(text)
         self.is_complete = self.is_closed = True
+        if not self._has_ending:
+            self._end_unfinished()
+        if not self.is_complete:
+            raise broken_connection("The answer does not state that it is complete.")
 
-    def _read(self, payload: dict[str, Any], member: str) -> tuple[str, str]:
+    def read_end(self, *, is_marked: bool = False) -> None:
+        """Decide, at the end of the body, whether the answer is whole."""
+        has_usage = self.answer.usage.output_tokens is not None
+        if self.is_ended or (self._has_ending and (is_marked or has_usage)):
+            self.is_complete = True
+        elif self._unrecognized and not self.is_complete:
+            raise AnswerFailedError(self._unrecognized)
+        elif is_marked and (has_usage or self._has_choices is False):
+            self._end_unfinished()
+
+    def _end_unfinished(self) -> None:
+        self.is_unfinished, self.is_complete = True, self.accepts_unfinished
+        self.answer.cut = CUT_NO_ENDING
+
+    def _read(self, payload: dict[str, Any]) -> tuple[str, str]:
         if is_error_object(payload):
             raise AnswerFailedError(payload)
-        answer = self.answer
+        answer, choices = self.answer, dict_items(payload, "choices")
         if answer.model is None:
             answer.model = name_value(payload.get("model"))
             answer.response_id = name_value(payload.get("id"))
@@ -211,44 +312,65 @@ class ChatReader(_Reader):
         # The text refers to `citations` by number; `search_results` has their titles.
         answer.add_sources(payload.get("citations"))
         answer.add_sources(payload.get("search_results"))
+        if "choices" in payload:
+            self._has_choices = bool(choices or self._has_choices)
         text = reasoning = ""
-        for choice in dict_items(payload, "choices"):
-            if choice.get("index") in (0, None):
-                more_text, more_reasoning = self._read_choice(choice, member)
-                text, reasoning = text + more_text, reasoning + more_reasoning
+        is_ending = False
+        for choice in [*choices, {name: payload.get(name) for name in _FINISH_REASONS}]:
+            if choice.get("index") not in (0, "0", None):
+                continue
+            # OpenRouter puts an upstream error into the choice, beside `finish_reason: error`.
+            if is_error_object(choice):
+                raise AnswerFailedError(choice)
+            is_ending |= any(answer.record_ending(choice.get(name)) for name in _FINISH_REASONS)
+            more_text, more_reasoning = self._read_choice(choice)
+            text, reasoning = text + more_text, reasoning + more_reasoning
+        # Some servers state an ending in each chunk (litellm #2195). One beside or before a text
+        # does not complete the answer: `read_end` decides. Usage may still follow one that does.
+        if text or reasoning:
+            self._has_text_after_ending |= self._has_ending
+            self.is_complete = False
+        elif not self._has_text_after_ending:
+            self.is_complete |= is_ending or (self._has_ending and "usage" in payload)
+        self._has_ending |= is_ending
+        self.is_ended = self._has_ending and not self._has_text_after_ending
         return text, reasoning
 
-    def _read_choice(self, choice: dict[str, Any], member: str) -> tuple[str, str]:
-        # OpenRouter puts an upstream error into the choice, beside `finish_reason: error`.
-        if is_error_object(choice):
-            raise AnswerFailedError(choice)
-        reason = choice.get("finish_reason")
-        if isinstance(reason, str) and reason:
-            self.answer.record_ending(reason)
-            # Usage may still follow, so this completes the answer but does not close the stream.
-            self.is_complete = True
-        delta = choice.get(member)
-        if not isinstance(delta, dict):
-            return "", ""
+    def _read_choice(self, choice: dict[str, Any]) -> tuple[str, str]:
+        for name in (self._message,) if self._message else _MESSAGES:
+            message = choice.get(name)
+            if isinstance(message, str):
+                message = {"content": message}
+            text, reasoning = self._read_message(message) if isinstance(message, dict) else ("", "")
+            if text or reasoning:
+                self._message = name
+                return text, reasoning
+        return "", ""
+
+    def _read_message(self, message: dict[str, Any]) -> tuple[str, str]:
+        answer = self.answer
         # The older `function_call` has the same members as a call's `function`.
-        for call in [*dict_items(delta, "tool_calls"), {"function": delta.get("function_call")}]:
-            if called := name_value(dict_member(call, "function").get("name")):
-                self.answer.tool_calls.append(called)
-        self.answer.add_sources(delta.get("annotations"))
-        # OpenRouter's images are data URLs in parts of type ``image_url``.
-        for part in dict_items(delta, "images"):
-            url = text_value(dict_member(part, "image_url").get("url"))
-            if image := _read_image(url.partition(";base64,")[2]):
-                self.answer.images.append(image)
-        refusal = text_value(delta.get("refusal"))
-        self.answer.refused |= bool(refusal)
-        text, reasoning = _read_content(delta.get("content"))
-        reasonings = filter(None, map(delta.get, dialects.WORDS["reasoning_members"]))
-        more, _ = _read_content(next(reasonings, None))
-        if delta.get("reasoning_content"):
-            self.answer.reasoning_content.append(more)
-        # A stream joins the surrogates of a pair that its deltas split; see `whole_characters`.
-        text = text if member == "delta" else text_value(text)
+        for call in [
+            *dict_items(message, "tool_calls"),
+            {"function": message.get("function_call")},
+        ]:
+            function = dict_member(call, "function")
+            unnamed = "a function" if call.get("id") and not answer.tool_calls else None
+            answer.add_call(function.get("name") or unnamed, function.get("arguments"))
+        answer.add_sources(message.get("annotations"))
+        images = message.get("images")
+        for image in images if isinstance(images, list) else []:
+            answer.add_image(image)
+        refusal = text_value(message.get("refusal"))
+        answer.refused |= bool(refusal)
+        audio = dict_member(message, "audio").get("transcript")
+        text, reasoning = self._read_content(
+            message.get("content") or message.get("parsed") or audio
+        )
+        reasonings = filter(None, map(message.get, dialects.WORDS["reasoning_members"]))
+        more, _ = self._read_content(next(reasonings, None))
+        if message.get("reasoning_content"):
+            answer.reasoning_content.append(more)
         return text + refusal, text_value(reasoning + more)
 
 
@@ -260,19 +382,9 @@ def safe_response_id(value: object) -> str | None:
     return value if isinstance(value, str) and _SAFE_ID.fullmatch(value) else None
 
 
-def _read_items(items: list[dict[str, Any]]) -> tuple[list[Image], list[str]]:
-    """Return the images and the names of the called functions among output items."""
-    images, calls = [], []
-    for item in items:
-        match item.get("type"):
-            case "image_generation_call":  # OpenAI's guide to image generation
-                if image := _read_image(text_value(item.get("result"))):
-                    images.append(image)
-            case "function_call" | "custom_tool_call":
-                calls.append(name_value(item.get("name")) or "a function")
-            case "computer_call":  # of the user's computer, which nbcodex does not control
-                calls.append("computer")
-    return images, calls
+def _is_commentary(item: dict[str, Any]) -> bool:
+    """Whether an output item is what a model says before its answer."""
+    return item.get("phase") == "commentary"
 
 
 def _read_hosted_calls(response: dict[str, Any], output: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -291,49 +403,49 @@ def _read_hosted_calls(response: dict[str, Any], output: list[dict[str, Any]]) -
     return tuple(names[:MAX_HOSTED_TOOL_CALLS])
 
 
-def _read_image(encoded: str) -> Image | None:
-    try:
-        # The media type is taken from the bytes, because what the server states is not trusted.
-        return Image.from_bytes(b64decode(encoded, validate=True))
-    except ValueError:
-        return None
-
-
-def _read_content(value: object) -> tuple[str, str]:
-    """Return the text and the reasoning of a message's content, a string or a list of parts."""
-    if isinstance(value, dict):  # the answer itself, in Cloudflare's JSON mode
-        return json.dumps(value, ensure_ascii=False), ""
-    if not isinstance(value, list):
-        return value if isinstance(value, str) else "", ""
-    text = reasoning = ""
-    for part in value:
-        if not isinstance(part, dict):
-            text += text_value(part)
-        elif part.get("type") == "thinking":  # Magistral
-            more, _ = _read_content(part.get("thinking"))
-            reasoning += more
-        else:
-            text += text_value(part.get("text") or part.get("summary"))
-    return text, reasoning
-
-
 class ReasoningSplitter:
-    """Separates the reasoning that local models put before an answer, as ``<think>…</think>``."""
+    """Separates the reasoning that local models put before an answer, as ``<think>…</think>``.
 
-    def __init__(self) -> None:
+    `server` is the kind of the endpoint: OpenAI's answers have no such tags.
+    """
+
+    def __init__(self, server: str) -> None:
         # Some chat templates open the tag in the prompt, so that only the closing tag is in the
         # text: then all text before it was reasoning, and this is true until the next call.
         self.has_restarted = False
         self._tail = ""  # held back: it may be the beginning of a tag
+        self._token = ""  # held back, too: a special token, which counts only within the text
         self._closing_tag = ""  # the tag that ends the reasoning; empty outside of it
-        self._is_undecided = True  # whether an opening tag may come next
-        self._may_be_unopened = True  # whether a closing tag may come without an opening one
-        self._possible_reasoning: list[str] = []  # the text so far
+        self._has_tags = self._is_undecided = server != "openai"  # an opening tag may come next
+        self._may_be_unopened = server == "compatible"  # a closing tag may come without one
+        self._possible_reasoning: list[
+            str
+        ] = []  # the text so far, while it may turn out to be reasoning
         self._last_char, self._backticks = "", 0  # of `_possible_reasoning`
 
     def feed(self, more: str) -> tuple[str, str]:
         """Return the text and the reasoning that are certain so far."""
         self.has_restarted = False
+        text, reasoning = self._split(more)
+        if not self._has_tags:
+            return text, reasoning
+        if not self.has_restarted:
+            text = self._token + text
+        at = text.rfind("<", -_MAX_TOKEN_CHARS) if text else -1
+        end = text[at:] if at >= 0 else ""
+        is_token = end.rstrip() in dialects.WORDS["special_tokens"]
+        is_begun = any(token.startswith(end) for token in dialects.WORDS["special_tokens"])
+        self._token = end if end and (is_token or is_begun) else ""
+        return text.removesuffix(self._token), reasoning
+
+    def flush(self) -> tuple[str, str]:
+        """Return what was held back, at the end of the text, but no special token."""
+        tail, self._tail = self._tail, ""
+        token = "" if self._token.rstrip() in dialects.WORDS["special_tokens"] else self._token
+        self._token = ""
+        return (token, tail) if self._closing_tag else (token + tail, "")
+
+    def _split(self, more: str) -> tuple[str, str]:
         if not more or not (self._is_undecided or self._closing_tag or self._may_be_unopened):
             return more, ""
         text, self._tail = self._tail + more, ""
@@ -354,31 +466,32 @@ class ReasoningSplitter:
                 return "", self._hold_back(reasoning, [self._closing_tag])
             # Another block of reasoning may follow.
             self._closing_tag, self._is_undecided = "", True
-            rest, more_reasoning = self.feed(text)
+            rest, more_reasoning = self._split(text)
             return rest, reasoning + more_reasoning
         return self._find_unopened(text) if self._may_be_unopened else (text, "")
-
-    def flush(self) -> tuple[str, str]:
-        """Return what was held back, at the end of the text."""
-        tail, self._tail = self._tail, ""
-        return ("", tail) if self._closing_tag else (tail, "")
 
     def _find_unopened(self, text: str) -> tuple[str, str]:
         # A tag is whole in `text`, because its beginning would have been held back. Few deltas
         # contain a tag's first character, and the others cost little.
-        tags = [tag for tag in dialects.REASONING_TAGS.values() if tag[0] in text]
-        for tag in tags:
+        tags = {close: tag for tag, close in dialects.REASONING_TAGS.items() if close[0] in text}
+        for tag, opening in tags.items():
             for found in re.finditer(re.escape(tag), text):
                 at = found.start()
-                backticks = self._backticks + text.count("`", 0, at)
-                char_before = (self._last_char + text[:at])[-1:]
-                if backticks % 2 or char_before in ('"', "'"):
-                    continue  # a tag within code or quotes is part of the answer
-                self._is_undecided, self._may_be_unopened = True, False
-                answer, reasoning = self.feed(text[found.end() :])
+                char = (self._last_char + text[:at])[-1:]
+                # Answers about such tags have them in code, quotes, or between spaces; a model that
+                # ends its reasoning begins a line, or writes the tag right after its last word.
+                is_ending = char in ("", "\n", ".", "!", "?", "…") or char.isalnum()
+                if not is_ending or (self._backticks + text.count("`", 0, at)) % 2:
+                    continue
+                before = "".join([*self._possible_reasoning, text[:at]])
+                self._may_be_unopened = False
+                if opening in before:  # it closes a tag that the answer contains
+                    return text, ""
+                self._is_undecided = True
+                answer, reasoning = self._split(text[found.end() :])
                 self.has_restarted = True
-                return answer, "".join([*self._possible_reasoning, text[:at], reasoning])
-        text = self._hold_back(text, tags) if tags else text
+                return answer, before + reasoning
+        text = self._hold_back(text, [*tags]) if tags else text
         self._possible_reasoning.append(text)
         self._last_char = text[-1:] or self._last_char
         self._backticks += text.count("`")
@@ -393,9 +506,9 @@ class ReasoningSplitter:
         return text
 
 
-def split_reasoning(text: str) -> tuple[str, str]:
+def split_reasoning(text: str, server: str) -> tuple[str, str]:
     """Return the text and the reasoning of a whole answer."""
-    splitter = ReasoningSplitter()
+    splitter = ReasoningSplitter(server)
     answer, reasoning = splitter.feed(text)
     more, more_reasoning = splitter.flush()
     return answer + more, reasoning + more_reasoning

@@ -15,7 +15,12 @@ from nbcodex.errors import ServerError
 from nbcodex.models import StreamPosition
 from nbcodex.openai_api import answers
 from nbcodex.openai_api.answers import ReasoningDelta, Redactor, Reset, StreamEvent, TextDelta
-from nbcodex.openai_api.api_errors import AnswerFailedError, broken_connection, invalid_answer
+from nbcodex.openai_api.api_errors import (
+    AnswerFailedError,
+    broken_connection,
+    invalid_answer,
+    wrong_address,
+)
 from nbcodex.openai_api.readers import AnswerReader, ReasoningSplitter, split_reasoning
 from nbcodex.settings import Settings
 
@@ -121,7 +126,7 @@ class AnswerStream:
         *,
         secrets: Iterable[str],
         patience: float = 0.0,  # seconds that keep-alives alone can hold a stream open
-        has_tags: bool = False,  # whether the text may contain reasoning in tags
+        server: str = "openai",  # the endpoint's kind: others put reasoning into the text
         resumed_text: str | None = None,  # what earlier streams brought of a durable answer
     ) -> None:
         self._chunks, self._reader = chunks, reader
@@ -130,7 +135,7 @@ class AnswerStream:
         # Each holds back the tail of its own text.
         self._redactor, self._reasoning_redactor = Redactor(secrets), Redactor(secrets)
         self._decoder = SseDecoder()
-        self._splitter = ReasoningSplitter() if has_tags else None
+        self._server, self._splitter = server, ReasoningSplitter(server)
         self._has_restarted = False  # all text so far turned out to be reasoning
         self._first_chunk = b""  # the first chunk, which shows what kind of body it is
         self._payload: dict[str, Any] | None = None  # a body in one piece
@@ -166,6 +171,10 @@ class AnswerStream:
             chunk = await self._next_chunk(self._deadline())
         # A relay can append a stream's end marker (decolua/9router #3492).
         body = body.rstrip().removesuffix(b"[DONE]").rstrip().removesuffix(b"data:")
+        lines = bytes(body).split(b"\n")
+        if len(lines) > 1 and _are_objects(lines):  # chunks without ``data:`` (NDJSON)
+            self._first_chunk = b"".join(b"data: %b\n\n" % line for line in lines)
+            return
         self._payload = answers.json_object(body.decode("utf-8", "replace"))
         if answers.is_error_object(self._payload):  # raised here, the request can still be adapted
             raise AnswerFailedError(self._payload)
@@ -176,7 +185,7 @@ class AnswerStream:
             if not self._first_chunk:
                 await self.prefetch()
             if self._first_chunk.startswith(b"<"):
-                raise invalid_answer("The server sent a web page instead of an answer.")
+                raise wrong_address("it sent a web page instead of an answer")
             if self._payload is not None:
                 for event in self._emit(*self._read_whole(self._payload)):
                     yield event
@@ -186,14 +195,20 @@ class AnswerStream:
             async with contextlib.aclosing(self._read_stream(self._first_chunk)) as events:
                 async for event in events:
                     yield event
-            # What was held back, and text that came only with the final event.
-            rest, tagged = "" if self._has_text else self._reader.answer.text, ""
-            if self._splitter:
-                rest, tagged = split_reasoning(rest) if rest else self._splitter.flush()
+            emitted = self.text
+            rest, tagged = self._splitter.flush()
             if self._half_character:
                 rest += "\ufffd"
             text = self._withheld_text + self._redactor.feed(rest) + self._redactor.flush()
             self._texts.append(text)
+            # The final event repeats the whole text, which counts: deltas can be lost, sent twice,
+            # or be what the model said before its answer.
+            final, thought = self._read_final(self._reader.answer.text)
+            if final and final.strip() != (emitted + text).strip():
+                tagged += thought if not self._char_count else self._reader.answer.reasoning_text
+                self._has_restarted = not final.startswith(emitted)
+                text = final if self._has_restarted else final.removeprefix(emitted)
+                self._texts, self._resumed_text = [final], None
             reasoning = self._reasoning_redactor.feed(tagged) + self._reasoning_redactor.flush()
             for event in self._emit(text, reasoning):
                 yield event
@@ -213,12 +228,14 @@ class AnswerStream:
             # An answer that is still being generated has an id, which must not be lost.
             self._position, self._error = self._reader.position, error
             return "", ""
-        text, reasoning = self._reader.answer.text, self._reader.answer.reasoning_text
-        if self._splitter:
-            text, tagged = split_reasoning(text)
-            reasoning += tagged
-        self._texts.append(self._redactor.clean(text))
-        return self._texts[0], self._reasoning_redactor.clean(reasoning)
+        text, tagged = self._read_final(self._reader.answer.text)
+        self._texts.append(text)
+        return text, self._reasoning_redactor.clean(self._reader.answer.reasoning_text + tagged)
+
+    def _read_final(self, text: str) -> tuple[str, str]:
+        """Return the text, without secrets, and the reasoning of a whole answer."""
+        text, reasoning = split_reasoning(text, self._server)
+        return self._redactor.clean(text), reasoning
 
     async def _read_stream(self, chunk: bytes) -> AsyncGenerator[StreamEvent]:
         """Yield what a stream of server-sent events adds, once per network chunk."""
@@ -252,6 +269,8 @@ class AnswerStream:
         else:
             for event in self._emit(*self._read_events(self._decoder.flush())):
                 yield event
+            if not self._error:
+                self._reader.read_end()
         # Half an event at the end means a broken stream, not invalid JSON.
         error = self._error or self._unexplained_failure
         if isinstance(error, AnswerFailedError):
@@ -283,9 +302,14 @@ class AnswerStream:
         except StopAsyncIteration:
             return b""
         except Exception as error:
-            if self._reader.is_complete or self._unexplained_failure:
+            is_silent = isinstance(error, TimeoutError)
+            if (
+                self._reader.is_complete
+                or self._unexplained_failure
+                or (is_silent and self._reader.is_ended)
+            ):
                 return b""
-            if isinstance(error, TimeoutError):
+            if is_silent:
                 raise broken_connection("The server stopped sending.") from None
             raise
         finally:
@@ -296,13 +320,16 @@ class AnswerStream:
         """Return the text and the reasoning that events add; keep an error for `_read_stream`."""
         texts: list[str] = []
         reasonings: list[str] = []
-        for name, data in events:
+        for name, data in _split_lines(events):
             if self._reader.is_closed:
                 break
-            # A relay can send OpenRouter's comments as data (mnfst/llm-gateway #2053).
-            if data.lstrip()[:1] in ("", ":"):
-                continue
             try:
+                if not data.startswith(("{", "[")):
+                    if name == "error":
+                        raise AnswerFailedError(data)
+                    # A relay can send OpenRouter's comments as data (mnfst/llm-gateway #2053), and
+                    # keep-alives can be words or times.
+                    continue
                 text, reasoning = self._reader.read_event(name, data)
             except (AnswerFailedError, ValueError, RecursionError) as error:
                 if self._reader.is_complete:
@@ -320,7 +347,7 @@ class AnswerStream:
             texts.append(text)
             reasonings.append(reasoning)
         text, self._half_character = answers.whole_characters(self._half_character + "".join(texts))
-        if self._splitter and text:
+        if text:
             text, tagged = self._splitter.feed(text)
             reasonings.append(tagged)
             if self._splitter.has_restarted:
@@ -367,12 +394,26 @@ class AnswerStream:
         self._emitted_position = position
 
 
+def _split_lines(events: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield events, of which servers can send several with only one newline between them."""
+    for name, data in events:
+        lines = data.strip().split("\n")
+        for line in lines if _are_objects(lines) else [data.strip()]:
+            yield name, line.strip()
+
+
 def _is_progress(event: tuple[str, str]) -> bool:
     """Whether an event is more than a keep-alive."""
     name, data = event
     if data.lstrip()[:1] in ("", ":") or name in _KEEPALIVE_NAMES:
         return False
     return len(data) > _MAX_KEEPALIVE_CHARS or not any(f'"{n}"' in data for n in _KEEPALIVE_NAMES)
+
+
+def _are_objects(lines: list[Any]) -> bool:
+    """Whether each line, of bytes or text, can be an object of JSON, an end marker, or nothing."""
+    kinds = {line[:1] + line[-1:] for line in (each.strip() for each in lines)}
+    return kinds <= {"{}", "[]", "", b"{}", b"[]", b""}
 
 
 async def close_body(chunks: AsyncIterator[bytes]) -> None:

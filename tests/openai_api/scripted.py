@@ -13,7 +13,13 @@ import pytest
 
 from nbcodex.errors import NbcodexError
 from nbcodex.models import Request
-from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted, StreamEvent, TextDelta
+from nbcodex.openai_api.answers import (
+    CompletedAnswer,
+    Reset,
+    ResponseStarted,
+    StreamEvent,
+    TextDelta,
+)
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.settings import Secret, Settings
 from tests.virtual import LoopClock, run_virtual
@@ -153,7 +159,13 @@ def play(
 
 
 def text_of(events: list[StreamEvent]) -> str:
-    return "".join(p.text for p in events if isinstance(p, TextDelta))
+    text = ""
+    for each in events:
+        if isinstance(each, Reset):
+            text = ""
+        elif isinstance(each, TextDelta):
+            text += each.text
+    return text
 
 
 def ending_of(events: list[StreamEvent]) -> CompletedAnswer:

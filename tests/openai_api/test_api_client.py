@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from nbcodex.errors import LimitError, TransientError
+from nbcodex.errors import LimitError, ModelError, TransientError
 from nbcodex.models import Request, Usage
 from nbcodex.openai_api.answers import ReasoningDelta, ResponseStarted, StreamEvent, TextDelta
 from nbcodex.openai_api.api_client import ApiClient
@@ -212,7 +212,7 @@ def test_response_started_has_the_limits_before_any_text() -> None:
 
 def test_connection_lost_after_finish_reason_leaves_usage_unknown() -> None:
     for after in (httpx2.ReadError("gone"), Silence(999), b"data: {broken\n\n", b""):
-        server = Server(Script([chunk("hi", finish="stop"), after, DONE]))
+        server = Server(Script([chunk("hi"), chunk(finish="stop"), after, DONE]))
         ending = ending_of(play(server, chosen=settings(api="chat")))
         assert (ending.text, ending.usage) == ("hi", Usage())
 
@@ -251,7 +251,7 @@ ENDS: list[tuple[str, str, list[Part], str, float | None]] = [
     ("7 chat", "chat", [httpx2.RemoteProtocolError("x")], "TransportError", None),
     ("8 broken", "responses", [b"data: {x\n\n", completed()], "ServerError", None),
     ("8 deep", "responses", [b"data: " + b"[" * 99999 + b"\n\n"], "ServerError", None),
-    ("8 digits", "responses", [b"data: " + b"9" * 9999 + b"\n\n"], "ServerError", None),
+    ("8 digits", "responses", [b'data: {"id": ' + b"9" * 9999 + b"}\n\n"], "ServerError", None),
     ("8 array", "chat", [b"data: []\n\n"], "ServerError", None),
     ("10 silent", "responses", [Silence(999), completed()], "TransportError", None),
     ("10 chat", "chat", [Silence(999), DONE], "TransportError", None),
@@ -292,9 +292,17 @@ def test_wait_of_a_failed_stream_comes_from_the_headers_of_its_200() -> None:
     assert (error.wait, error.limit.resource) == (37.0, "tokens")
 
 
-@pytest.mark.parametrize("status", [200, 502])
-def test_web_page_is_a_server_error_and_not_shown(status: int) -> None:
-    error = fails(Server(Script([b"\n<!DOCTYPE html><p>Sorry"], status)))
+@pytest.mark.parametrize("api", ["auto", "chat", "responses"])
+def test_web_page_in_a_200_is_a_wrong_address_at_once(api: str) -> None:
+    error = fails(Server(Script([b"\n<!DOCTYPE html><p>Sorry"])), chosen=settings(api=api))
+    assert isinstance(error, ModelError)
+    assert "web page" in error.message
+    assert "base URL" in error.advice
+    assert "Sorry" not in str(error)
+
+
+def test_web_page_of_a_failed_gateway_is_a_server_error_and_not_shown() -> None:
+    error = fails(Server(Script([b"\n<!DOCTYPE html><p>Sorry"], 502)))
     assert type(error).__name__ == "ServerError"
     assert "Sorry" not in str(error)
 

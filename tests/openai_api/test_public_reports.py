@@ -154,6 +154,12 @@ ANSWERS = {
         "Hello",
         headers={**SSE, "content-encoding": "gzip"},
     ),
+    "gzip under its old name": Answered(
+        "RFC 9110, section 8.4.1.3",
+        [gzip.compress(chunk("Hello") + chunk(finish="stop") + DONE)],
+        "Hello",
+        headers={**SSE, "content-encoding": "X-Gzip"},
+    ),
     "character split over chunks of bytes": Answered(
         "api7/aisix#111",
         [part for byte in chunk("Grüße 👋", finish="stop") for part in [bytes([byte])]],

@@ -132,6 +132,14 @@ def test_answer_is_parsed_with_or_without_fence(fence: str) -> None:
     assert structured_output.parse_answer(declared(PET), text) == {"name": "Rex", "legs": 3}
 
 
+@pytest.mark.parametrize("wrap", [json.dumps, "[{}]".format, lambda text: json.dumps(f"[{text}]")])
+def test_answer_that_is_encoded_twice_or_in_a_list_is_parsed(wrap: Any) -> None:
+    text = wrap('{"name": "Rex", "legs": 3}')
+    assert structured_output.parse_answer(declared(Pet), text) == Pet(name="Rex", legs=3)
+    with pytest.raises(SchemaMismatchError):
+        structured_output.parse_answer(declared(Pet), wrap('{"legs": 3}'))
+
+
 @pytest.mark.parametrize(
     ("given", "text", "message"),
     [
