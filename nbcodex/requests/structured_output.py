@@ -95,10 +95,10 @@ def parse_answer(schema: Schema, text: str) -> Any:
         pruned = value = None
         with contextlib.suppress(SchemaMismatchError, RecursionError):
             value = pruned = _parse_json(text)
-            # Models can encode the JSON twice, or put the object into a list of its own.
-            if isinstance(value, list) and len(value) == 1:
+            # Models can encode the object twice, or put it into a list of its own.
+            if is_object(schema.definition) and isinstance(value, list) and len(value) == 1:
                 value = json.dumps(value[0], ensure_ascii=False)
-            if isinstance(value, str):
+            if is_object(schema.definition) and isinstance(value, str):
                 return parse_answer(schema, value)
             pruned = _without_nulls(value, schema.definition)
         if pruned == value:
