@@ -66,12 +66,13 @@ def test_two_kernels_share_a_limit(tmp_path: Path) -> None:
     """Together they use it up, and rarely exceed it; each knows of the other."""
     # A busy machine delays requests between their reservation and the server, so there are three
     # trials. Without a shared limit, 11 of the 70 requests would exceed it at once.
+    few = 4
     refusals: list[int] = []
-    while len(refusals) < 3 and min(refusals, default=3) > 2:
+    while len(refusals) < 3 and min(refusals, default=few + 1) > few:
         with simulated(tpm=30_000, rpm=10_000, latency=0.1, speed=600.0) as server:
             home = tmp_path / f"home{len(refusals)}"
             refusals.append(refusals_of_two_kernels(server, home))
-    assert min(refusals) <= 2, refusals
+    assert min(refusals) <= few, refusals
 
 
 def test_a_killed_kernels_share_is_released(server: Simulated, home: Path) -> None:
