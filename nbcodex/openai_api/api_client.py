@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
@@ -111,11 +112,14 @@ class ApiClient:
             asyncio.timeout(settings.idle_timeout),
         ):
             response = await client.models.with_raw_response.list()
-            payload = answers.json_object(response.content.decode("utf-8", "replace"))
+            listed: Any = json.loads(response.content.decode("utf-8", "replace"))
+            payload = listed if isinstance(listed, dict) else {"data": listed}  # Together: a list
             if answers.is_error_object(payload):  # LM Studio, with HTTP 200
                 raise AnswerFailedError(payload)
-        models = answers.dict_items(payload, "data")
-        names = {name for model in models if (name := answers.name_value(model.get("id")))}
+        # Ollama's own list has `models`, each with a `name`.
+        models = answers.dict_items(payload, "data") or answers.dict_items(payload, "models")
+        stated = [answers.name_value(model.get("id") or model.get("name")) for model in models]
+        names = {name for name in stated if name}
         return [redactor.clean(name) for name in sorted(names)]
 
     async def stream(
@@ -154,6 +158,9 @@ class ApiClient:
                         yield event
         except Exception as error:
             failure = self.translate(error, redactor, headers)
+            # A gateway that answers each path with Chat Completions.
+            if prepared.is_api_assumed and "chat.completion" in f"{getattr(error, 'payload', '')}":
+                self.capabilities.detected_apis[endpoint.base_url] = "chat"
             generated = api_errors.failed_generation(error)
             if generated is None:
                 if stream and reader.is_unfinished:

@@ -48,6 +48,16 @@ MAX_SLOT_WAIT_S = 10.0  # a longer wait is not about a limit on parallel request
 # OpenAI's and FastAPI's names first; MiniMax sends `status_msg`.
 _MESSAGE_MEMBERS = ("message", "detail", "msg", "error_msg", "error_message", "status_msg", "text")
 _ADDRESS_ADVICE = "Check the base URL (--api-base, OPENAI_BASE_URL): most end in /v1."
+_WEB_PAGE = "it sent a web page instead of an answer"
+# Hugging Face states when a model will be loaded, ChatGPT's plans when their usage limit ends, and
+# OpenRouter and gateways when to ask again.
+_WAIT_MEMBERS = (
+    "estimated_time",
+    "resets_in_seconds",
+    "retry_after",
+    "retry_after_seconds",
+    "resets_at",
+)
 _NOT_AN_ADDRESS = "is not an address of an API"
 _CERTIFICATE_ADVICE = "Set SSL_CERT_FILE to the file with your organisation's certificates."
 
@@ -72,6 +82,7 @@ class ErrorInfo:
     param: str = ""
     limit: Limit | None = None  # from structured details
     wait: float | None = None  # seconds
+    stated_wait: str = ""  # a duration, or the instant when it ends
     is_google: bool = False  # whether the shape is that of Google's errors
     headers: Headers = field(default_factory=dict)  # of the provider behind a gateway
 
@@ -235,15 +246,25 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
     if isinstance(details, str):
         message = _one_line(details, clean)
         if details.lstrip("\ufeff \t\r\n").startswith("<"):
-            message = "it sent a web page instead of an answer"
+            message = _WEB_PAGE
         return ErrorInfo(status=status, message=message)
     code = _one_line(_first_value(details, "code", "error_code", "status_code"), clean)[:100]
     kind = _one_line(_first_value(details, "type", "error_type", "status"), clean)[:100]
     # Gateways write the upstream status into `code` (OpenRouter: a number, Azure: a string).
     as_status = int(code) if len(code) == 3 and code.isascii() and code.isdigit() else None
     limit, wait = rate_limits.limit_in_google_details(details.get("details"))
-    # Hugging Face states when a model will be loaded, ChatGPT's plans when their usage limit ends.
-    seconds = _first_value(details, "estimated_time", "resets_in_seconds")
+    metadata = details.get("metadata")
+    stated_wait = next(
+        filter(
+            None,
+            (
+                _first_value(d, *_WAIT_MEMBERS)
+                for d in (details, metadata, payload)
+                if isinstance(d, dict)
+            ),
+        ),
+        None,
+    )
     info = ErrorInfo(
         status=as_status if status is None else status,
         code=code,
@@ -252,10 +273,10 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
         # LiteLLM writes "None" for a parameter that it does not know.
         param=_one_line(details.get("param"), clean)[:100].removeprefix("None"),
         limit=limit,
-        wait=wait or rate_limits.clamp_wait(rate_limits.parse_number(str(seconds))),
+        wait=wait,
+        stated_wait=_one_line(stated_wait, clean)[:64],
         is_google=kind.isupper() and isinstance(details.get("details"), list),
     )
-    metadata = details.get("metadata")
     return _with_provider(info, metadata, clean) if isinstance(metadata, dict) else info
 
 
@@ -295,7 +316,8 @@ def _error_object(payload: object) -> Mapping[str, Any] | str:
     for _ in range(3):
         if not isinstance(payload, dict):
             break
-        inner = _first_value(payload, "error", "response", "base_resp")  # MiniMax: base_resp
+        # MiniMax has `base_resp`, Cloudflare a list `errors`.
+        inner = _first_value(payload, "error", "response", "base_resp", "errors")
         if isinstance(inner, list) and inner:
             inner = inner[0]
         if not isinstance(inner, dict | str) or not inner:
@@ -334,17 +356,22 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     # The order matters: quota and size errors arrive as HTTP 429 with the codes of rate limits, and
     # must never be retried.
     status = info.status
-    if status is not None and status >= 500 and info.has_code("wrapped_request_codes"):
+    is_wrapped = info.has_code("wrapped_request_codes")
+    is_wrapped |= info.has_phrase("wrapped_request_phrases")
+    # OpenAI's SDK obeys this header, too.
+    is_wrapped |= headers.get("x-should-retry") == "false"
+    if status is not None and status >= 500 and is_wrapped:
         status = 400
     headers = {**headers, **info.headers} if info.headers else headers
     limit = info.limit or rate_limits.limit_in_message(info.message, kind=info.kind)
     wait = (
         rate_limits.wait_in_headers(headers, wall=wall)
         or info.wait
+        or rate_limits.clamp_wait(rate_limits.parse_reset(info.stated_wait, wall))
         or rate_limits.wait_in_message(info.message, wall=wall)
     )
     is_refusal = status == 429 or info.has_code("limit_codes")
-    is_refusal |= status is None and info.has_phrase("limit_phrases")
+    is_refusal |= status in {None, 400, 403} and info.has_phrase("limit_phrases")
     # Gemini's per-minute limits are also "exceeded your current quota": a stated wait or limit
     # shows that waiting helps.
     is_quota = info.has_phrase("quota_phrases") and not (wait or limit.limit)
@@ -354,7 +381,8 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
         return _quota_error(info, wall)
     excess = limit.requested - limit.limit if limit.limit and limit.requested else 0.0
     # A 5xx page can talk about a context window that has nothing to do with the request.
-    is_too_large = (status or 400) < 500 and info.has_phrase("too_large_phrases")
+    is_described = (status or 400) < 500 or bool(info.code or info.kind)
+    is_too_large = is_described and info.has_phrase("too_large_phrases")
     is_too_large |= status == 413 or info.has_code("too_large_codes")
     if is_too_large or (is_refusal and excess > 0):
         message = info.sentence("The request is too large")
@@ -385,7 +413,11 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
 
 def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) -> NbcodexError:
     """Decide which error it is if it is not about limits, credit or size."""
-    if status in {401, 403, 407} or info.has_code("credentials_codes"):
+    if status == 403 and info.message == _WEB_PAGE:
+        advice = "A firewall or a proxy refused it: check the network, the VPN and the base URL."
+        return errors.RequestError(info.sentence("Refused on the way to the server"), advice=advice)
+    is_key_refused = status is None and info.has_phrase("credentials_phrases")
+    if status in {401, 403, 407} or info.has_code("credentials_codes") or is_key_refused:
         return _new_error(errors.CredentialsError, info, "The server does not accept the key")
     # If the message does not name the model, a 404 usually means a wrong base URL.
     names_model = info.code or "model" in info.message.lower()
@@ -436,6 +468,9 @@ def _limit_error(
         )
     reset_in = exhausted.reset_in if exhausted else None
     wait = wait or rate_limits.computed_wait(limit) or rate_limits.clamp_wait(reset_in)
+    if wait is None and limit.window and limit.window >= DAY:
+        # Nothing says when it ends: a day's limit is tried again each hour.
+        wait = rate_limits.clamp_wait(limit.window / 24)
     if info.is_google and limit.window == DAY:
         wait = max(wait or 0.0, rate_limits.seconds_to_pacific_midnight(wall))
     if limit.resource == "parallel requests" and (wait or 0.0) > MAX_SLOT_WAIT_S:
@@ -455,6 +490,8 @@ def _limit_error(
 def _quota_error(info: ErrorInfo, wall: float) -> NbcodexError:
     """Return the error of billing: credit, or a spend limit, which resets each month."""
     words, advice = dialects.QUOTA_TEXTS.get(info.code.lower(), ("", ""))
+    if "fewer max_tokens" in info.message:  # OpenRouter: "... can only afford 1234"
+        words, advice = "The credit does not suffice", "Lower --max-output, or add credit."
     if not words:
         return _new_error(errors.QuotaError, info, "The account has no credit left")
     next_month = datetime.fromtimestamp(wall, UTC).replace(day=1) + timedelta(days=31)

@@ -31,16 +31,20 @@ _GO_UNITS |= dict.fromkeys(("us", "µs", "μs"), 1e-6)  # two code points look l
 _GO_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|us|µs|μs|ns|s)")
 
 # The phrases are those of OpenAI ("Please try again in 7m12s"), Azure ("Please retry after 37
-# seconds"), Groq and servers that imitate them.
+# seconds"; API Management: "Quota will be replenished in 01:12:34"), Groq, GitHub ("Please wait 12
+# seconds before retrying", "upgrade your plan or wait 6 seconds"), gateways ("Retry after: 42",
+# "Please wait for 42 seconds", "resets in 42s", "Next request allowed in 42 seconds").
 _WAIT_PART = (
     r"(\d{1,12}(?:\.\d{1,12})?)\s{0,3}"
     r"(milliseconds?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d)"
     r"(?![a-z])(?:,?\s{0,3}(?:and\s)?)"
 )
+_CLOCK_WAIT = re.compile(r"(\d{1,3}):(\d\d):(\d\d)")
 _WAIT = re.compile(
-    # GitHub: "Please wait 12 seconds before retrying", "upgrade your plan or wait 6 seconds".
-    r"(?:(?:again|retry)\s{1,3}(?:in|after)|\b(?:please|or) wait)\s{1,3}(?:about\s)?"
-    rf"((?:{_WAIT_PART}){{1,5}})",  # days, hours, minutes, seconds, milliseconds
+    r"(?:(?:again|retry|resets?|allowed|replenished)\s{1,3}(?:in|after)|retry[ _-]after(?=:)|"
+    r"\b(?:please|or) wait):?\s{1,3}(?:about\s|for\s|at least\s)?"
+    rf"((?:{_WAIT_PART}){{1,5}}|an? (?:minute|hour)\b|one (?:minute|hour)\b"  # days to milliseconds
+    rf"|{_CLOCK_WAIT.pattern}|\d{{1,6}}(?!\s{{0,3}}[a-z\d]))",
     re.IGNORECASE,
 )
 _MODEL = re.compile(
@@ -51,11 +55,14 @@ _MODEL = re.compile(
 # "tokens per min", "API calls / minute", "tokens. Limit: 150000.000000 / min".
 _PER_WINDOW = re.compile(
     r"(tokens?|requests?|calls?|queries|models?)"
-    r"(?:[ -]per[ -]| / |\. limit: [\d.]{1,20} / )(?:1 )?(second|sec|minute|min|hour|day|week)\b",
+    r"(?:[ -]per[ -]| / |\. limit: [\d.]{1,20} / )"
+    r"(?:1 )?(second|sec|minute|min|hour|day|week|month)\b",
     re.IGNORECASE,
 )
-# "daily request limit", "hourly usage limit".
-_PERIOD = re.compile(r"\b(hourly|daily|weekly) (?:\w{1,20} ){0,2}limit", re.IGNORECASE)
+# "daily request limit", "hourly usage limit", "daily free allocation" (Cloudflare).
+_PERIOD = re.compile(
+    r"\b(hourly|daily|weekly|monthly) (?:\w{1,20} ){0,2}(?:limit|allocation)", re.IGNORECASE
+)
 # Anthropic: "rate limit for your organization of 20,000 input tokens per minute", Together: "rate
 # limit for this model is 9.0 queries per minute". A dot in between belongs to a name.
 _RATE = re.compile(
@@ -91,7 +98,10 @@ _MAX_PARALLEL = re.compile(r"\bmax_parallel_requests: (\d{1,6})\b", re.IGNORECAS
 _PARALLEL_COUNT = re.compile(
     r"\b(?:limit|concurrency|maximum)(?: of|:)? (\d{1,6})\b", re.IGNORECASE
 )
-_RESETS_AT = re.compile(r"\bresets at:? ([\dT:. +Z-]{10,40})", re.IGNORECASE)
+_RESETS_AT = re.compile(
+    r"\b(?:(resets|again)|your limit will reset) at:? ([\dT:. +Z-]{10,40})", re.IGNORECASE
+)
+_GLM_UTC_OFFSET_S = 8 * 3600.0  # of the dates in GLM's messages: "Your limit will reset at ..."
 # Google: "Quota exceeded for metric: x/free_tier_requests, limit: 0, model: m", and the id
 # "GenerateRequestsPerDayPerProjectPerModel-FreeTier".
 _METRIC = re.compile(r"\bmetric: [\w./-]{0,200}?(request|token)", re.IGNORECASE)
@@ -166,8 +176,12 @@ def parse_reset(text: str | None, now: float) -> float | None:
 def wait_in_headers(headers: Headers, *, wall: float) -> float | None:
     """Return the seconds to wait by ``retry-after-ms`` (Azure) or ``retry-after``."""
     milliseconds = parse_number(headers.get("retry-after-ms"))
-    wait = clamp_wait(milliseconds / 1000 if milliseconds else None)
-    return wait or clamp_wait(parse_reset(headers.get("retry-after"), _server_time(headers, wall)))
+    if wait := clamp_wait(milliseconds / 1000 if milliseconds else None):
+        return wait
+    stated, now = headers.get("retry-after", "")[:_MAX_VALUE_CHARS], _server_time(headers, wall)
+    # A gateway may send it twice ("60, 60"), or in words ("30 seconds").
+    seconds = parse_reset(stated, now) or parse_reset(stated.partition(",")[0], now)
+    return clamp_wait(seconds) or wait_in_message(f"retry after {stated}")
 
 
 def _server_time(headers: Headers, wall: float) -> float:
@@ -200,7 +214,7 @@ def header_limits(headers: Headers, *, wall: float) -> list[HeaderLimit]:
     now = _server_time(headers, wall)
     limits: dict[tuple[object, ...], HeaderLimit] = {}
     for name, value in headers.items():
-        lower = name.lower().replace("rate-limit", "ratelimit")
+        lower = name.lower().replace("rate-limit", "ratelimit").replace("bysize", "-tokens")
         if "ratelimit" not in lower or len(lower) > 100:
             continue
         if lower in ("ratelimit", "ratelimit-policy"):
@@ -223,6 +237,8 @@ def header_limits(headers: Headers, *, wall: float) -> list[HeaderLimit]:
         limit = limits.setdefault(key, HeaderLimit(resource, window, scope))
         if figure == "reset":
             limit.reset_in = parse_reset(value, now)
+        elif figure == "status":  # Anthropic: "rejected", or "allowed"
+            limit.remaining = math.inf if value.startswith("allowed") else 0.0
         elif figure in ("limit", "remaining"):
             # Kong and older IETF drafts append the policy: "10, 10;w=60".
             setattr(limit, figure, parse_number(value.split(",")[0].split(";")[0].strip()))
@@ -372,15 +388,20 @@ def wait_in_message(message: str, *, wall: float = 0.0) -> float | None:
     # Letters and words: "80ms", "7m12s", "35 seconds" (openai/codex #506).
     text = message[:MAX_SEARCHED_CHARS]
     for phrase in _WAIT.finditer(text):
+        stated = re.sub("^(an?|one) ", "1 ", phrase[1].lower())
         seconds = 0.0
-        for amount, unit in re.findall(_WAIT_PART, phrase[1].lower()):
+        for amount, unit in re.findall(_WAIT_PART, stated):
             per_unit = 0.001 if unit.startswith(("ms", "milli")) else WINDOWS_S[unit[0]]
             seconds += float(amount) * per_unit
-        if (wait := clamp_wait(seconds)) is not None:
+        if clock := _CLOCK_WAIT.match(stated):
+            seconds = int(clock[1]) * 3600.0 + int(clock[2]) * 60.0 + int(clock[3])
+        if (wait := clamp_wait(seconds or parse_number(stated))) is not None:
             return wait
     found = _RESETS_AT.search(text) if wall else None
-    moment = _parse_date(found[1]) if found else None
-    return None if moment is None else clamp_wait(moment - wall)
+    moment = _parse_date(found[2].strip(" .")) if found else None
+    if found is None or moment is None:
+        return None
+    return clamp_wait(moment - wall - (0.0 if found[1] else _GLM_UTC_OFFSET_S))
 
 
 def computed_wait(limit: Limit) -> float | None:

@@ -152,6 +152,7 @@ class ResponsesReader(_Reader):
         if kind == "response.reasoning_summary_part.added" and self._has_reasoning:
             return "", "\n\n"
         response, item = dict_member(event, "response"), dict_member(event, "item")
+        is_error = is_error_object(event) and "response" not in event
         if kind in _ENDS:
             self._finish(response, kind)
         elif kind == "response.output_item.added":
@@ -167,7 +168,7 @@ class ResponsesReader(_Reader):
         elif kind in {"response.failed", "response.cancelled"}:
             # Azure sends `response.failed` without a reason, then an `error` event with it.
             raise AnswerFailedError(event, final=bool(response.get("error")))
-        elif kind == "error" or (is_error_object(event) and "response" not in event):
+        elif kind == "error" or is_error or "choices" in event:  # Chat Completions has `choices`
             raise AnswerFailedError(event)
         elif kind in _DONE_TEXTS:
             place = (count_value(event, "output_index"), count_value(event, "content_index"))

@@ -16,7 +16,6 @@ from typing import Any, Literal
 from nbcodex.errors import Advice, ConfigurationError
 from nbcodex.models import Image, Request, Schema, Turn
 from nbcodex.openai_api import dialects
-from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.endpoints import Endpoint
 from nbcodex.openai_api.pricing import IMAGE_TOOL
 from nbcodex.openai_api.sent_schema import as_object, sent_form
@@ -82,7 +81,7 @@ _SCHEMA_REFUSAL = re.compile(
     r"json[ _-]?schema|response[ _-]?(json[ _-]?)?schema|responseschema|structured[ _-]outputs?"
     r"|guided_(json|decoding)|x?grammar\b|output_(format|config)\b|invalid schema|schema is invalid"
     r"|\$defs\b|\$ref\b|additional_?properties|\b(oneof|anyof|allof|prefixitems|uniqueitems)\b"
-    r"|response_format|text\.format|'text'"
+    r"|response_format|text\.format|'text'|\bschema produces|allowed nesting depth"
 )
 _OUTPUT_PARAMS = ("max_completion_tokens", "max_tokens")
 # Parameters of ours that can be left out, or sent under another name, where they are refused.
@@ -149,14 +148,15 @@ class PreparedRequest:
         """Change or leave out what the server refused; return whether to send the request again."""
         status = getattr(error, "status_code", None)
         codes = [str(getattr(error, name, "")).lower() for name in ("code", "type")]
-        if isinstance(error, AnswerFailedError):  # with HTTP 200
-            text = f"{error.payload!s:.4000}".lower()
-            if dialects.has_phrase(text, "no_such_call_phrases"):
-                status = 404
+        # The payload of an error with HTTP 200, or the body of another.
+        text = f"{getattr(error, 'payload', None) or getattr(error, 'body', '')!s:.4000}".lower()
+        if dialects.has_phrase(text, "no_such_call_phrases"):
+            status = 404
         elif status and status >= 500:
             # Relays answer 500 for a provider's 400; llama-cpp-python for a schema it cannot use.
             is_about_schema = self.request.schema and "json_schema" in f"{error!s:.4000}"
-            if dialects.has_code(codes, "wrapped_request_codes") or is_about_schema:
+            is_wrapped = dialects.has_code(codes, "wrapped_request_codes") or is_about_schema
+            if is_wrapped or dialects.has_phrase(text, "wrapped_request_phrases"):
                 status = 400
         no_such_call = status in _NO_SUCH_CALL_STATUSES
         if no_such_call and dialects.has_code(codes, "model_codes"):

@@ -570,3 +570,17 @@ def test_computer_call_is_no_answer(server: Server) -> None:
     error = fails(api="responses", params={"tools": [{"type": "computer"}]})
     assert isinstance(error, errors.AnswerError)
     assert "computer" in error.message
+
+
+@pytest.mark.parametrize("in_one_piece", [False, True])
+def test_gateway_that_answers_each_path_with_chat_is_asked_for_it(
+    server: Server, in_one_piece: bool
+) -> None:
+    answer = Answer(chunk("Hi", object="chat.completion.chunk") + chunk(finish="stop") + DONE)
+    if in_one_piece:
+        message = {"message": {"content": "Hi"}, "finish_reason": "stop"}
+        body = {"object": "chat.completion", "choices": [message]}
+        answer = Answer(json.dumps(body).encode(), headers=JSON)
+    server.answers = [answer]
+    assert nbcodex.ask("Why?").text == "Hi"
+    assert ["input" in body for body in server.sent] == [True, False]

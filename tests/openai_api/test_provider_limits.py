@@ -1,0 +1,257 @@
+"""How limits, quotas and hopeless failures of many providers are worded, and what they mean."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from nbcodex.errors import NbcodexError
+from nbcodex.models import DAY, LimitSnapshot
+from nbcodex.openai_api import api_errors, rate_limits
+from nbcodex.openai_api.api_errors import AnswerFailedError
+from tests.openai_api.scripted import (
+    DONE,
+    Script,
+    Server,
+    chunk,
+    completed,
+    delta,
+    ending_of,
+    play,
+    refusal,
+    settings,
+)
+
+WALL = 1_790_000_000.0  # 2026-09-21 14:13:20 UTC
+HOUR = 3600.0
+BUSY = {"error": {"message": "Too many requests"}}
+
+
+def error_of(body: Any, status: int = 429, headers: dict[str, str] | None = None) -> NbcodexError:
+    return api_errors.from_status(status, headers or {}, json.dumps(body), wall=WALL)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Rate limit exceeded. Retry after: 42",
+        "Please wait for 42 seconds and try again.",
+        "Rate limit hit, resets in 42s.",
+        "Too many requests, try again in 00:00:42.",
+        "Next request allowed in 42 seconds",
+        "Rate limit reached. Please wait at least 42 seconds.",
+        "Slow down (retry_after: 42)",
+        "Please try again at 2026-09-21T14:14:02Z.",
+    ],
+)
+def test_wait_in_a_message_is_read(message: str) -> None:
+    assert error_of({"error": {"message": message}}).wait == 42.0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("message", "wait"),
+    [
+        ("Try again in one minute.", 60.0),
+        ("Please slow down. Retry in a minute.", 60.0),
+        ("Please retry in an hour", HOUR),
+        ("Out of call volume quota. Quota will be replenished in 01:12:34.", 4354.0),
+        # GLM's dates are those of Beijing.
+        (
+            "Usage limit reached for 5 hour. Your limit will reset at 2026-09-22 01:13:20",
+            3 * HOUR,
+        ),
+        ("Please try again later.", None),
+        ("Please wait before trying again.", None),
+        ("Retry after the reset of version 7", None),
+    ],
+)
+def test_other_waits_in_messages(message: str, wait: float | None) -> None:
+    assert rate_limits.wait_in_message(message, wall=WALL) == wait
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": {"message": "Rate limited", "retry_after": 42}},
+        {"error": {"message": "Rate limited"}, "retry_after_seconds": 42},
+        {"error": {"message": "Rate limited", "metadata": {"retry_after_seconds": "42"}}},
+        {"error": {"message": "Rate limited", "resets_at": WALL + 42}},
+        {"error": {"message": "Rate limited", "resets_in_seconds": 42}},
+    ],
+)
+def test_wait_in_a_body_is_read(body: dict[str, Any]) -> None:
+    assert error_of(body).wait == 42.0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("stated", ["42", "42, 42", "42 seconds", "42s"])
+def test_wait_in_a_header_is_read(stated: str) -> None:
+    assert rate_limits.wait_in_headers({"retry-after": stated}, wall=WALL) == 42.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "wait"),
+    [
+        # Anthropic: the week's limit is not what refused the request.
+        (
+            {
+                "anthropic-ratelimit-unified-status": "rejected",
+                "anthropic-ratelimit-unified-reset": f"{WALL + HOUR:.0f}",
+                "anthropic-ratelimit-unified-5h-status": "rejected",
+                "anthropic-ratelimit-unified-5h-reset": f"{WALL + HOUR:.0f}",
+                "anthropic-ratelimit-unified-7d-status": "allowed",
+                "anthropic-ratelimit-unified-7d-reset": f"{WALL + 5 * DAY:.0f}",
+            },
+            HOUR,
+        ),
+        # Mistral
+        (
+            {
+                "ratelimitbysize-limit": "500000",
+                "ratelimitbysize-remaining": "0",
+                "ratelimitbysize-reset": "42",
+            },
+            42.0,
+        ),
+    ],
+)
+def test_limit_that_refused_decides_the_wait(headers: dict[str, str], wait: float) -> None:
+    assert error_of(BUSY, headers=headers).wait == wait  # type: ignore[attr-defined]
+    assert isinstance(rate_limits.read_snapshot(headers, at=0.0), LimitSnapshot)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"message": "Too many tokens per day, please wait before trying again."},  # Bedrock
+        {"message": "You are using a Trial key, which is limited to 1000 API calls / month."},
+        {"error": "you (x) have reached your weekly usage limit, upgrade for higher limits"},
+        {"errors": [{"message": "you have used up your daily free allocation", "code": 4006}]},
+    ],
+    ids=["Bedrock", "Cohere", "Ollama", "Cloudflare"],
+)
+def test_long_window_without_a_stated_wait_is_not_asked_again_soon(body: Any) -> None:
+    error: Any = error_of(body)
+    assert type(error).__name__ == "LimitError"
+    assert error.limit.window >= DAY
+    assert error.wait >= HOUR
+    assert "no " not in error.message
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "name"),
+    [
+        (403, {"message": "You have exceeded a secondary rate limit. Please wait."}, "LimitError"),
+        (403, {"message": "Out of call volume quota. Quota will be replenished."}, "LimitError"),
+        (400, {"__type": "ThrottlingException", "message": "Too many requests"}, "LimitError"),
+        (400, {"error": {"message": "litellm: Too many requests, please wait."}}, "LimitError"),
+        (403, {"error": {"code": "AccountOverdueError", "message": "no"}}, "QuotaError"),
+        (
+            403,
+            {"code": 30001, "message": "Sorry, your account balance is insufficient"},
+            "QuotaError",
+        ),
+        (403, {"code": 403, "reason": "X", "message": "not enough balance"}, "QuotaError"),
+        (403, {"error": {"code": "AllocationQuota.FreeTierOnly", "message": "no"}}, "QuotaError"),
+        (400, {"error": {"message": "hit", "code": "blocked_api_access"}}, "QuotaError"),
+        (412, {"error": {"message": "due to reaching the monthly spending limit"}}, "QuotaError"),
+        (429, {"error": {"message": "no", "code": "quota_exceeded"}}, "QuotaError"),
+        (429, {"error": {"message": "Credit limit exceeded, see Billing"}}, "QuotaError"),
+        (429, {"error": "You have exceeded your monthly included credits"}, "QuotaError"),
+        (500, {"error": {"message": "Conversation roles must alternate"}}, "RequestError"),
+        (
+            500,
+            {"error": {"message": "maximum context length is 4096 tokens", "code": 500}},
+            "TooLargeError",
+        ),
+    ],
+)
+def test_refusal_is_what_its_words_say(status: int, body: Any, name: str) -> None:
+    assert type(error_of(body, status)).__name__ == name
+
+
+@pytest.mark.parametrize(
+    ("payload", "name"),
+    [
+        ({"error": {"message": "Incorrect API key provided"}}, "CredentialsError"),
+        ({"base_resp": {"status_code": 1004, "status_msg": "login fail"}}, "CredentialsError"),
+        ({"base_resp": {"status_code": 2013, "status_msg": "invalid params"}}, "RequestError"),
+        (
+            {"error": {"message": "the model is loaded with context length of only 4096 tokens"}},
+            "TooLargeError",
+        ),
+    ],
+)
+def test_failure_with_status_200_is_what_its_words_say(payload: Any, name: str) -> None:
+    error = api_errors.from_exception(AnswerFailedError(payload), wall=WALL)
+    assert type(error).__name__ == name
+
+
+def test_server_that_says_so_is_not_asked_again() -> None:
+    headers = {"x-should-retry": "false"}
+    assert type(error_of({"error": {"message": "no"}}, 500, headers)).__name__ == "RequestError"
+
+
+def test_credit_for_less_output_advises_less_output() -> None:
+    message = "This request requires more credits, or fewer max_tokens. You can only afford 1234."
+    error = error_of({"error": {"message": message, "code": 402}}, 402)
+    assert type(error).__name__ == "QuotaError"
+    assert "--max-output" in error.advice
+
+
+def test_web_page_that_refuses_is_not_about_the_key() -> None:
+    error = api_errors.from_status(403, {}, "<html><title>Just a moment</title>", wall=WALL)
+    assert type(error).__name__ == "RequestError"
+    assert "proxy" in error.advice
+
+
+OK_CHAT = Script([chunk("Hi", finish="stop") + DONE])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        refusal(400, "Azure OpenAI Responses API is enabled only for api-version 2025-03-01"),
+        refusal(400, "Unsupported endpoint: /v1/responses", type="invalid_request_error"),
+        refusal(500, "not implemented", code="convert_request_failed"),
+        refusal(400, "messages: field required", type="invalid_request_error"),
+        Script(
+            [b'{"detail":[{"type":"missing","loc":["body","messages"],"msg":"Field required"}]}'],
+            422,
+            {"content-type": "application/json"},
+        ),
+        Script([b'{"message":"Missing Authentication Token"}'], 403),
+    ],
+    ids=["Azure", "endpoint", "new-api", "messages", "FastAPI", "AWS"],
+)
+def test_server_without_the_responses_api_gets_chat_completions(answer: Script) -> None:
+    server = Server(answer, OK_CHAT)
+    chosen = settings(api="auto", base_url="https://gateway.example/v1")
+    assert ending_of(play(server, chosen=chosen)).text == "Hi"
+    assert [request.url.path for request in server.requests] == [
+        "/v1/responses",
+        "/v1/chat/completions",
+    ]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "The specified schema produces a constraint that has too many states for serving.",
+        "The schema exceeds the maximum allowed nesting depth",
+    ],
+)
+def test_schema_that_gemini_refuses_is_put_into_words(message: str) -> None:
+    from tests.openai_api.test_schemas_and_images import SCHEMA
+
+    server = Server(refusal(400, message), OK_CHAT)
+    chosen = settings(
+        api="chat", base_url="https://generativelanguage.googleapis.com/v1beta/openai"
+    )
+    play(server, chosen=chosen, schema=SCHEMA)
+    assert len(server.requests) == 2
+
+
+def test_answer_of_the_responses_api_is_still_read() -> None:
+    assert ending_of(play(Server(Script([delta("Hi") + completed()])))).text == "Hi"
