@@ -47,7 +47,7 @@ class WidgetSource(ipywidgets.Widget):  # type: ignore[misc]
 
 
 class CodexWidget(anywidget.AnyWidget):
-    """A widget that shows `view`, and passes each message of a page to `on_message`."""
+    """A widget that shows `view`, and calls a function for each click in a page."""
 
     _esm = _read_static("load_source.js")
     _sources: ClassVar[dict[Kind, WidgetSource]] = {}  # the latest of each kind
@@ -59,7 +59,11 @@ class CodexWidget(anywidget.AnyWidget):
     source = traitlets.Unicode().tag(sync=True)  # the id of the `WidgetSource`
 
     def __init__(
-        self, kind: Kind, view: dict[str, Any], on_message: Callable[[object], None]
+        self,
+        kind: Kind,
+        view: dict[str, Any],
+        on_action: Callable[[str, str], None],
+        on_sync: Callable[[], None] | None = None,
     ) -> None:
         self._kind: Kind = kind
         source = self._sources.get(kind)
@@ -75,7 +79,11 @@ class CodexWidget(anywidget.AnyWidget):
             layout=source.layout,
         )
         self.receive_while_blocked()
-        self.on_message = on_message  # called in the subshell's thread, or else in the main thread
+        # Both are called in the subshell's thread, or else in the main thread: the first with a
+        # button's action and a request's id, the second when a page has loaded the widget. An
+        # ended widget has neither.
+        self.on_action: Callable[[str, str], None] | None = on_action
+        self.on_sync = on_sync
         self.on_msg(self._receive)
 
     def receive_while_blocked(self) -> None:
@@ -86,13 +94,17 @@ class CodexWidget(anywidget.AnyWidget):
         if hasattr(self.comm, "_reply_subshell_for"):
             self.comm._reply_subshell_for = lambda _data, default: default
 
-    def acknowledge(self, number: int) -> None:
-        """Confirm to the page that a click arrived; 0 stands for a request to synchronize."""
-        self.send({"type": "received", "id": number})
-
     def _receive(self, _widget: object, content: object, _buffers: object) -> None:
         self._sources[self._kind].is_loaded = True
-        self.on_message(content)
+        match content:
+            case {"type": "action", "name": str(name), "id": int(number)} if self.on_action:
+                # Before the action: a map's Stop may raise a KeyboardInterrupt in this thread.
+                self.send({"type": "received", "id": number})
+                self.on_action(name, str(content.get("request", "")))
+            case {"type": "sync"} if self.on_action:
+                self.send({"type": "received", "id": 0})
+                if self.on_sync is not None:
+                    self.on_sync()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         bundle = super()._repr_mimebundle_(**kwargs)

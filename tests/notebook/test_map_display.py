@@ -159,8 +159,10 @@ def test_stop_click_interrupts_only_a_running_map(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(text_views, "update_display", lambda *_, **__: None)
     view = widget_views.WidgetMapView()
     view.render(state_after(HALF), WALL)
-    view._receive({"type": "stop", "id": 1})
+    widget = view._widget
+    assert widget is not None
+    widget._receive(widget, {"type": "action", "name": "stop", "id": 1}, [])
     assert len(interrupts) == 1
     view.close({"text/plain": "done"})
-    view._receive({"type": "stop", "id": 2})
+    widget._receive(widget, {"type": "action", "name": "stop", "id": 2}, [])
     assert len(interrupts) == 1

@@ -504,15 +504,18 @@ def test_refused_request_has_no_unknown_cost() -> None:
             {"type": "action", "name": "__class__", "request": "3f2a", "id": 7},
             [{"type": "received", "id": 7}],
         ),
-        ({"type": "action", "name": "cancel", "request": ["3f2a"], "id": 7}, []),
+        (
+            {"type": "action", "name": "cancel", "request": ["3f2a"], "id": 7},
+            [{"type": "received", "id": 7}],
+        ),
         (None, []),
         ("cancel", []),
     ],
 )
 def test_clicks_are_acknowledged(live_monitor: Any, content: Any, answers: Any) -> None:
     """Clicks on ended requests too; messages of any other form are ignored."""
-    _, monitor, _, sent = live_monitor
-    monitor._receive(content)
+    _, _, widget, sent = live_monitor
+    widget._receive(widget, content, [])
     assert sent == answers
 
 
@@ -536,11 +539,11 @@ def test_button_acts_on_its_request_or_all(
     with monkeypatch.context() as patch:
         patch.setattr(Client, "active_handles", lambda _: [Handle("a"), Handle("b")])
         for name in ("cancel", "retry", "park"):
-            monitor._receive({"type": "action", "name": name, "request": "b", "id": 1})
+            monitor._act(name, "b")
         assert orders == [("b", "cancel"), ("b", "retry"), ("b", "park")]
         orders.clear()
         for name in ("cancel", "retry", "park"):
-            monitor._receive({"type": "action", "name": name, "request": "all", "id": 1})
+            monitor._act(name, "all")
     assert orders == [("a", "cancel"), ("b", "cancel"), ("a", "park"), ("b", "park")]
 
 

@@ -442,7 +442,9 @@ class PanelHarness:
 
     def receive(self, content: Any) -> None:
         """Send `content` as the page does."""
-        self.view._receive(content)
+        widget = self.view._widget
+        assert widget is not None
+        widget._receive(widget, content, [])
 
     @property
     def texts(self) -> list[tuple[int, str, bool]]:
@@ -594,17 +596,22 @@ def test_click_is_acknowledged(harness: PanelHarness) -> None:
         None,
         [],
         "cancel",
-        {"type": "action", "name": "insert", "id": 1},
-        {"type": "action", "name": "__class__", "id": 1},
         {"type": "action", "name": ["cancel"], "id": 1},
         {"type": "action", "name": "cancel"},
     ],
 )
 def test_unknown_messages_do_nothing(harness: PanelHarness, content: Any) -> None:
-    """Only buttons that are shown can be pressed."""
     harness.open(state_after(queued()))
     harness.receive(content)
     assert (harness.pressed, harness.sent) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["insert", "__class__", "stop"])
+def test_unknown_actions_do_nothing(harness: PanelHarness, name: str) -> None:
+    """Only buttons that are shown can be pressed."""
+    harness.open(state_after(queued()))
+    harness.receive({"type": "action", "name": name, "id": 1})
+    assert harness.pressed == []
 
 
 def test_answer_follows_the_emptied_panel(harness: PanelHarness) -> None:

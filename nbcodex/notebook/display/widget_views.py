@@ -58,7 +58,7 @@ _ended_widgets: deque[CodexWidget] = deque()
 
 def _end_widget(widget: CodexWidget | None, line: str) -> None:
     if widget is not None:
-        widget.on_message = lambda _: None
+        widget.on_action = widget.on_sync = None
         widget.view = {**widget.view, "phase": "ended", "line": line}
         _ended_widgets.append(widget)
         if len(_ended_widgets) > MAX_ENDED_WIDGETS:
@@ -89,7 +89,7 @@ class WidgetView(RequestView):
     def prepare(self, state: PanelState) -> None:
         """Create the widget while the network is awaited: it takes some milliseconds."""
         self._state, self._rendered_at = state, self._clock.now()
-        self._widget = CodexWidget("panel", self._current_view(), self._receive)
+        self._widget = CodexWidget("panel", self._current_view(), self._act, self._sync)
 
     def open(self, state: PanelState) -> None:
         """Show the panel below the cell."""
@@ -167,20 +167,16 @@ class WidgetView(RequestView):
         times = time_view(self._state, self._clock.now(), self._clock.wall())
         return panel_view(self._state) | times | {"seq": self._seq}
 
-    def _receive(self, content: object) -> None:
-        # This thread is another than the one that ends the request, and sets the widget to None.
-        if (widget := self._widget) is None:
-            return
-        match content:
-            case {"type": "action", "name": str(name), "id": int(number)} if name in ACTIONS:
-                self._on_action(name)
-                widget.acknowledge(number)
-            case {"type": "sync"}:
-                widget.acknowledge(0)
-                with self._send_lock:
-                    self._send_text(self._text, whole=True)
-                    if self._widget is not None:
-                        widget.view = self._current_view()
+    def _act(self, action: str, _request_id: str) -> None:
+        if action in ACTIONS:
+            self._on_action(action)
+
+    def _sync(self) -> None:
+        with self._send_lock:
+            self._send_text(self._text, whole=True)
+            # Another thread ends the request, and sets the widget to None.
+            if (widget := self._widget) is not None:
+                widget.view = self._current_view()
 
 
 def panel_view(state: PanelState) -> dict[str, Any]:
@@ -247,7 +243,7 @@ class WidgetMapView(MapView):
         if self._widget is not None:
             self._widget.view = map_view(state, wall)
             return
-        self._widget = CodexWidget("map", map_view(state, wall), self._receive)
+        self._widget = CodexWidget("map", map_view(state, wall), self._act)
         self._slot.show(self._widget, raw=False)
 
     def close(self, bundle: MimeBundle) -> None:
@@ -258,13 +254,8 @@ class WidgetMapView(MapView):
         finally:
             _end_widget(widget, "If no result is shown here, `nbcodex.map.last` is the result.")
 
-    def _receive(self, content: object) -> None:
-        if (widget := self._widget) is None:
-            return  # the map has just ended: another cell may run in the main thread
-        match content:
-            case {"type": "stop", "id": int(number)}:
-                widget.acknowledge(number)
-                # The cell blocks the main thread: this is what the notebook's own Stop does to it.
-                _thread.interrupt_main()
-            case {"type": "sync"}:
-                widget.acknowledge(0)
+    def _act(self, action: str, _request_id: str) -> None:
+        # The cell blocks the main thread: this is what the notebook's own Stop does to it. Once the
+        # map has ended, however, another cell may run in the main thread.
+        if action == "stop" and self._widget is not None:
+            _thread.interrupt_main()

@@ -18,7 +18,7 @@ from IPython.core.getipython import get_ipython
 from nbcodex import events, host
 from nbcodex.client import current
 from nbcodex.notebook import display
-from nbcodex.notebook.display.panel import ACTIONS, ActionName
+from nbcodex.notebook.display.panel import ACTIONS
 from nbcodex.notebook.monitor.state import MonitorState, TextGrew, apply_events
 from nbcodex.notebook.monitor.view import monitor_text, monitor_view
 from nbcodex.runtime import event_loop
@@ -150,7 +150,7 @@ class Monitor:
             if self._widget is None or self._widget.comm is None:
                 from nbcodex.notebook.widget_base import CodexWidget
 
-                self._widget = CodexWidget("monitor", self._new_view(), self._receive)
+                self._widget = CodexWidget("monitor", self._new_view(), self._act, self._sync)
                 threading.Thread(
                     target=self._refresh, args=(self._widget,), name="codex-monitor", daemon=True
                 ).start()
@@ -179,19 +179,13 @@ class Monitor:
         if self._view != before:
             widget.view = view
 
-    def _receive(self, content: object) -> None:
-        widget = self._widget
-        match content:
-            case {"type": "action", "name": str(name), "request": str(id_), "id": int(number)}:
-                if name in ACTIONS:
-                    self._act(name, id_)
-                if widget is not None:
-                    widget.acknowledge(number)
-            case {"type": "sync"} if widget is not None:
-                widget.acknowledge(0)
-                widget.view = self._new_view()
+    def _sync(self) -> None:
+        if self._widget is not None:
+            self._widget.view = self._new_view()
 
-    def _act(self, action: ActionName, id_: str) -> None:
+    def _act(self, action: str, id_: str) -> None:
+        if action not in ACTIONS:
+            return
         # Imported here: at the top, this would delay the first prompt, which needs no maps.
         from nbcodex.mapping.map_runner import active_runners
 

@@ -97,7 +97,7 @@ function render({ model, el }) {
     if (stop.getAttribute("aria-disabled") === "true") return;
     stop.setAttribute("aria-disabled", "true");
     stop.textContent = "Stopping…";
-    channel.send({ type: "stop" }, { onLate: interrupt });
+    channel.send({ type: "action", name: "stop" }, { onLate: interrupt });
   });
   model.on("change:view", update);
   channel.start();
