@@ -127,7 +127,6 @@ class Monitor:
     def __init__(self, client: Client) -> None:
         self.client, self._collector = client, collector_of(client)
         self._widget: CodexWidget | None = None
-        self._view: dict[str, Any] = {}
         self._creation_lock = threading.Lock()
 
     def __str__(self) -> str:
@@ -159,8 +158,8 @@ class Monitor:
     def _new_view(self) -> dict[str, Any]:
         state, clock = self._collector.state(host.current.settings()), self.client.clock
         now, wall = clock.now(), clock.wall()
-        self._view = monitor_view(state, now, wall)
-        return self._view | {"now": round(now * 1000), "wall": round(wall * 1000)}
+        clocks = {"now": round(now * 1000), "wall": round(wall * 1000)}
+        return monitor_view(state, now, wall) | clocks
 
     def _refresh(self, widget: CodexWidget) -> None:
         while widget.comm is not None and current() is self.client:
@@ -174,9 +173,9 @@ class Monitor:
             time.sleep(MIN_VIEW_INTERVAL_S)
 
     def _send_changes(self, widget: CodexWidget) -> None:
-        before, view = self._view, self._new_view()
-        # The clocks in `view` always differ, and are no reason to send it.
-        if self._view != before:
+        view = self._new_view()
+        # The clocks always differ, and are no reason to send it.
+        if view != widget.view | {name: view[name] for name in ("now", "wall")}:
             widget.view = view
 
     def _sync(self) -> None:

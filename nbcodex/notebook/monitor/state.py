@@ -104,20 +104,13 @@ def _apply_event(state: MonitorState, event: events.Event) -> MonitorState:
         return state
     if request is None:
         request = PanelState(phase_started_at=event.at, started_at=event.at)
-    requests[event.request_id] = panel.apply_event(request, event)
+    request = requests[event.request_id] = panel.apply_event(request, event)
     if not isinstance(event, events.BackingOff):
         return state
-    limit, error = event.limit, event.error
-    if limit is None:
-        why = f"{error.title}: {shorten(error.message)}"
-    else:
-        why = f"{limit.name}: {limit.figures}" if limit.figures else limit.name
-    wait = event.resume_at - event.at
-    again = ""
-    if math.isfinite(wait):
-        again = f", again in {format_duration(min(wait, panel.MAX_SHOWN_WAIT_S))}"
-    message = f"attempt {event.attempt} refused{again} · {why}"
-    return _add_to_log(state, event, message, limit_hits=limit is not None)
+    left = request.seconds_left(event.at)
+    again = "" if left is None else f", again in {format_duration(left)}"
+    message = f"attempt {event.attempt} refused{again} · {panel.wait_reason(request)}"
+    return _add_to_log(state, event, message, limit_hits=event.limit is not None)
 
 
 def _apply_ending(state: MonitorState, event: events.Ending, *, was_sent: bool) -> MonitorState:
