@@ -6,11 +6,12 @@ The page computes countdowns and levels itself: it gets instants of the kernel's
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from nbcodex.errors import shorten
 from nbcodex.journal.reads import OtherKernels
-from nbcodex.models import Reply, Usage, UsageTotals
+from nbcodex.models import UsageTotals
 from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.panel import ACTIONS, MAX_SHOWN_WAIT_S, PanelState
 from nbcodex.notebook.monitor.state import LogEntry, MonitorState, earliest_last_send, last_hour
@@ -138,9 +139,11 @@ TABLE_COLUMNS = ["answers", "input", "cached", "output", "reasoning", "cost", "w
 
 def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]:
     """Return what the page draws; instants in ms of the kernel's clock, rates per second."""
-    requests = list(state.open.items())
-    attempts = state.last.attempts if state.last else 0
-    last_name = f"Last request, attempt {attempts}" if attempts > 1 else "Last request"
+    requests, last, name = list(state.open.items()), None, "Last request"
+    if state.last is not None:
+        # With its own usage, in which a count that the server did not send is None instead of 0.
+        last = replace(UsageTotals.of(state.last), usage=state.last.usage)
+        name += f", attempt {last.attempts}" if last.attempts > 1 else ""
     return {
         "limits": [_limits_view(state, label) for label in state.limits],
         "requests": [_request_view(id_, each) for id_, each in requests[:MAX_LISTED_REQUESTS]],
@@ -149,7 +152,7 @@ def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]
         "simulated": _is_simulated(state),
         "columns": TABLE_COLUMNS,
         "totals": [
-            [last_name, *_last_row(state.last)],
+            [name, *_totals_row(last)],
             ["This session", *_totals_row(state.session)],
             [_all_time_label(state), *_totals_row(state.all_time)],
         ],
@@ -164,28 +167,14 @@ def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]
 def _totals_row(totals: UsageTotals | None) -> list[str]:
     if totals is None:
         return [""] * len(TABLE_COLUMNS)
-    cost = "unknown" if totals.unpriced else ""
+    cost = "unknown" if totals.unpriced and totals.usage.total_tokens is not None else ""
     if totals.cost:
         cost = figures.total_cost(totals, at_least="≥ ")  # the column is narrow
-    mark = "≥ " if totals.unknown else "~" if totals.usage.estimated else ""
-    return _row(totals.answers, totals.usage, mark, cost, totals.waited)
-
-
-def _last_row(reply: Reply | None) -> list[str]:
-    if reply is None:
-        return [""] * len(TABLE_COLUMNS)
-    mark = "~" if reply.usage.estimated else ""
-    if reply.cost is not None:
-        cost = ("≥ " if reply.unpriced_tools else mark) + figures.format_dollars(reply.cost)
-    else:
-        cost = "unknown" if reply.usage.total_tokens and not reply.simulated else ""
-    return _row(int(reply.status == "done"), reply.usage, mark, cost, reply.waited)
-
-
-def _row(answers: int, usage: Usage, mark: str, cost: str, waited: float) -> list[str]:
+    usage, mark = totals.usage, "≥ " if totals.unknown else "~" if totals.usage.estimated else ""
     counts = (usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens)
     tokens = ["" if count is None else f"{mark}{count:,}" for count in counts]
-    return [f"{answers:,}", *tokens, cost, format_duration(waited) if waited else ""]
+    waited = format_duration(totals.waited) if totals.waited else ""
+    return [f"{totals.answers:,}", *tokens, cost, waited]
 
 
 def _limits_view(state: MonitorState, label: str) -> dict[str, Any]:
