@@ -97,10 +97,10 @@ class CodexWidget(anywidget.AnyWidget):
     def _receive(self, _widget: object, content: object, _buffers: object) -> None:
         self._sources[self._kind].is_loaded = True
         match content:
-            case {"type": "action", "name": str(name), "id": int(number)} if self.on_action:
+            case {"type": "action", "name": str(name), "id": int(number), **rest} if self.on_action:
                 # Before the action: a map's Stop may raise a KeyboardInterrupt in this thread.
                 self.send({"type": "received", "id": number})
-                self.on_action(name, str(content.get("request", "")))
+                self.on_action(name, str(rest.get("request", "")))
             case {"type": "sync"} if self.on_action:
                 self.send({"type": "received", "id": 0})
                 if self.on_sync is not None:
