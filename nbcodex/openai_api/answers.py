@@ -14,16 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from nbcodex import models
 from nbcodex.errors import AnswerError, shorten
-from nbcodex.models import (
-    CONTENT_FILTER,
-    Image,
-    LimitSnapshot,
-    Request,
-    Source,
-    StreamPosition,
-    Usage,
-)
+from nbcodex.models import CONTENT_FILTER, Image, Source, StreamPosition, Usage
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.dialects import WORDS, has_code
 from nbcodex.openai_api.pricing import IMAGE_TOOL
@@ -67,7 +60,7 @@ class ResponseStarted:
 
     api: str  # "responses" or "chat"
     model: str | None  # as requested
-    snapshot: LimitSnapshot
+    snapshot: models.LimitSnapshot
     simulated: bool
     request_id: str | None  # the server's
 
@@ -188,7 +181,7 @@ class RawAnswer:
         return True
 
     def completed(
-        self, text: str, redactor: Redactor, request: Request, server: str = "openai"
+        self, text: str, redactor: Redactor, request: models.Request, server: str = "openai"
     ) -> CompletedAnswer:
         """Return the answer without secrets; `text` has been cleaned as it arrived.
 

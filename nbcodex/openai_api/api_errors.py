@@ -229,12 +229,6 @@ def invalid_answer(message: str) -> ServerError:
     return ServerError(message, advice=_ADVICE[ServerError])
 
 
-def wrong_address(reason: str) -> errors.ModelError:
-    """Return the error for an address that is not one of an API."""
-    message = f"The server does not have this address: {reason}."
-    return errors.ModelError(message, advice=_ADDRESS_ADVICE)
-
-
 def _describe(payload: object, clean: CleanText, *, status: int | None = None) -> ErrorInfo:
     """Return what an error's payload states, in any of the shapes that servers use."""
     if isinstance(payload, str) and payload.lstrip()[:1] in ("{", "[", '"'):
@@ -421,7 +415,9 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
         return _new_error(errors.CredentialsError, info, "The server does not accept the key")
     # If the message does not name the model, a 404 usually means a wrong base URL.
     names_model = info.code or "model" in info.message.lower()
-    if info.has_phrase("no_such_call_phrases") or (status in {404, 405} and not names_model):
+    is_page = status is None and info.message == _WEB_PAGE
+    is_no_call = is_page or info.has_phrase("no_such_call_phrases")
+    if is_no_call or (status in {404, 405} and not names_model):
         error = _new_error(errors.ModelError, info, "The server does not have this address")
         error.advice = _ADDRESS_ADVICE
         return error

@@ -75,12 +75,11 @@ class _Reader:
             refusal = text_value(part.get("refusal"))
             self.answer.refused |= bool(refusal)
             inner = dict_member(part, "text").get("value") or part.get("text")
-            inner = inner or part.get("summary")
+            more, _ = self._read_content(part.get("thinking") or inner or part.get("summary"))
             if part.get("type") in ("thinking", "reasoning"):  # Magistral, Databricks
-                more, _ = self._read_content(part.get("thinking") or inner)
                 reasoning += more
             else:
-                text += text_value(inner) + refusal
+                text += more + refusal
         return text, reasoning
 
 
@@ -90,8 +89,7 @@ class ResponsesReader(_Reader):
 
     durable: bool = False
     _has_reasoning: bool = False
-    _items: list[dict[str, Any]] = field(default_factory=list)  # output items that are done
-    _last_item: dict[str, Any] = field(default_factory=dict)  # {} while another one is generated
+    _items: list[dict[str, Any]] = field(default_factory=list)  # {} for one that is not done
     _done_texts: dict[tuple[object, object], str] = field(default_factory=dict)
     _commentary: set[int | None] = field(default_factory=set)  # output indexes of such messages
 
@@ -116,9 +114,7 @@ class ResponsesReader(_Reader):
         """Read an answer that came in one piece."""
         self._identify(payload)
         is_generated = payload.get("status") not in {"queued", "in_progress"}
-        if is_generated and not isinstance(
-            payload.get("output", payload.get("output_text")), list | str
-        ):
+        if is_generated and not {"output", "output_text"} & {*payload}:
             raise AnswerFailedError(payload)
         self._finish(payload)
         parts = [
@@ -131,10 +127,9 @@ class ResponsesReader(_Reader):
     def read_end(self) -> None:
         """Decide, at the end of the body, whether the answer is whole."""
         # OpenRouter can leave out `response.completed` (airi #2589). A durable answer is resumed.
-        is_whole = self._last_item.get("status") == "completed" and not _is_commentary(
-            self._last_item
-        )
-        if not self.is_complete and is_whole and self.position is None:
+        last = self._items[-1] if self._items else {}
+        is_final = last.get("type") == "message" and last.get("phase") != "commentary"
+        if is_final and last.get("status") == "completed" and self.position is None:
             self._finish({})
 
     def _read(self, event: dict[str, Any], name: str) -> tuple[str, str]:
@@ -156,11 +151,10 @@ class ResponsesReader(_Reader):
         if kind in _ENDS:
             self._finish(response, kind)
         elif kind == "response.output_item.added":
-            self._last_item = {}
-            if _is_commentary(item):
+            self._items.append({})
+            if item.get("phase") == "commentary":
                 self._commentary.add(count_value(event, "output_index"))
         elif kind == "response.output_item.done":
-            self._last_item = item if item.get("type") == "message" else {}
             self._items.append(item)
             self._read_items({}, [item])
         elif kind == "response.output_text.annotation.added":
@@ -174,10 +168,6 @@ class ResponsesReader(_Reader):
             place = (count_value(event, "output_index"), count_value(event, "content_index"))
             self._done_texts[place], _ = self._read_content([dict_member(event, "part") or event])
         elif response:
-            if kind == "response.created":  # a gateway can begin again
-                self._items.clear()
-                self._done_texts.clear()
-                self.answer.tool_calls, self.answer.tool_arguments = [], []
             self._identify(response)
         return "", ""
 
@@ -192,36 +182,34 @@ class ResponsesReader(_Reader):
     def _finish(self, response: dict[str, Any], kind: str = "") -> None:
         if is_error_object(response):
             raise AnswerFailedError(response)
-        status = response.get("status", "completed")
+        status = "incomplete" if kind == "response.incomplete" else None
+        status = status or response.get("status", "completed")
         if status in ("queued", "in_progress"):
             raise broken_connection("The answer is still being generated.")
         self._identify(response)
         answer, output = self.answer, dict_items(response, "output")
-        reason = name_value(dict_member(response, "incomplete_details").get("reason"))
-        is_incomplete = kind == "response.incomplete" or status == "incomplete"
-        answer.record_ending(
-            reason or ("incomplete" if is_incomplete else name_value(status) or "no status")
-        )
+        reason = dict_member(response, "incomplete_details").get("reason")
+        answer.record_ending(name_value(reason) or name_value(status) or "no status")
         answer.usage = read_usage(response.get("usage"), response.get("service_tier"))
         answer.reasoning = [item for item in output if item.get("type") == "reasoning"]
         if output:
             answer.tool_calls, answer.tool_arguments, answer.hosted_tool_calls = [], [], ()
             self._read_items(response, output)
         # Some compatible servers leave out the type of a message, or messages in the final event.
-        done = [] if self.position else self._items
-        messages = [i for i in output or done if i.get("type") in ("message", None)]
+        items = output or ([] if self.position else self._items)
+        messages = [item for item in items if item.get("type") in ("message", None)]
         if any(message.get("status") == "incomplete" for message in messages):
             answer.record_ending("max_output_tokens")
-        final = [m for m in messages if not _is_commentary(m)] or messages
-        text = "".join(self._read_content(message.get("content"))[0] for message in final)
+        texts: dict[bool, list[str]] = {True: [], False: []}  # commentary, and the answer
+        for message in messages:
+            text, _ = self._read_content(message.get("content"))
+            texts[message.get("phase") == "commentary"].append(text)
+        text, answer.reasoning_text = "".join(texts[False]), "\n\n".join(texts[True])
+        if not text:
+            text, answer.reasoning_text = answer.reasoning_text, ""
         if not (text or self.position):
             text = "".join(self._done_texts.values())
         answer.text = text or text_value(response.get("output_text"))
-        if not self._commentary:
-            others = [m for m in messages if m not in final]
-            answer.reasoning_text = "\n\n".join(
-                self._read_content(m.get("content"))[0] for m in others
-            )
         self.is_complete = self.is_closed = True
 
     def _read_items(self, response: dict[str, Any], items: list[dict[str, Any]]) -> None:
@@ -231,8 +219,8 @@ class ResponsesReader(_Reader):
             if kind == "image_generation_call":  # OpenAI's guide to image generation
                 self.answer.add_image(item.get("result"))
             elif kind in dialects.WORDS["client_calls"]:
-                name = str(kind).removesuffix("_call").removesuffix("_request").replace("_", " ")
-                self.answer.add_call(item.get("name") or f"a {name}", item.get("arguments"))
+                name = item.get("name") or str(kind).removesuffix("_call")
+                self.answer.add_call(name, item.get("arguments"))
         self.answer.hosted_tool_calls += _read_hosted_calls(response, items)
 
 
@@ -269,10 +257,8 @@ class ChatReader(_Reader):
         if not dict_items(payload, "choices") and (is_error or "choices" not in payload):
             raise AnswerFailedError(payload)
         text, self.answer.reasoning_text = self._read(payload)
-        self.answer.text = text_value(text)
-        self.is_complete = self.is_closed = True
-        if not self._has_ending:
-            self._end_unfinished()
+        self.answer.text, self.is_closed = text_value(text), True
+        self.read_end(is_marked=True)
         if not self.is_complete:
             raise broken_connection("The answer does not state that it is complete.")
 
@@ -284,11 +270,8 @@ class ChatReader(_Reader):
         elif self._unrecognized and not self.is_complete:
             raise AnswerFailedError(self._unrecognized)
         elif is_marked and (has_usage or self._has_choices is False):
-            self._end_unfinished()
-
-    def _end_unfinished(self) -> None:
-        self.is_unfinished, self.is_complete = True, self.accepts_unfinished
-        self.answer.cut = CUT_NO_ENDING
+            self.is_unfinished, self.is_complete = True, self.accepts_unfinished
+            self.answer.cut = CUT_NO_ENDING
 
     def _read(self, payload: dict[str, Any]) -> tuple[str, str]:
         if is_error_object(payload):
@@ -301,7 +284,7 @@ class ChatReader(_Reader):
         # With `include_usage`, the last chunk has the usage and an empty list of choices.
         # Groq's is in `x_groq`, Moonshot's in the choice; others send the figures in parts.
         groq = dict_member(payload, "x_groq")
-        for part in (groq, *dict_items(payload, "choices"), payload):
+        for part in (groq, *choices, payload):
             if isinstance(part.get("usage"), dict):
                 usage = read_usage(part["usage"], self._service_tier)
                 answer.usage = merge_usage(answer.usage, usage)
@@ -383,11 +366,6 @@ def safe_response_id(value: object) -> str | None:
     return value if isinstance(value, str) and _SAFE_ID.fullmatch(value) else None
 
 
-def _is_commentary(item: dict[str, Any]) -> bool:
-    """Whether an output item is what a model says before its answer."""
-    return item.get("phase") == "commentary"
-
-
 def _read_hosted_calls(response: dict[str, Any], output: list[dict[str, Any]]) -> tuple[str, ...]:
     """Return the calls of paid tools in a response, a name for each."""
     names = []
@@ -432,11 +410,9 @@ class ReasoningSplitter:
             return text, reasoning
         if not self.has_restarted:
             text = self._token + text
-        at = text.rfind("<", -_MAX_TOKEN_CHARS) if text else -1
-        end = text[at:] if at >= 0 else ""
-        is_token = end.rstrip() in dialects.WORDS["special_tokens"]
-        is_begun = any(token.startswith(end) for token in dialects.WORDS["special_tokens"])
-        self._token = end if end and (is_token or is_begun) else ""
+        end = text[text.rfind("<", -_MAX_TOKEN_CHARS) :] if "<" in text[-_MAX_TOKEN_CHARS:] else ""
+        tokens = dialects.WORDS["special_tokens"]
+        self._token = end if any(token.startswith(end.rstrip()) for token in tokens) else ""
         return text.removesuffix(self._token), reasoning
 
     def flush(self) -> tuple[str, str]:

@@ -15,12 +15,7 @@ from nbcodex.errors import ServerError
 from nbcodex.models import StreamPosition
 from nbcodex.openai_api import answers
 from nbcodex.openai_api.answers import ReasoningDelta, Redactor, Reset, StreamEvent, TextDelta
-from nbcodex.openai_api.api_errors import (
-    AnswerFailedError,
-    broken_connection,
-    invalid_answer,
-    wrong_address,
-)
+from nbcodex.openai_api.api_errors import AnswerFailedError, broken_connection, invalid_answer
 from nbcodex.openai_api.readers import AnswerReader, ReasoningSplitter, split_reasoning
 from nbcodex.settings import Settings
 
@@ -171,11 +166,14 @@ class AnswerStream:
             chunk = await self._next_chunk(self._deadline())
         # A relay can append a stream's end marker (decolua/9router #3492).
         body = body.rstrip().removesuffix(b"[DONE]").rstrip().removesuffix(b"data:")
-        lines = bytes(body).split(b"\n")
-        if len(lines) > 1 and _are_objects(lines):  # chunks without ``data:`` (NDJSON)
-            self._first_chunk = b"".join(b"data: %b\n\n" % line for line in lines)
+        try:
+            self._payload = answers.json_object(body.decode("utf-8", "replace"))
+        except ValueError:
+            if b"\n{" not in body:
+                raise
+            # Chunks without ``data:``, one on a line (NDJSON).
+            self._first_chunk = b"data: " + body.replace(b"\n", b"\ndata: ")
             return
-        self._payload = answers.json_object(body.decode("utf-8", "replace"))
         if answers.is_error_object(self._payload):  # raised here, the request can still be adapted
             raise AnswerFailedError(self._payload)
 
@@ -185,7 +183,7 @@ class AnswerStream:
             if not self._first_chunk:
                 await self.prefetch()
             if self._first_chunk.startswith(b"<"):
-                raise wrong_address("it sent a web page instead of an answer")
+                raise AnswerFailedError("<html>")
             if self._payload is not None:
                 for event in self._emit(*self._read_whole(self._payload)):
                     yield event
@@ -205,7 +203,8 @@ class AnswerStream:
             # or be what the model said before its answer.
             final, thought = self._read_final(self._reader.answer.text)
             if final and final.strip() != (emitted + text).strip():
-                tagged += thought if not self._char_count else self._reader.answer.reasoning_text
+                tagged += self._reader.answer.reasoning_text
+                tagged += thought if not self._char_count else ""
                 self._has_restarted = not final.startswith(emitted)
                 text = final if self._has_restarted else final.removeprefix(emitted)
                 self._texts, self._resumed_text = [final], None
@@ -303,11 +302,8 @@ class AnswerStream:
             return b""
         except Exception as error:
             is_silent = isinstance(error, TimeoutError)
-            if (
-                self._reader.is_complete
-                or self._unexplained_failure
-                or (is_silent and self._reader.is_ended)
-            ):
+            is_ended = self._reader.is_complete or (is_silent and self._reader.is_ended)
+            if is_ended or self._unexplained_failure:
                 return b""
             if is_silent:
                 raise broken_connection("The server stopped sending.") from None
@@ -397,9 +393,10 @@ class AnswerStream:
 def _split_lines(events: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Yield events, of which servers can send several with only one newline between them."""
     for name, data in events:
-        lines = data.strip().split("\n")
-        for line in lines if _are_objects(lines) else [data.strip()]:
-            yield name, line.strip()
+        lines = [line.strip() for line in data.split("\n")]
+        are_objects = all(line[:1] + line[-1:] in ("{}", "[]", "") for line in lines)
+        for line in lines if are_objects else [data.strip()]:
+            yield name, line
 
 
 def _is_progress(event: tuple[str, str]) -> bool:
@@ -408,12 +405,6 @@ def _is_progress(event: tuple[str, str]) -> bool:
     if data.lstrip()[:1] in ("", ":") or name in _KEEPALIVE_NAMES:
         return False
     return len(data) > _MAX_KEEPALIVE_CHARS or not any(f'"{n}"' in data for n in _KEEPALIVE_NAMES)
-
-
-def _are_objects(lines: list[Any]) -> bool:
-    """Whether each line, of bytes or text, can be an object of JSON, an end marker, or nothing."""
-    kinds = {line[:1] + line[-1:] for line in (each.strip() for each in lines)}
-    return kinds <= {"{}", "[]", "", b"{}", b"[]", b""}
 
 
 async def close_body(chunks: AsyncIterator[bytes]) -> None:
