@@ -122,7 +122,7 @@ class AnswerStream:
         secrets: Iterable[str],
         patience: float = 0.0,  # seconds that keep-alives alone can hold a stream open
         server: str = "openai",  # the endpoint's kind: others put reasoning into the text
-        resumed_text: str | None = None,  # what earlier streams brought of a durable answer
+        resumed_text: str = "",  # what earlier streams brought of a durable answer
     ) -> None:
         self._chunks, self._reader = chunks, reader
         self._idle_timeout, self._patience = settings.idle_timeout, patience
@@ -148,8 +148,7 @@ class AnswerStream:
     @property
     def text(self) -> str:
         """All the text so far."""
-        arrived = "".join(self._texts)
-        return arrived if self._payload else (self._resumed_text or "") + arrived
+        return self._resumed_text + "".join(self._texts)
 
     async def prefetch(self) -> None:
         """Read the first chunk, and the rest of a body in one piece."""
@@ -184,30 +183,36 @@ class AnswerStream:
                 await self.prefetch()
             if self._first_chunk.startswith(b"<"):
                 raise AnswerFailedError("<html>")
-            if self._payload is not None:
-                for event in self._emit(*self._read_whole(self._payload)):
-                    yield event
-                if self._error:
-                    raise self._error
-                return
-            async with contextlib.aclosing(self._read_stream(self._first_chunk)) as events:
-                async for event in events:
-                    yield event
+            if self._payload is None:
+                async with contextlib.aclosing(self._read_stream(self._first_chunk)) as events:
+                    async for event in events:
+                        yield event
+            else:
+                try:
+                    self._reader.read_body(self._payload)
+                except Exception:
+                    # An answer that is still being generated has an id, which must not be lost.
+                    self._position = self._reader.position
+                    for event in self._emit("", ""):
+                        yield event
+                    raise
             emitted = self.text
             rest, tagged = self._splitter.flush()
             if self._half_character:
                 rest += "\ufffd"
             text = self._withheld_text + self._redactor.feed(rest) + self._redactor.flush()
             self._texts.append(text)
-            # The final event repeats the whole text, which counts: deltas can be lost, sent twice,
-            # or be what the model said before its answer.
-            final, thought = self._read_final(self._reader.answer.text)
-            if final and final.strip() != (emitted + text).strip():
-                tagged += self._reader.answer.reasoning_text
-                tagged += thought if not self._char_count else ""
+            # The final event, or a body in one piece, has the whole text, which counts: deltas can
+            # be lost, sent twice, or be what the model said before its answer.
+            final, thought = split_reasoning(self._reader.answer.text, self._server)
+            final = self._redactor.clean(final)
+            differs = bool(final) and final.strip() != (emitted + text).strip()
+            if differs:
                 self._has_restarted = not final.startswith(emitted)
                 text = final if self._has_restarted else final.removeprefix(emitted)
-                self._texts, self._resumed_text = [final], None
+                self._resumed_text, self._texts = "", [final]
+            tagged += self._reader.answer.reasoning_text if differs or self._payload else ""
+            tagged += "" if self._char_count else thought
             reasoning = self._reasoning_redactor.feed(tagged) + self._reasoning_redactor.flush()
             for event in self._emit(text, reasoning):
                 yield event
@@ -218,23 +223,6 @@ class AnswerStream:
                         remaining -= len(await anext(self._chunks))
         finally:
             await close_body(self._chunks)
-
-    def _read_whole(self, payload: dict[str, Any]) -> tuple[str, str]:
-        """Return the text and the reasoning of a body in one piece; keep an error for `events`."""
-        try:
-            self._reader.read_body(payload)
-        except Exception as error:
-            # An answer that is still being generated has an id, which must not be lost.
-            self._position, self._error = self._reader.position, error
-            return "", ""
-        text, tagged = self._read_final(self._reader.answer.text)
-        self._texts.append(text)
-        return text, self._reasoning_redactor.clean(self._reader.answer.reasoning_text + tagged)
-
-    def _read_final(self, text: str) -> tuple[str, str]:
-        """Return the text, without secrets, and the reasoning of a whole answer."""
-        text, reasoning = split_reasoning(text, self._server)
-        return self._redactor.clean(text), reasoning
 
     async def _read_stream(self, chunk: bytes) -> AsyncGenerator[StreamEvent]:
         """Yield what a stream of server-sent events adds, once per network chunk."""
@@ -378,12 +366,7 @@ class AnswerStream:
             yield Reset()
         if reasoning:
             yield ReasoningDelta(reasoning)
-        if text and self._payload and self._resumed_text is not None:
-            # The server sent the whole answer: only what follows the known text is new.
-            if not text.startswith(self._resumed_text):
-                yield Reset()
-            yield TextDelta(text.removeprefix(self._resumed_text))
-        elif text:
+        if text:
             yield TextDelta(text)
         if position and position != self._emitted_position:
             yield position
@@ -402,7 +385,7 @@ def _split_lines(events: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 def _is_progress(event: tuple[str, str]) -> bool:
     """Whether an event is more than a keep-alive."""
     name, data = event
-    if data.lstrip()[:1] in ("", ":") or name in _KEEPALIVE_NAMES:
+    if name in _KEEPALIVE_NAMES or not data.lstrip().startswith(("{", "[")):
         return False
     return len(data) > _MAX_KEEPALIVE_CHARS or not any(f'"{n}"' in data for n in _KEEPALIVE_NAMES)
 
