@@ -250,7 +250,9 @@ class RequestRunner:
             structured_output.check_repairable(self._request, answer, mismatch, waited=state.waited)
             state.answer = await self._repair(answer, mismatch)
             answers.judge(state.answer)
-            parsed = structured_output.parse_final_answer(schema, state.answer.text, asked="twice")
+            parsed = structured_output.parse_final_answer(
+                schema, state.answer.text, asked_twice=True
+            )
         return replace(state.reply("done"), parsed=parsed)
 
     async def _repair(
@@ -266,7 +268,7 @@ class RequestRunner:
             second = await self._retry()
         except errors.NbcodexError as error:
             raise structured_output.mismatch_error(
-                self._request.schema, mismatch, asked="once", repair_error=error
+                self._request.schema, mismatch, repair_error=error
             ) from error
         finally:
             state.patience.waited = waited + self._clock.now() - started_at

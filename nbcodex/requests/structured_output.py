@@ -10,10 +10,10 @@ import contextlib
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, Literal, get_origin
+from functools import lru_cache, partial
+from typing import Any, get_origin
 
 from nbcodex.errors import AnswerError, ConfigurationError, NbcodexError, shorten
 from nbcodex.models import Reply, Request, Schema, Turn
@@ -93,29 +93,28 @@ def parse_answer(schema: Schema, text: str) -> Any:
     except SchemaMismatchError as mismatch:
         # In strict mode a model cannot leave out an optional field, and writes null instead.
         pruned = value = None
-        with contextlib.suppress(SchemaMismatchError, RecursionError):
+        with contextlib.suppress(Exception):  # a reference without a target, or too many levels
             value = pruned = _parse_json(text)
             # Models can encode the object twice, or put it into a list of its own.
             if is_object(schema.definition) and isinstance(value, list) and len(value) == 1:
                 value = json.dumps(value[0], ensure_ascii=False)
             if is_object(schema.definition) and isinstance(value, str):
                 return parse_answer(schema, value)
-            pruned = _without_nulls(value, schema.definition)
+            validator = _validator(schema.definition)
+            pruned = _without_nulls(value, schema.definition, validator, itertools.count())
         if pruned == value:
             raise mismatch from None
         return _validate(schema, json.dumps(pruned, ensure_ascii=False))
 
 
-def parse_final_answer(
-    schema: Schema | None, text: str, *, asked: Literal["once", "twice"]
-) -> object:
-    """Return the value of an answer, or raise an AnswerError; `asked` is how often it was sent."""
+def parse_final_answer(schema: Schema | None, text: str, *, asked_twice: bool = False) -> object:
+    """Return the value of an answer that is not asked for again, or raise an AnswerError."""
     if schema is None:
         return None
     try:
         return parse_answer(schema, text)
     except SchemaMismatchError as mismatch:
-        raise mismatch_error(schema, mismatch, asked=asked) from None
+        raise mismatch_error(schema, mismatch, asked_twice=asked_twice) from None
 
 
 def _parse_json(text: str) -> Any:
@@ -152,7 +151,7 @@ def check_repairable(
             f"The answer was cut ({shorten(answer.cut, 40)}): {mismatch}", advice=advice
         )
     if schema is None or not schema.definition or waited >= request.patience:
-        raise mismatch_error(schema, mismatch, asked="once")
+        raise mismatch_error(schema, mismatch)
 
 
 def repair_request(
@@ -177,12 +176,12 @@ def mismatch_error(
     schema: Schema | None,
     mismatch: SchemaMismatchError,
     *,
-    asked: Literal["once", "twice"],
+    asked_twice: bool = False,
     repair_error: NbcodexError | None = None,
 ) -> AnswerError:
     """Return the error of an answer that does not fit; `repair_error` prevented another one."""
     wanted = f"the schema {schema.name}" if schema and schema.definition else "JSON"
-    twice = ", asked twice" if asked == "twice" else ""
+    twice = ", asked twice" if asked_twice else ""
     reason = shorten(repair_error.message, 120) if repair_error else ""
     why_once = f" It could not be asked again: {reason}" if reason else ""
     return AnswerError(
@@ -331,46 +330,35 @@ def _describe_violation(error: Any) -> str:
     return f"{path}: {message}"
 
 
-def _without_nulls(value: Any, definition: Mapping[str, Any]) -> Any:
-    """Return a value without the optional fields that are null, unless null is allowed there."""
-    validator, steps = _validator(definition), itertools.count()
+def _without_nulls(value: Any, schema: Any, validator: Any, steps: Iterator[int]) -> Any:
+    """Return a value without the optional fields that are null, unless `schema` allows null there.
 
-    def accepts(schema: Any, value: Any) -> bool:
-        try:
-            return bool(validator.evolve(schema=schema).is_valid(value))
-        except Exception:  # a reference without a target
-            return False
-
-    def prune(value: Any, schema: Any) -> Any:
-        if next(steps) >= MAX_PRUNING_STEPS or not isinstance(schema, Mapping):
-            return value
-        if "$ref" in schema:
-            value = prune(value, resolve(schema["$ref"], definition))
-        for choice in schema.get("allOf", ()):
-            value = prune(value, choice)
-        for choice in schema.get("anyOf", schema.get("oneOf", ())):
-            candidate = prune(value, choice)
-            if accepts(choice, candidate):
-                value = candidate
-                break
-        if isinstance(value, dict):
-            fields, required = schema.get("properties", {}), schema.get("required", ())
-            others = schema.get("additionalProperties")
-            return {
-                name: prune(inner, fields.get(name, others))
-                for name, inner in value.items()
-                if inner is not None
-                or name in required
-                or name not in fields
-                or accepts(fields[name], None)
-            }
-        if isinstance(value, list):
-            first = schema.get("prefixItems", ())
-            others = [schema.get("items")] * (len(value) - len(first))
-            return [prune(v, s) for v, s in zip(value, [*first, *others], strict=False)]
+    `validator` is that of the whole schema; each call takes one of at most MAX_PRUNING_STEPS.
+    """
+    if next(steps) >= MAX_PRUNING_STEPS or not isinstance(schema, Mapping):
         return value
-
-    return prune(value, definition)
+    prune = partial(_without_nulls, validator=validator, steps=steps)
+    if "$ref" in schema:
+        value = prune(value, resolve(schema["$ref"], validator.schema))
+    for part in schema.get("allOf", ()):
+        value = prune(value, part)
+    for choice in schema.get("anyOf", schema.get("oneOf", ())):
+        candidate = prune(value, choice)
+        if validator.evolve(schema=choice).is_valid(candidate):
+            value = candidate
+            break
+    if isinstance(value, list):
+        first = schema.get("prefixItems", ())
+        others = [schema.get("items")] * (len(value) - len(first))
+        return [prune(v, s) for v, s in zip(value, [*first, *others], strict=False)]
+    if not isinstance(value, dict):
+        return value
+    fields, required = schema.get("properties", {}), schema.get("required", ())
+    nulls = {name for name in fields if name in value and value[name] is None}
+    kept = {n for n in nulls if n in required or validator.evolve(schema=fields[n]).is_valid(None)}
+    other = schema.get("additionalProperties")
+    names = [name for name in value if name not in nulls - kept]
+    return {name: prune(value[name], fields.get(name, other)) for name in names}
 
 
 def _short_value(value: object) -> str:
