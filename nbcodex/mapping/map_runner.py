@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from nbcodex.client import current
@@ -16,7 +16,7 @@ from nbcodex.errors import Advice, CancelledError, ParkedError, Stopped
 from nbcodex.events import EndAction
 from nbcodex.mapping.map_run import REPORT_INTERVAL_S, MapRun
 from nbcodex.models import MapOutcome
-from nbcodex.requests.handle import ignore_repeated_stop
+from nbcodex.requests.handle import run_uninterrupted
 
 # A kernel's event loop handles an interrupt only when it wakes up, so it is woken this often.
 ASYNC_POLL_S = 0.02
@@ -94,13 +94,9 @@ class MapRunner:
             # Leaving a loop over replies early, or cancelling a task, is the user's decision.
             elif isinstance(error, KeyboardInterrupt | GeneratorExit | asyncio.CancelledError):
                 outcome = "stopped"
-            is_parked = False
-            while not is_parked:  # begun again if another Stop interrupts it
-                with suppress(KeyboardInterrupt):
-                    if isinstance(error, KeyboardInterrupt):
-                        ignore_repeated_stop()
-                    self._end_early(outcome)
-                    is_parked = True
+            run_uninterrupted(
+                lambda _: self._end_early(outcome), is_stopped=isinstance(error, KeyboardInterrupt)
+            )
             if not isinstance(error, _EndedByUserError | KeyboardInterrupt):
                 raise
             message, advice = _describe_rows(self.run, self.outcome), _resume_advice(self.run)

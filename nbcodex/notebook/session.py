@@ -166,13 +166,13 @@ class Session:
             is_unchanged = isinstance(ending, Failed) and ending.entry_unchanged
             reply = None if is_unchanged else ending.reply
 
-        def finish() -> None:
+        def finish(_: bool) -> None:
             output.close(self._take_notice())
             if reply is not None:
                 on_end(reply)
 
         # A second Stop must not leave a cell without the answer that was paid for.
-        was_interrupted = run_uninterrupted(finish)
+        _, was_interrupted = run_uninterrupted(finish)
         if stopped is not None or was_interrupted:
             raise stopped or Stopped("Stopped when the request had just ended.", reply=reply)
         return ending

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from nbcodex import events
@@ -40,6 +40,7 @@ from nbcodex.settings import Settings
 if TYPE_CHECKING:
     from nbcodex.requests.runner import RequestRunner, Services
 
+ResultT = TypeVar("ResultT")
 RenderEvents = Callable[[tuple[Event, ...]], None]
 
 DELTA_INTERVAL_S = 0.1  # between two batches of deltas; the first delta is delivered at once
@@ -210,23 +211,10 @@ class Handle:
         ended just before, its ending is rendered and `Stopped` is raised.
         """
         self._check_thread()
-        is_stopped = False
         try:
-            while True:
-                try:
-                    try:
-                        # These calls may be interrupted as well; both may be repeated.
-                        if is_stopped:
-                            ignore_repeated_stop()
-                            self.end("stop")
-                        else:
-                            self.start()
-                        ending = self._render_batches(render, max_idle_s, is_stopped=is_stopped)
-                        break
-                    except KeyboardInterrupt:
-                        is_stopped = True
-                except KeyboardInterrupt:  # a second one, while the first was being handled
-                    is_stopped = True
+            ending, is_stopped = run_uninterrupted(
+                lambda is_stopped: self._render_batches(render, max_idle_s, is_stopped=is_stopped)
+            )
         finally:
             if not self.done:
                 self.end("stop")
@@ -237,7 +225,11 @@ class Handle:
     def _render_batches(
         self, render: RenderEvents, max_idle_s: Callable[[], float | None], *, is_stopped: bool
     ) -> Ending:
-        """Render all batches up to the ending, and return it; after Stop, do not wait long."""
+        """Start the request and render all batches; after Stop, end it and do not wait long."""
+        if is_stopped:
+            self.end("stop")
+        else:
+            self.start()
         while True:
             batch = self._queue.next_batch(STOP_TIMEOUT_S if is_stopped else max_idle_s())
             if is_stopped and not batch:
@@ -410,16 +402,20 @@ def ignore_repeated_stop() -> None:
     signal.signal(signal.SIGINT, handle)
 
 
-def run_uninterrupted(operation: Callable[[], None]) -> bool:
-    """Run an operation to its end, repeating it if Stop interrupts it; return whether it did.
+def run_uninterrupted(
+    operation: Callable[[bool], ResultT], *, is_stopped: bool = False
+) -> tuple[ResultT, bool]:
+    """Run an operation to its end, again if Stop interrupts it; return its result and whether so.
 
-    Python has no way to block KeyboardInterrupt, so `operation` must do no harm if it runs twice.
+    The operation receives whether Stop was pressed, and must do no harm if it runs twice.
     """
-    was_interrupted = False
+    # Python has no way to block KeyboardInterrupt.
     while True:
         try:
-            operation()
+            if is_stopped:
+                ignore_repeated_stop()
+            result = operation(is_stopped)
         except KeyboardInterrupt:
-            was_interrupted = True
+            is_stopped = True
         else:
-            return was_interrupted
+            return result, is_stopped
