@@ -162,7 +162,7 @@ def ask(
     >>> reply = nbcodex.ask("Name three rivers.", max_output=200)
     >>> reply.text, reply.cost
     """
-    handle = _handle(prompt, RequestOptions.from_arguments(locals()))
+    handle = _create_handle(prompt, RequestOptions.from_arguments(locals()))
     return reply_or_raise(host.current.follow(handle), handle.request)
 
 
@@ -174,11 +174,11 @@ async def aask(prompt: str, **options: Any) -> Reply:
     --------
     >>> replies = await asyncio.gather(*(nbcodex.aask(f"Define {word}.") for word in words))
     """
-    handle = _handle(prompt, RequestOptions(**options))
+    handle = _create_handle(prompt, RequestOptions(**options))
     return reply_or_raise(await handle.follow_async(), handle.request)
 
 
-def _handle(prompt: str, options: RequestOptions) -> Handle:
+def _create_handle(prompt: str, options: RequestOptions) -> Handle:
     """Return the handle of a request that joins its thread, if it names one."""
     settings, client = host.current.settings(), current()
     # Without the cell's id: all calls in a cell would be one turn, each replacing the last.
@@ -186,7 +186,7 @@ def _handle(prompt: str, options: RequestOptions) -> Handle:
     request = build_request(prompt, settings, options, origin=origin)
     if request.thread is not None:
         request, _ = client.join(request, settings)
-    return client.handle(request, settings)
+    return client.create_handle(request, settings)
 
 
 @_public

@@ -240,9 +240,9 @@ class Client:
         text = "" if position is None or position.sequence is None else entry.reply.text
         notes = (NOTE_POSSIBLY_PAID_TWICE,) if entry.possibly_paid else ()
         resumption = Resumption(not_before, position=position, text=text, notes=notes)
-        return self.handle(request, settings, resumption=resumption, listener=listener)
+        return self.create_handle(request, settings, resumption=resumption, listener=listener)
 
-    def handle(
+    def create_handle(
         self,
         request: Request,
         settings: Settings,

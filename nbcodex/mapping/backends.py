@@ -198,7 +198,7 @@ class LiveBackend(Backend):
     def start_row(self, request: Request, entry: Entry | None = None) -> None:
         """Start the request of a row, or resume it if it has an entry in the journal."""
         if entry is None:
-            handle = self.client.handle(request, self.settings, listener=self._on_event)
+            handle = self.client.create_handle(request, self.settings, listener=self._on_event)
         else:
             handle = self.client.resume(entry, self.settings, listener=self._on_event)
         self._handles[request.id] = handle

@@ -107,7 +107,7 @@ class CodexMagics(Magics):
         if chosen.dry_run:
             session.dry_run(request, notes)
             return
-        handle = current().handle(request, session.settings)
+        handle = current().create_handle(request, session.settings)
         if chosen.background:
             session.answer_in_background(handle, output)
         else:

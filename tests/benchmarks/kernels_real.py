@@ -52,7 +52,7 @@ def kernel(environ: dict[str, str], prompts: list[Prompt], pause: float, out: An
         request = build_request(
             text_of(prompt), settings, RequestOptions(max_output=prompt.max_output)
         )
-        ending = await current().handle(request, settings).follow_async()
+        ending = await current().create_handle(request, settings).follow_async()
         return time.monotonic() - began if isinstance(ending, Finished) else None
 
     async def main() -> list[float | None]:

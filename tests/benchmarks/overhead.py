@@ -215,7 +215,7 @@ def ours() -> Callable[[int], Awaitable[int]]:
     async def ask(number: int) -> int:
         ending = (
             await current()
-            .handle(build_request(prompt_of(number), settings), settings)
+            .create_handle(build_request(prompt_of(number), settings), settings)
             .follow_async()
         )
         assert isinstance(ending, Finished), ending

@@ -36,7 +36,7 @@ class LoadTest:
         self._sent: dict[str, float] = {}
         self._withheld_before = _seconds_withheld()
         self._ended = self._begun = time.monotonic()
-        self._handles = [client.handle(r, settings, listener=self._on_event) for r in requests]
+        self._handles = [client.create_handle(r, settings, listener=self._on_event) for r in requests]
         for handle in self._handles:
             handle.start()
 
@@ -68,4 +68,4 @@ def _seconds_withheld() -> float:
 
 def warm_up(client: Client, request: Request, settings: Settings) -> None:
     """Send one request, so that no measurement includes the imports of the first one."""
-    assert client.handle(request, settings).follow().reply
+    assert client.create_handle(request, settings).follow().reply

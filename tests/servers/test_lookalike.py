@@ -105,7 +105,7 @@ def ask(look: Look, prompt: str, *, api: str, bound: int = BOUND) -> Answered:
     own_client = Client()
     try:
         request = build_request(prompt, look.settings, RequestOptions(api=api, max_output=bound))
-        handle = own_client.handle(request, look.settings, listener=events.append)
+        handle = own_client.create_handle(request, look.settings, listener=events.append)
         return Answered(reply_or_raise(handle.follow()), events)
     finally:
         own_client.close()

@@ -152,7 +152,7 @@ def retry(session: Session, prefix: str, flag: str = "") -> None:
     request = replace(
         request, id=new_id(), created_at=client.clock.wall(), origin=origin, reuse=False
     )
-    handle = client.handle(request, session.settings)
+    handle = client.create_handle(request, session.settings)
     session.show_answer(handle, _output_options(request, shorten(request.prompt, 60)))
 
 
@@ -355,7 +355,7 @@ def fix(session: Session, cell: str = "") -> None:
     request = build_request(error.as_prompt(), session.settings, origin=origin)
     # The heading is the error, because the user has not written the prompt.
     options = OutputOptions(format="fix", heading=error.traceback.rpartition("\n")[2] + where)
-    session.show_answer(current().handle(request, session.settings), options)
+    session.show_answer(current().create_handle(request, session.settings), options)
 
 
 def new(session: Session, thread: str = MAIN_THREAD) -> None:
