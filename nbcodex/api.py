@@ -185,7 +185,8 @@ def _create_handle(prompt: str, options: RequestOptions) -> Handle:
     origin = Origin(notebook=host.current.origin().notebook)
     request = build_request(prompt, settings, options, origin=origin)
     if request.thread is not None:
-        request, _ = client.join(request, settings)
+        store = client.journal(settings).conversations
+        request, _ = client.conversations.join(request, store, settings)
     return client.create_handle(request, settings)
 
 

@@ -211,13 +211,6 @@ class Client:
         budgets = self.budget_remaining(settings, base_url, tokens=tokens, cost=estimate.cost)
         return model, estimate, await budgets
 
-    def join(
-        self, request: Request, settings: Settings, *, start_new: bool = False
-    ) -> tuple[Request, list[str]]:
-        """Return a request with the earlier turns of its thread, and notes on them for the user."""
-        store = self.journal(settings).conversations
-        return self.conversations.join(request, store, settings, start_new=start_new)
-
     def resume(
         self,
         entry: Entry,

@@ -18,6 +18,7 @@ from typing import Any
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Reply
+from nbcodex.requests.options import type_has
 from nbcodex.templating import ITEM
 
 # The column that holds the key of each item of a dict.
@@ -102,19 +103,14 @@ def _read_frame(data: Any, limit: int | None) -> FrameInput | None:
         raise ConfigurationError(
             "The data is a polars query that has not been run.", advice="Pass data.collect()."
         )
-    if _has_methods(data, "iloc", "index"):
-        if _has_methods(data, "to_frame") and not _has_methods(data, "columns"):
+    if type_has(data, "iloc", "index"):
+        if type_has(data, "to_frame") and not type_has(data, "columns"):
             name = ITEM if data.name is None else data.name
             return PandasInput(data.to_frame(name), limit, is_series=True)
         return PandasInput(data, limit)
-    if library == "polars" and _has_methods(data, "head", "to_frame", "dtype"):
+    if library == "polars" and type_has(data, "head", "to_frame", "dtype"):
         return PolarsInput(data.to_frame(data.name or ITEM), limit, is_series=True)
-    return PolarsInput(data, limit) if _has_methods(data, "iter_rows", "with_columns") else None
-
-
-def _has_methods(value: object, *names: str) -> bool:
-    # Looked up on the type: a proxy or a mock has every attribute.
-    return all(hasattr(type(value), name) for name in names)
+    return PolarsInput(data, limit) if type_has(data, "iter_rows", "with_columns") else None
 
 
 class ItemsInput(InputData):

@@ -114,10 +114,9 @@ class MapRun:
         self.end_action: EndAction | None = None
         self._to_start: deque[RowState] = deque()  # rows that are started before more are read
         self._active: dict[str, RowState] = {}  # rows that are started and have not ended, by id
-        # By `equality_key`: of equal rows only the first, the leader, is started; when it is
-        # answered, its followers are started, and find the answer in the journal.
-        self._leader_keys: set[bytes] = set()
-        self._followers: dict[bytes, deque[RowState]] = {}
+        # Of equal rows only the first is started. When it is answered, those that follow it are
+        # started, and find the answer in the journal. By the `equality_key` of each active row.
+        self._followers: dict[bytes, list[RowState]] = {}
         self._failed_unsent = self._shared_failures = 0  # rows; consecutive _ALL_ROWS_ERRORS
         self._map_error: NbcodexError | None = None  # ends the map
         self._budget_error: NbcodexError | None = None  # ends it when no row is active any more
@@ -176,14 +175,15 @@ class MapRun:
             if row.index == 0 and self.requests is not None and self.requests.template is None:
                 self._map_error = error
             return False
-        # A row in a batch job neither leads nor follows: the provider is answering it already.
+        # Rows in a batch job do not follow each other: the provider is answering them already.
         if request.reuse and (row.entry is None or row.entry.batch_job is None):
             # The key has no field for the server, which a function may choose for each row.
             row.key = row.key or equality_key(request, base_url=request.api_base or "")
-            if row.key in self._leader_keys and not row.is_in_journal:
-                self._followers.setdefault(row.key, deque()).append(row)
+            followers = self._followers.get(row.key)
+            if followers is not None and not row.is_in_journal:
+                followers.append(row)
                 return False
-            self._leader_keys.add(row.key)
+            self._followers.setdefault(row.key, [])
         self._active[request.id] = row
         self.backend.start_row(request, row.entry)
         return True
@@ -234,22 +234,19 @@ class MapRun:
                 self._fail_map(error)
         self._set_reply(row, reply)
         if row.key is not None:
-            self._leader_keys.discard(row.key)
             self._release_followers(row.key, reply, error)
 
     def _release_followers(self, key: bytes, reply: Reply, error: NbcodexError | None) -> None:
         """Continue with the rows that are equal to one that has ended."""
-        followers = self._followers.pop(key, deque())
-        if reply:
-            for row in followers:
-                row.is_in_journal = True
-            self._to_start.extend(followers)
-        elif isinstance(error, _EQUAL_ROWS_ERRORS) and not isinstance(error, _ALL_ROWS_ERRORS):
+        followers = self._followers.pop(key, [])
+        if isinstance(error, _EQUAL_ROWS_ERRORS) and not isinstance(error, _ALL_ROWS_ERRORS):
             for row in followers:  # the server would refuse an equal request again
                 self._fail_unsent(row, error)
-        elif followers:
-            self._to_start.append(followers.popleft())
-            self._followers[key] = followers
+            return
+        for row in followers:
+            row.is_in_journal = bool(reply)
+        # Without an answer, the others will follow the first of them.
+        self._to_start.extend(followers)
 
     def _add_failure(self, row: RowState, error: NbcodexError, *, is_parked: bool = False) -> None:
         if self.keeps_replies or len(self.failures) < MAX_ITERATOR_FAILURES:

@@ -101,7 +101,9 @@ class CodexMagics(Magics):
             origin=identity.current_origin(self._shell, variable=chosen.out),
         )
         # Joined last: a prompt that fails before must leave the conversation as it is.
-        request, turn_notes = current().join(request, session.settings, start_new=chosen.new)
+        request, turn_notes = current().conversations.join(
+            request, session.journal.conversations, session.settings, start_new=chosen.new
+        )
         notes = [*option_notes, *prompt.notes, *turn_notes]
         output = OutputOptions(format=format_, notes=notes)
         if chosen.dry_run:

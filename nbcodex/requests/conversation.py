@@ -46,7 +46,12 @@ class Conversations:
     _states: dict[tuple[str | None, str], _ThreadState] = field(default_factory=dict)
 
     def join(
-        self, request: Request, store: ConversationStore, settings: Settings, *, start_new: bool
+        self,
+        request: Request,
+        store: ConversationStore,
+        settings: Settings,
+        *,
+        start_new: bool = False,
     ) -> tuple[Request, list[str]]:
         """Return `request` with its earlier turns and its position, and notes for the user."""
         if request.thread is None:

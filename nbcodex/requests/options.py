@@ -97,9 +97,11 @@ def to_image(value: Any) -> Image:
     `value` is an `Image`, a file's contents or its path, a matplotlib figure or axes, a PIL image,
     or anything that a notebook displays as a PNG.
     """
+    image, data, source = None, b"", "The data given"
     if isinstance(value, Image):
-        return _check_size(value)
-    if isinstance(value, str | Path):
+        image = value
+    elif isinstance(value, str | Path):
+        source = f"The file {shorten(str(value), 100)}"
         try:
             with Path(value).expanduser().open("rb") as file:
                 # One byte more than allowed is enough to refuse it: the file may be a device.
@@ -110,39 +112,32 @@ def to_image(value: Any) -> Image:
                 f"The image {shorten(str(value), 100)} cannot be read: {shorten(why, 100)}.",
                 advice="Nothing was sent. Give its path, as seen from the notebook's folder.",
             ) from None
-        return _from_bytes(data, f"The file {shorten(str(value), 100)}")
-    if isinstance(value, bytes | bytearray | memoryview):
-        return _from_bytes(bytes(value), "The data given")
-    if (png := _draw(value)) is not None:
-        return _from_bytes(png, f"The drawing of {type(value).__name__}")
-    raise ConfigurationError(
-        f"A value of type {type(value).__name__} is not an image.",
-        advice="Give a path, bytes, a matplotlib figure or a PIL image.",
-    )
-
-
-def is_drawable(value: object) -> bool:
-    """Return whether `value` looks like a matplotlib figure or a PIL image."""
-    return type_has(value, *_FIGURE_METHODS) or type_has(value, *_PIL_METHODS)
-
-
-def _from_bytes(data: bytes, source: str) -> Image:
-    image = Image.from_bytes(data)
+    elif isinstance(value, bytes | bytearray | memoryview):
+        data = bytes(value)
+    elif (png := _draw(value)) is not None:
+        data, source = png, f"The drawing of {type(value).__name__}"
+    else:
+        raise ConfigurationError(
+            f"A value of type {type(value).__name__} is not an image.",
+            advice="Give a path, bytes, a matplotlib figure or a PIL image.",
+        )
+    image = image or Image.from_bytes(data)
     if image is None:
         raise ConfigurationError(
             f"{source} is not an image that can be sent: a PNG, JPEG, GIF or WebP.",
             advice="Open other formats with Pillow, and give the image itself.",
         )
-    return _check_size(image)
-
-
-def _check_size(image: Image) -> Image:
     if len(image.data) > MAX_IMAGE_BYTES:
         raise ConfigurationError(
             f"An image is larger than {MAX_IMAGE_BYTES // 2**20} MiB; nothing was sent.",
             advice="Make it smaller, such as with PIL.Image.thumbnail or a lower dpi.",
         )
     return image
+
+
+def is_drawable(value: object) -> bool:
+    """Return whether `value` looks like a matplotlib figure or a PIL image."""
+    return type_has(value, *_FIGURE_METHODS) or type_has(value, *_PIL_METHODS)
 
 
 def _draw(value: Any) -> bytes | None:
