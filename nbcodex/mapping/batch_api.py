@@ -6,20 +6,19 @@ Also decides how often a batch job is polled. It stores nothing and emits no eve
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TypeVar
 
 from nbcodex.errors import NbcodexError, RequestError, TransientError, shorten
 from nbcodex.models import Request
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.batches import Batch, BatchClient
 from nbcodex.ratelimit import backoff
-from nbcodex.ratelimit.limiter import Patience
+from nbcodex.requests.runner import Services
 from nbcodex.settings import Settings
-
-if TYPE_CHECKING:
-    from nbcodex.requests.runner import Services
 
 ResultT = TypeVar("ResultT")
 # The provider's result for one row.
@@ -59,14 +58,14 @@ class BatchApi:
         self._clock, self._random = services.clock, services.rng
 
     # `upload` and `create` raise an error if the server refuses the job: a TransientError if
-    # faults use up the patience.
+    # faults last until the instant `until`.
 
-    async def upload(self, job: PendingJob, data: bytes, patience: Patience) -> None:
+    async def upload(self, job: PendingJob, data: bytes, *, until: float) -> None:
         """Upload the input file of a job."""
-        file = await self._retrying(lambda: self.client.upload_file(data, job.sample), patience)
-        job.batch = replace(job.batch, input_file=file)
+        upload = partial(self.client.upload_file, data, job.sample)
+        job.batch = replace(job.batch, input_file=await self._retrying(upload, until=until))
 
-    async def create(self, job: PendingJob, patience: Patience) -> None:
+    async def create(self, job: PendingJob, *, until: float) -> None:
         """Create a job from its input file."""
         file, was_attempted = job.batch.input_file or "", False
 
@@ -79,7 +78,7 @@ class BatchApi:
             was_attempted = True
             return await self.client.create_batch(file, job.sample, metadata={"nbcodex": job.tag})
 
-        job.batch = await self._retrying(create_once, patience)
+        job.batch = await self._retrying(create_once, until=until)
 
     async def find(self, job: PendingJob) -> bool:
         """Fetch the state of a job by its id, else by its tag; return whether it was created."""
@@ -130,38 +129,34 @@ class BatchApi:
     async def erase(self, job: PendingJob) -> bool:
         """Erase the files of a job; return whether they are erased."""
         try:
-            patience = Patience(ERASE_PATIENCE_S)
-            await self._retrying(lambda: self.client.delete_files(job.batch, job.sample), patience)
+            until = self._clock.now() + ERASE_PATIENCE_S
+            delete = partial(self.client.delete_files, job.batch, job.sample)
+            await self._retrying(delete, until=until)
         except NbcodexError as error:
             log.warning("files of %s were not erased: %s", job.batch.id, error)
             return False
         return True
 
     async def _retrying(
-        self, call: Callable[[], Awaitable[ResultT]], patience: Patience | None = None
+        self, call: Callable[[], Awaitable[ResultT]], *, until: float = math.inf
     ) -> ResultT:
-        """Call until it succeeds; raise its last fault when the patience, if any, is used up."""
+        """Call until it succeeds; raise its last fault if the next call would be after `until`."""
         delay = backoff.BACKOFF_INITIAL_S
         while True:
-            started_at = self._clock.now()
             try:
                 return await call()
             except TransientError as error:
-                if patience is not None:
-                    patience.waited += self._clock.now() - started_at
-                delay = await self._back_off(error, delay, patience)
+                delay = await self._back_off(error, delay, until=until)
 
     async def _back_off(
-        self, error: TransientError, delay: float, patience: Patience | None = None
+        self, error: TransientError, delay: float, *, until: float = math.inf
     ) -> float:
         """Wait after a temporary fault, or raise it; return the delay after the next one."""
         stated = 0.0 if error.wait is None else backoff.with_jitter(error.wait, self._random)
-        seconds = max(stated, delay + self._random.uniform(0.0, delay))
-        if patience is not None:
-            if not patience.covers(seconds):
-                raise error
-            patience.waited += seconds
+        next_at = self._clock.now() + max(stated, delay + self._random.uniform(0.0, delay))
+        if next_at > until:
+            raise error
         self.fault = shorten(error.message, 100)
-        await self._clock.wait(self._clock.now() + seconds)
+        await self._clock.wait(next_at)
         self.fault = ""
         return min(delay * backoff.BACKOFF_FACTOR, backoff.BACKOFF_MAX_S)

@@ -10,24 +10,22 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbcodex import errors
 from nbcodex.errors import NbcodexError
 from nbcodex.events import Ending, Event, Failed, Finished, Listener, Parked
+from nbcodex.journal.maps import BatchJobs
+from nbcodex.journal.reads import Entry
 from nbcodex.mapping.batch_api import BatchApi, PendingJob, RowResult
 from nbcodex.models import NO_USAGE, Reply, Request
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import judge
 from nbcodex.openai_api.pricing import BATCH_TIER
 from nbcodex.requests.request_state import RequestState
+from nbcodex.requests.runner import Services
 from nbcodex.requests.structured_output import NOTE_REFUSED, parse_final_answer
-
-if TYPE_CHECKING:
-    from nbcodex.journal.maps import BatchJobs
-    from nbcodex.journal.reads import Entry
-    from nbcodex.requests.runner import Services
-    from nbcodex.settings import Settings
+from nbcodex.settings import Settings
 
 # Endings that are committed in one transaction.
 COMMIT_CHUNK_ROWS = 250

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 from collections import deque
 from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nbcodex import errors, events
 from nbcodex.errors import NbcodexError
 from nbcodex.events import Listener
 from nbcodex.journal.codec import equality_key
+from nbcodex.journal.maps import BatchJobs
 from nbcodex.mapping.batch_api import BatchApi, PendingJob
 from nbcodex.mapping.batch_rows import (
     COMMIT_CHUNK_ROWS,
@@ -31,21 +31,15 @@ from nbcodex.models import Request
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.batches import MAX_BATCH_BYTES, MAX_BATCH_REQUESTS
 from nbcodex.openai_api.pricing import BATCH_TIER
-from nbcodex.ratelimit.limiter import Patience
 from nbcodex.requests import structured_output
+from nbcodex.requests.runner import Services, defect_error
 from nbcodex.runtime.clock import format_duration
 from nbcodex.settings import Settings
-
-if TYPE_CHECKING:
-    from nbcodex.journal.maps import BatchJobs
-    from nbcodex.requests.runner import Services
 
 # Waits before an upload is tried again that the provider's full queue refused: first, and longest.
 FIRST_QUEUE_WAIT_S, MAX_QUEUE_WAIT_S = 30.0, 600.0
 # Rows after which the event loop gets a turn: displays and other requests share it.
 YIELD_EVERY_ROWS = 50
-
-log = logging.getLogger(__name__)
 
 
 class BatchUploader:
@@ -249,15 +243,16 @@ class BatchUploader:
         # Recorded before the upload: a kernel that dies in between leaves a tag to look for, and
         # the next one does not pay for the rows again.
         await self._batch_jobs.insert_job(job.tag, job.requests.values(), base_url=job.base_url)
-        patience = Patience(job.sample.patience)
+        patience = job.sample.patience
+        until = self._clock.now() + patience
         try:
-            await self._batch_api.upload(job, data, patience)
+            await self._batch_api.upload(job, data, until=until)
             # Before anything else, so that the file is erased even if this process dies.
             await self._batch_jobs.set_remote_ids(job.tag, file_id=job.batch.input_file)
-            await self._batch_api.create(job, patience)
+            await self._batch_api.create(job, until=until)
         except NbcodexError as error:
             if isinstance(error, errors.TransientError):
-                duration = format_duration(patience.limit)
+                duration = format_duration(patience)
                 why = f"{error.message} It lasted longer than your patience of {duration}."
                 error = parked_error(job.sample, why)
                 # The job may have been created in spite of the faults: then its rows stay in it,
@@ -380,14 +375,9 @@ class BatchUploader:
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         """End all rows if a task raised: even our own defect must not leave the map waiting."""
         self._tasks.discard(task)
-        if task.cancelled() or (defect := task.exception()) is None:
-            return
-        log.error("unexpected error in map %s", self._map_id, exc_info=defect)
-        error = NbcodexError(
-            f"A defect in nbcodex: {type(defect).__name__}.", advice="Please report it."
-        )
-        for row in list(self._pending.rows.values()):
-            self._pending.fail_uncommitted(row.request, error)
+        if error := defect_error(task):
+            for row in list(self._pending.rows.values()):
+                self._pending.fail_uncommitted(row.request, error)
 
 
 async def erase_leftovers(

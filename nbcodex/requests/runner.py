@@ -500,11 +500,16 @@ class RequestRunner:
 
     def _report_defect(self, task: asyncio.Task[None]) -> None:
         # A defect of ours must not let a thread wait forever for an ending.
-        if task.cancelled() or (defect := task.exception()) is None:
-            return
-        log.error("request %s met a defect", self._request.id, exc_info=defect)
-        error = errors.NbcodexError(
-            f"A defect in nbcodex: {type(defect).__name__}.", advice="Please report it."
-        )
-        reply = Reply(id=self._request.id, text=self.state.partial.text, status="failed")
-        self._emit(events.Failed, error=error, reply=reply)
+        if error := defect_error(task):
+            reply = Reply(id=self._request.id, text=self.state.partial.text, status="failed")
+            self._emit(events.Failed, error=error, reply=reply)
+
+
+def defect_error(task: asyncio.Task[None]) -> errors.NbcodexError | None:
+    """Return the error that reports a defect of ours, if one has ended `task`; log its cause."""
+    if task.cancelled() or (defect := task.exception()) is None:
+        return None
+    log.error("%s met a defect", task.get_name(), exc_info=defect)
+    return errors.NbcodexError(
+        f"A defect in nbcodex: {type(defect).__name__}.", advice="Please report it."
+    )
