@@ -235,7 +235,9 @@ def test_active_handles_are_listed_while_another_thread_starts_a_request(
     client = simulated.client
 
     class HandleOfAnotherThread:
-        done = property(lambda _: not client.create_handle(Request(prompt="x"), host.current.settings()))
+        done = property(
+            lambda _: not client.create_handle(Request(prompt="x"), host.current.settings())
+        )
 
     first, second = HandleOfAnotherThread(), HandleOfAnotherThread()
     client._handles.update({"a": first, "b": second})  # type: ignore[dict-item]

@@ -36,7 +36,9 @@ class LoadTest:
         self._sent: dict[str, float] = {}
         self._withheld_before = _seconds_withheld()
         self._ended = self._begun = time.monotonic()
-        self._handles = [client.create_handle(r, settings, listener=self._on_event) for r in requests]
+        self._handles = [
+            client.create_handle(r, settings, listener=self._on_event) for r in requests
+        ]
         for handle in self._handles:
             handle.start()
 
