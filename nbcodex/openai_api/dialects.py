@@ -6,13 +6,16 @@ from fnmatch import fnmatchcase
 from importlib.resources import files
 from typing import Any
 
+from nbcodex.models import Resource
+
 _TABLE: dict[str, Any] = tomllib.loads(
     files("nbcodex.openai_api").joinpath("dialects.toml").read_text("utf-8")
 )
 WORDS: dict[str, list[str]] = {name: v for name, v in _TABLE.items() if isinstance(v, list)}
 REASONING_TAGS: dict[str, str] = _TABLE["reasoning_tags"]
 QUOTA_TEXTS: dict[str, tuple[str, str]] = _TABLE["quota_texts"]
-WINDOWS_S: dict[str, float] = _TABLE["windows_s"]
+RESOURCES: dict[str, Resource] = _TABLE["resources"]
+UNITS_S: dict[str, float] = _TABLE["units_s"]
 
 
 def has_code(codes: Iterable[str], list_name: str) -> bool:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
-from typing import Any, cast
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, Limit, LimitReading, LimitSnapshot, Resource
-from nbcodex.openai_api.dialects import WINDOWS_S, WORDS
+from nbcodex.openai_api.dialects import RESOURCES, UNITS_S, WORDS
 
 Headers = Mapping[str, str]  # lower-case names; httpx2's own, which ignore case, will do
 
@@ -25,94 +25,20 @@ MAX_LIMIT = 1e15  # larger values are treated as "no limit stated"
 MAX_SEARCHED_CHARS = 4000  # of an error message
 _MAX_VALUE_CHARS = 64  # of a header
 
-# Go's time.Duration.String(): "6m0s", "17ms", "8m51.438s".
-_GO_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "ns": 1e-9}
-_GO_UNITS |= dict.fromkeys(("us", "µs", "μs"), 1e-6)  # two code points look like a mu
-_GO_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|us|µs|μs|ns|s)")
-
-# The phrases are those of OpenAI ("Please try again in 7m12s"), Azure ("Please retry after 37
-# seconds"; API Management: "Quota will be replenished in 01:12:34"), Groq, GitHub ("Please wait 12
-# seconds before retrying", "upgrade your plan or wait 6 seconds"), gateways ("Retry after: 42",
-# "Please wait for 42 seconds", "resets in 42s", "Next request allowed in 42 seconds").
-_WAIT_PART = (
-    r"(\d{1,12}(?:\.\d{1,12})?)\s{0,3}"
-    r"(milliseconds?|ms|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d)"
-    r"(?![a-z])(?:,?\s{0,3}(?:and\s)?)"
-)
-_CLOCK_WAIT = re.compile(r"(\d{1,3}):(\d\d):(\d\d)")
+# Go's time.Duration.String() ("6m0s", "17ms", "8m51.438s"), and words ("1 minute and 20 seconds").
+_DURATION_PART = rf"(\d{{1,12}}(?:\.\d{{0,12}})?|\.\d{{1,12}}) ?({'|'.join(UNITS_S)})(?![a-zµμ])"
+_DURATION = rf"{_DURATION_PART}(?:,? ?(?:and )?{_DURATION_PART}){{0,4}}"  # days to milliseconds
+_CLOCK = r"(\d{1,3}):(\d\d):(\d\d)"
 _WAIT = re.compile(
-    r"(?:(?:again|retry|resets?|allowed|replenished)\s{1,3}(?:in|after)|retry[ _-]after(?=:)|"
-    r"\b(?:please|or) wait):?\s{1,3}(?:about\s|for\s|at least\s)?"
-    rf"((?:{_WAIT_PART}){{1,5}}|an? (?:minute|hour)\b|one (?:minute|hour)\b"  # days to milliseconds
-    rf"|{_CLOCK_WAIT.pattern}|\d{{1,6}}(?!\s{{0,3}}[a-z\d]))",
+    rf"(?:{'|'.join(WORDS['wait_phrases'])}):? (?:about |for |at least )?"
+    rf"({_DURATION}|(?:an?|one) (?:minute|hour)\b|{_CLOCK}|\d{{1,6}}(?! ?[a-z\d]))",
     re.IGNORECASE,
 )
-_MODEL = re.compile(
-    r"(?:rate limit reached|request too large) for (?!(?:tokens|requests|[rt]p[smhd])\b)"
-    r"(?:model )?[`'\"]?([\w./:-]{1,100})",
-    re.IGNORECASE,
-)
-# "tokens per min", "API calls / minute", "tokens. Limit: 150000.000000 / min".
-_PER_WINDOW = re.compile(
-    r"(tokens?|requests?|calls?|queries|models?)"
-    r"(?:[ -]per[ -]| / |\. limit: [\d.]{1,20} / )"
-    r"(?:1 )?(second|sec|minute|min|hour|day|week|month)\b",
-    re.IGNORECASE,
-)
-# "daily request limit", "hourly usage limit", "daily free allocation" (Cloudflare).
-_PERIOD = re.compile(
-    r"\b(hourly|daily|weekly|monthly) (?:\w{1,20} ){0,2}(?:limit|allocation)", re.IGNORECASE
-)
-# Anthropic: "rate limit for your organization of 20,000 input tokens per minute", Together: "rate
-# limit for this model is 9.0 queries per minute". A dot in between belongs to a name.
-_RATE = re.compile(
-    r"\blimit (?:for (?:[^.]|\.\S){1,99}? )?(?:of|is) (\d[\d,]{0,18}(?:\.\d{1,9})?) (?:\w{1,20} )?"
-    + _PER_WINDOW.pattern,
-    re.IGNORECASE,
-)
-_ACRONYM = re.compile(r"\b([TR])P([SMHD])\b")  # "TPM"
-_RESOURCE = re.compile(r"\b(token|request|call)s? (?:rate )?limit", re.IGNORECASE)
-# "Limit 30000", "Used: 22,999", "limited to 10", "Requested ~12903".
-_FIGURE = re.compile(
-    r"\b(limit|used|current|requested)(?:ed to|):?\s{1,3}~?(\d[\d,]{0,18}(?:\.\d{1,9})?)",
-    re.IGNORECASE,
-)
-# By the first letter of the word; OpenRouter's "free-models-per-day" counts requests.
-_RESOURCES = {"t": "tokens", **dict.fromkeys("rcqm", "requests")}
-
-# LiteLLM: "current rpm: 1, rpm limit: 15, current tpm: 12260, tpm limit: 5000" (litellm #13898) and
-# "Limit type: requests. Current limit: 3, Remaining: 0. Limit resets at: 2026-11-30 08:00:00 UTC".
-_CURRENT = re.compile(r"\bcurrent ([rt])p([smhd]): (\d{1,15})", re.IGNORECASE)
-_CURRENT_LIMIT = re.compile(r"\b([rt])p([smhd]) limit: (\d{1,15})", re.IGNORECASE)
-_LIMIT_TYPE = re.compile(r"\blimit type: (tokens|requests)\b", re.IGNORECASE)
-# LiteLLM: "Limit type: max_parallel_requests. Current limit: 1, Remaining: 0", Moonshot: "request
-# reached organization max concurrency: 1", others: "Too many concurrent requests (limit 2)".
-_PARALLEL = re.compile(
-    r"\b(?:limit type: max_parallel_requests|max parallel request|max concurrency|"
-    r"too many (?:parallel|concurrent)|(?:parallel|concurrent) requests? limit|concurrency limit|"
-    r"(?:limit of|maximum(?: number)? of) (?:\d{1,6} )?(?:parallel|concurrent))\b",
-    re.IGNORECASE,
-)
-# LiteLLM's message for all limits: "... rpm limit: 15, ... max_parallel_requests: 40".
-_MAX_PARALLEL = re.compile(r"\bmax_parallel_requests: (\d{1,6})\b", re.IGNORECASE)
-_PARALLEL_COUNT = re.compile(
-    r"\b(?:limit|concurrency|maximum)(?: of|:)? (\d{1,6})\b", re.IGNORECASE
-)
+_LIMIT_PATTERNS = [re.compile(pattern, re.IGNORECASE) for pattern in WORDS["limit_patterns"]]
 _RESETS_AT = re.compile(
     r"\b(?:(resets|again)|your limit will reset) at:? ([\dT:. +Z-]{10,40})", re.IGNORECASE
 )
 _GLM_UTC_OFFSET_S = 8 * 3600.0  # of the dates in GLM's messages: "Your limit will reset at ..."
-# Google: "Quota exceeded for metric: x/free_tier_requests, limit: 0, model: m", and the id
-# "GenerateRequestsPerDayPerProjectPerModel-FreeTier".
-_METRIC = re.compile(r"\bmetric: [\w./-]{0,200}?(request|token)", re.IGNORECASE)
-_QUOTA_ID = re.compile(r"(request|token)[a-z]{0,20}?per(second|minute|hour|day)", re.IGNORECASE)
-
-# GitHub Models: "Rate limit of 15 per 60s exceeded for UserByModelByMinute", also "…InputTokens".
-_LIMIT_OF = re.compile(
-    r"\brate limit of (\d{1,12}) per (\d{1,9})s\b(?:[ \w]{1,99}(tokens)\b)?", re.IGNORECASE
-)
-# Moonshot: "request reached organization max RPM: 3".
-_MAX_LIMIT = re.compile(r"\bmax ([RT])P([SMHD]): (\d{1,12})")
 
 _COUNTED_WORD = re.compile(r"\b(\d{0,6})-?([a-z]+)\b")  # "5-minute" in a header's name
 _POLICY_PART = re.compile(r"([a-z]+)=(\d{1,15})")  # "w=300"
@@ -130,15 +56,17 @@ def parse_number(text: str | None) -> float | None:
     return value if math.isfinite(value) and value >= 0 else None
 
 
-def parse_go_duration(text: str | None) -> float | None:
-    """Return the seconds of a Go duration, or of a plain number as some servers send it."""
+def parse_duration(text: str | None) -> float | None:
+    """Return the seconds of a duration: with units, like "01:12:34", or a plain number."""
     if not text or len(text) > _MAX_VALUE_CHARS:
         return None
-    text = text.strip()
-    parts = _GO_PART.findall(text)
-    if not parts or "".join(amount + unit for amount, unit in parts) != text:
-        return parse_number(text)
-    return sum(float(amount) * _GO_UNITS[unit] for amount, unit in parts)
+    text = text.strip().lower()
+    if clock := re.fullmatch(_CLOCK, text):
+        return int(clock[1]) * 3600.0 + int(clock[2]) * 60.0 + int(clock[3])
+    if re.fullmatch(_DURATION, text):
+        parts = re.findall(_DURATION_PART, text)
+        return sum(float(amount) * UNITS_S[unit] for amount, unit in parts)
+    return parse_number(text)
 
 
 def clamp_wait(seconds: float | None) -> float | None:
@@ -164,7 +92,7 @@ def _parse_date(text: str | None) -> float | None:
 
 def parse_reset(text: str | None, now: float) -> float | None:
     """Return the seconds until a reset: a duration, an epoch in s or ms, an ISO or HTTP date."""
-    seconds = parse_go_duration(text)
+    seconds = parse_duration(text)
     if seconds is None:
         moment = _parse_date(text)
         return None if moment is None else max(0.0, moment - now)
@@ -181,7 +109,7 @@ def wait_in_headers(headers: Headers, *, wall: float) -> float | None:
     stated, now = headers.get("retry-after", "")[:_MAX_VALUE_CHARS], _server_time(headers, wall)
     # A gateway may send it twice ("60, 60"), or in words ("30 seconds").
     seconds = parse_reset(stated, now) or parse_reset(stated.partition(",")[0], now)
-    return clamp_wait(seconds) or wait_in_message(f"retry after {stated}")
+    return clamp_wait(seconds)
 
 
 def _server_time(headers: Headers, wall: float) -> float:
@@ -227,10 +155,11 @@ def header_limits(headers: Headers, *, wall: float) -> list[HeaderLimit]:
             continue
         words.remove(figure)
         kinds = [word for word in words if word in WORDS["header_resources"]]
-        resource = _resource(kinds[0]) if kinds else None
+        resource = RESOURCES[kinds[0]] if kinds else None
         # The window is named like ``minute``, ``1h`` or ``5-minute``.
         counted = _COUNTED_WORD.findall("-".join(words))
-        windows = [float(n or 1) * WINDOWS_S[word] for n, word in counted if word in WINDOWS_S]
+        # Shorter words of the table, such as "us", have another meaning here.
+        windows = [float(n or 1) * UNITS_S[w] for n, w in counted if UNITS_S.get(w, 0.0) >= 1.0]
         window = windows[0] if windows else None
         scope = tuple(word for word in words if word not in kinds)
         key = (resource, window, *scope)
@@ -294,59 +223,32 @@ def _tightest_reading(stated: list[HeaderLimit], resource: Resource) -> LimitRea
     return min(readings, key=lambda reading: (reading.remaining, reading.limit), default=None)
 
 
-def limit_in_message(message: str, *, kind: str | None = None) -> Limit:
+def limit_in_message(message: str, *, kind: str = "") -> Limit:
     """Return the limit that a message names, with its figures; `kind` is the error's ``type``."""
     # "Rate limit reached for M in organization O on tokens per min (TPM): Limit 30000, Used 22999,
     # Requested 12528."
-    text = message[:MAX_SEARCHED_CHARS]
-    resource: Resource | None = None
-    window = None
-    if found := _PER_WINDOW.search(text) or _ACRONYM.search(text):
-        resource, window = _resource(found[1]), WINDOWS_S[found[2].lower()]
-    elif found := _RESOURCE.search(text) or _METRIC.search(text):
-        resource = _resource(found[1])
-    elif kind in {"tokens", "requests"}:
-        resource = cast(Resource, kind)
-    if window is None and (found := _PERIOD.search(text)):
-        window = WINDOWS_S[found[1].lower()]
-    # Reversed, so that the first mention of a figure counts.
-    figures = {name.lower(): _figure(value) for name, value in reversed(_FIGURE.findall(text))}
-    if found := _RATE.search(text):
-        figures.setdefault("limit", _figure(found[1]))
-    found = _MODEL.search(text)
-    model = shorten(found[1].rstrip("."), 100) if found else None
-    if limit := _limit_in_other_words(text):
-        return replace(limit, model=model)
-    return Limit(
-        resource=resource,
-        window=window,
-        limit=figures.get("limit"),
-        used=figures.get("used", figures.get("current")),
-        requested=figures.get("requested"),
-        model=model,
+    stated: dict[str, str] = {}
+    for pattern in _LIMIT_PATTERNS:
+        for match in pattern.finditer(message[:MAX_SEARCHED_CHARS]):
+            groups = {name: text for name, text in match.groupdict().items() if text}
+            # LiteLLM lists all limits: one that is not used up has not refused the request.
+            if not {"used", "limit"} <= groups.keys() or int(groups["used"]) >= int(
+                groups["limit"]
+            ):
+                stated = groups | stated
+    window = stated.get("window", "").lower()
+    limit = Limit(
+        resource=RESOURCES.get(stated.get("resource", kind).lower()),
+        window=UNITS_S.get(window) or parse_number(window),
+        limit=_figure(stated.get("limit")),
+        used=_figure(stated.get("used")),
+        requested=_figure(stated.get("requested")),
+        model=shorten(stated.get("model", "").rstrip("."), 100) or None,
     )
-
-
-def _limit_in_other_words(text: str) -> Limit | None:
-    """Return the limit that LiteLLM, GitHub Models, Moonshot or others state in other words."""
-    if found := _LIMIT_OF.search(text):
-        resource = _resource(found[3] or "requests")
-        return Limit(resource=resource, window=float(found[2]), limit=float(found[1]))
-    if found := _MAX_LIMIT.search(text):
-        window = WINDOWS_S[found[2].lower()]
-        return Limit(resource=_resource(found[1]), window=window, limit=float(found[3]))
-    if found := _LIMIT_TYPE.search(text):
-        bound = _FIGURE.search(text, found.end())
-        return Limit(resource=_resource(found[1]), limit=_figure(bound[2]) if bound else None)
-    limits = {(r.lower(), w.lower()): float(n) for r, w, n in _CURRENT_LIMIT.findall(text)}
-    for kind, unit, used in _CURRENT.findall(text):
-        limit, window = limits.get((kind.lower(), unit.lower())), WINDOWS_S[unit.lower()]
-        if limit is not None and float(used) >= limit:
-            return Limit(resource=_resource(kind), window=window, limit=limit, used=float(used))
-    if _PARALLEL.search(text):
-        count = _MAX_PARALLEL.search(text) or _PARALLEL_COUNT.search(text)
-        return Limit(resource="parallel requests", limit=float(count[1]) if count else None)
-    return None
+    if limit.resource == "parallel requests":  # the other figures are about a rate
+        slots = _figure(stated.get("slots"))
+        return Limit(resource=limit.resource, limit=slots, model=limit.model)
+    return limit
 
 
 def limit_in_google_details(details: object) -> tuple[Limit | None, float | None]:
@@ -357,17 +259,11 @@ def limit_in_google_details(details: object) -> tuple[Limit | None, float | None
     wait = None
     for detail in _objects(details):
         if isinstance(delay := detail.get("retryDelay"), str):
-            wait = clamp_wait(parse_go_duration(delay))
+            wait = clamp_wait(parse_duration(delay))
         for violation in _objects(detail.get("violations")):
             quota = f"{violation.get('quotaId')} {violation.get('quotaMetric')}"[:400]
-            named = _QUOTA_ID.search(quota)
-            limits.append(
-                Limit(
-                    resource=_resource(named[1]) if named else None,
-                    window=WINDOWS_S[named[2].lower()] if named else None,
-                    limit=parse_number(str(violation.get("quotaValue"))),
-                )
-            )
+            value = parse_number(str(violation.get("quotaValue")))
+            limits.append(replace(limit_in_message(quota), limit=value))
     return max(limits, key=lambda limit: limit.window or 0.0, default=None), wait
 
 
@@ -385,17 +281,10 @@ def seconds_to_pacific_midnight(wall: float) -> float:
 
 def wait_in_message(message: str, *, wall: float = 0.0) -> float | None:
     """Return the seconds after which a message asks to try again, in any mix of units."""
-    # Letters and words: "80ms", "7m12s", "35 seconds" (openai/codex #506).
     text = message[:MAX_SEARCHED_CHARS]
     for phrase in _WAIT.finditer(text):
         stated = re.sub("^(an?|one) ", "1 ", phrase[1].lower())
-        seconds = 0.0
-        for amount, unit in re.findall(_WAIT_PART, stated):
-            per_unit = 0.001 if unit.startswith(("ms", "milli")) else WINDOWS_S[unit[0]]
-            seconds += float(amount) * per_unit
-        if clock := _CLOCK_WAIT.match(stated):
-            seconds = int(clock[1]) * 3600.0 + int(clock[2]) * 60.0 + int(clock[3])
-        if (wait := clamp_wait(seconds or parse_number(stated))) is not None:
+        if (wait := clamp_wait(parse_duration(stated))) is not None:
             return wait
     found = _RESETS_AT.search(text) if wall else None
     moment = _parse_date(found[2].strip(" .")) if found else None
@@ -412,13 +301,9 @@ def computed_wait(limit: Limit) -> float | None:
     return clamp_wait((limit.used + limit.requested - limit.limit) / limit.limit * limit.window)
 
 
-def _resource(word: str) -> Resource:
-    return cast(Resource, _RESOURCES[word[0].lower()])
-
-
-def _figure(text: str) -> float | None:
-    value = float(text.replace(",", ""))
-    return value if value <= MAX_LIMIT else None
+def _figure(text: str | None) -> float | None:
+    value = parse_number(text and text.replace(",", "").rstrip("."))
+    return value if value is not None and value <= MAX_LIMIT else None
 
 
 def _objects(value: object) -> list[dict[str, Any]]:

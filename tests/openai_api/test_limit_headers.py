@@ -40,7 +40,7 @@ WALL = 1_800_000_000.0  # Fri, 15 Jan 2027 08:00:00 GMT
     ],
 )
 def test_reset_is_a_go_duration_or_plain_seconds(text: str | None, seconds: float | None) -> None:
-    assert rate_limits.parse_go_duration(text) == (
+    assert rate_limits.parse_duration(text) == (
         pytest.approx(seconds) if seconds is not None else None
     )
 
