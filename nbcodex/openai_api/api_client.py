@@ -55,11 +55,8 @@ class ApiClient:
         self._has_transport = transport is not None  # in place of the network, in tests
         self.capabilities = ServerCapabilities()
         self._sole_models: dict[Endpoint, str] = {}
-        # By id of the request, how many streams in a row have ended empty.
+        # By id of the request, how many streams in a row have ended empty, or without an ending.
         self._empty_streams: dict[str, int] = {}
-        # The ids of requests whose last answer did not state how it ended. The next such answer
-        # counts: each of them is charged, and `judge` tells the user.
-        self._unfinished: set[str] = set()
 
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
         """Return where a request goes, or raise a ConfigurationError; nothing is sent."""
@@ -147,8 +144,8 @@ class ApiClient:
                 )
                 # Azure states the wait in the headers of the HTTP 200 whose stream fails.
                 headers = response.headers
-                reader.accepts_unfinished = request.id in self._unfinished
-                self._unfinished.discard(request.id)
+                # An answer without an ending is charged: `judge` reports the second in a row.
+                reader.accepts_unfinished = empty_streams > 0
                 # The server accepted the parameters: no failure after this is due to them.
                 if not follows_empty_streams:
                     self.capabilities.learn(prepared)
@@ -163,9 +160,7 @@ class ApiClient:
                 self.capabilities.detected_apis[endpoint.base_url] = "chat"
             generated = api_errors.failed_generation(error)
             if generated is None:
-                if stream and reader.is_unfinished:
-                    self._unfinished.add(request.id)
-                if stream and stream.is_empty:
+                if stream and (stream.is_empty or reader.is_unfinished):
                     self._empty_streams[request.id] = empty_streams + 1
                 # Missing capacity of the flex tier, for which OpenAI publishes no code, is HTTP 429
                 # that names no limit. It must not close the model to requests of other tiers.

@@ -12,21 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbcodex.models import StreamPosition
-from nbcodex.openai_api import dialects, pricing
-from nbcodex.openai_api.answers import (
-    CUT_NO_ENDING,
-    MAX_HOSTED_TOOL_CALLS,
-    RawAnswer,
-    count_value,
-    dict_items,
-    dict_member,
-    is_error_object,
-    json_object,
-    merge_usage,
-    name_value,
-    read_usage,
-    text_value,
-)
+from nbcodex.openai_api import answers, dialects, pricing
+from nbcodex.openai_api.answers import RawAnswer, count_value, dict_items, dict_member, text_value
 from nbcodex.openai_api.api_errors import AnswerFailedError, broken_connection
 
 # Event types of OpenAI's reference "Streaming events" of the Responses API.
@@ -99,7 +86,7 @@ class ResponsesReader(_Reader):
             self.is_closed = True
             self.read_end()
             return "", ""
-        event = json_object(data)
+        event = answers.json_object(data)
         number = count_value(event, "sequence_number")
         last = self.position.sequence if self.position else None
         # A server that ignores `starting_after` repeats the events from the first one.
@@ -147,7 +134,7 @@ class ResponsesReader(_Reader):
         if kind == "response.reasoning_summary_part.added" and self._has_reasoning:
             return "", "\n\n"
         response, item = dict_member(event, "response"), dict_member(event, "item")
-        is_error = is_error_object(event) and "response" not in event
+        is_error = answers.is_error_object(event) and "response" not in event
         if kind in _ENDS:
             self._finish(response, kind)
         elif kind == "response.output_item.added":
@@ -172,15 +159,15 @@ class ResponsesReader(_Reader):
         return "", ""
 
     def _identify(self, response: dict[str, Any]) -> None:
-        self.answer.model = name_value(response.get("model")) or self.answer.model
-        self.answer.response_id = name_value(response.get("id")) or self.answer.response_id
+        self.answer.model = answers.name_value(response.get("model")) or self.answer.model
+        self.answer.response_id = answers.name_value(response.get("id")) or self.answer.response_id
         id_ = safe_response_id(response.get("id"))
         # A server that does not know `background` ignores it, and would not have the answer later.
         if self.durable and self.position is None and id_ and response.get("background") is True:
             self.position = StreamPosition(id_)
 
     def _finish(self, response: dict[str, Any], kind: str = "") -> None:
-        if is_error_object(response):
+        if answers.is_error_object(response):
             raise AnswerFailedError(response)
         status = "incomplete" if kind == "response.incomplete" else None
         status = status or response.get("status", "completed")
@@ -189,8 +176,9 @@ class ResponsesReader(_Reader):
         self._identify(response)
         answer, output = self.answer, dict_items(response, "output")
         reason = dict_member(response, "incomplete_details").get("reason")
-        answer.record_ending(name_value(reason) or name_value(status) or "no status")
-        answer.usage = read_usage(response.get("usage"), response.get("service_tier"))
+        if not (answer.record_ending(reason) or answer.record_ending(status)):
+            answer.cut = "no status"
+        answer.usage = answers.read_usage(response.get("usage"), response.get("service_tier"))
         answer.reasoning = [item for item in output if item.get("type") == "reasoning"]
         if output:
             answer.tool_calls, answer.tool_arguments, answer.hosted_tool_calls = [], [], ()
@@ -243,7 +231,7 @@ class ChatReader(_Reader):
             self.is_closed = True
             self.read_end(is_marked=True)
             return "", ""
-        chunk = json_object(data)
+        chunk = answers.json_object(data)
         if name == "error":
             raise AnswerFailedError(chunk)
         if "choices" not in chunk and "usage" not in chunk:
@@ -271,28 +259,28 @@ class ChatReader(_Reader):
             raise AnswerFailedError(self._unrecognized)
         elif is_marked and (has_usage or self._has_choices is False):
             self.is_unfinished, self.is_complete = True, self.accepts_unfinished
-            self.answer.cut = CUT_NO_ENDING
+            self.answer.cut = answers.CUT_NO_ENDING
 
     def _read(self, payload: dict[str, Any]) -> tuple[str, str]:
-        if is_error_object(payload):
+        if answers.is_error_object(payload):
             raise AnswerFailedError(payload)
         answer, choices = self.answer, dict_items(payload, "choices")
         if answer.model is None:
-            answer.model = name_value(payload.get("model"))
-            answer.response_id = name_value(payload.get("id"))
+            answer.model = answers.name_value(payload.get("model"))
+            answer.response_id = answers.name_value(payload.get("id"))
         self._service_tier = payload.get("service_tier") or self._service_tier
         # With `include_usage`, the last chunk has the usage and an empty list of choices.
         # Groq's is in `x_groq`, Moonshot's in the choice; others send the figures in parts.
         groq = dict_member(payload, "x_groq")
         for part in (groq, *choices, payload):
             if isinstance(part.get("usage"), dict):
-                usage = read_usage(part["usage"], self._service_tier)
-                answer.usage = merge_usage(answer.usage, usage)
+                usage = answers.read_usage(part["usage"], self._service_tier)
+                answer.usage = answers.merge_usage(answer.usage, usage)
         if timings := dict_member(payload, "timings"):  # llama.cpp
             read_tokens = [count_value(timings, name) or 0 for name in ("prompt_n", "cache_n")]
             output_tokens = timings.get("predicted_n")
             counted = {"input_tokens": sum(read_tokens), "output_tokens": output_tokens}
-            answer.usage = merge_usage(read_usage(counted), answer.usage)
+            answer.usage = answers.merge_usage(answers.read_usage(counted), answer.usage)
         # The text refers to `citations` by number; `search_results` has their titles.
         answer.add_sources(payload.get("citations"))
         answer.add_sources(payload.get("search_results"))
@@ -304,7 +292,7 @@ class ChatReader(_Reader):
             if choice.get("index") not in (0, "0", None):
                 continue
             # OpenRouter puts an upstream error into the choice, beside `finish_reason: error`.
-            if is_error_object(choice):
+            if answers.is_error_object(choice):
                 raise AnswerFailedError(choice)
             is_ending |= any(answer.record_ending(choice.get(name)) for name in _FINISH_REASONS)
             more_text, more_reasoning = self._read_choice(choice)
@@ -334,10 +322,8 @@ class ChatReader(_Reader):
     def _read_message(self, message: dict[str, Any]) -> tuple[str, str]:
         answer = self.answer
         # The older `function_call` has the same members as a call's `function`.
-        for call in [
-            *dict_items(message, "tool_calls"),
-            {"function": message.get("function_call")},
-        ]:
+        old_call = {"function": message.get("function_call")}
+        for call in [*dict_items(message, "tool_calls"), old_call]:
             function = dict_member(call, "function")
             unnamed = "a function" if call.get("id") and not answer.tool_calls else None
             answer.add_call(function.get("name") or unnamed, function.get("arguments"))
@@ -348,9 +334,8 @@ class ChatReader(_Reader):
         refusal = text_value(message.get("refusal"))
         answer.refused |= bool(refusal)
         audio = dict_member(message, "audio").get("transcript")
-        text, reasoning = self._read_content(
-            message.get("content") or message.get("parsed") or audio
-        )
+        content = message.get("content") or message.get("parsed") or audio
+        text, reasoning = self._read_content(content)
         reasonings = filter(None, map(message.get, dialects.WORDS["reasoning_members"]))
         more, _ = self._read_content(next(reasonings, None))
         if message.get("reasoning_content"):
@@ -378,8 +363,8 @@ def _read_hosted_calls(response: dict[str, Any], output: list[dict[str, Any]]) -
     web_search = dict_member(dict_member(response, "tool_usage"), "web_search")
     if (searches := count_value(web_search, "num_requests")) is not None:
         names = [name for name in names if name != "web_search"]
-        names += ["web_search"] * min(searches, MAX_HOSTED_TOOL_CALLS)
-    return tuple(names[:MAX_HOSTED_TOOL_CALLS])
+        names += ["web_search"] * min(searches, answers.MAX_HOSTED_TOOL_CALLS)
+    return tuple(names[: answers.MAX_HOSTED_TOOL_CALLS])
 
 
 class ReasoningSplitter:
@@ -397,9 +382,7 @@ class ReasoningSplitter:
         self._closing_tag = ""  # the tag that ends the reasoning; empty outside of it
         self._has_tags = self._is_undecided = server != "openai"  # an opening tag may come next
         self._may_be_unopened = server == "compatible"  # a closing tag may come without one
-        self._possible_reasoning: list[
-            str
-        ] = []  # the text so far, while it may turn out to be reasoning
+        self._possible_reasoning: list[str] = []  # the text so far
         self._last_char, self._backticks = "", 0  # of `_possible_reasoning`
 
     def feed(self, more: str) -> tuple[str, str]:
