@@ -173,17 +173,17 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
         if isinstance(error, ModelError) and not is_wrong_address(error):
             # A server without a list of models may still answer prompts.
             text = "the server has no list of models (404)"
-            yield Finding("reached", text, "Name one with -m.")
+            yield Finding("connection", text, "Name one with -m.")
         else:
             advice = error.advice or "Try again later."
             if isinstance(error, CredentialsError):
                 advice = f"{endpoint.host} rejects the key. Is it the key of this host?"
             elif isinstance(error, TransportError):
                 advice = "Check the address, the proxy and the CA above."
-            yield Finding("reached", error.message, advice, is_problem=True)
+            yield Finding("connection", error.message, advice, is_problem=True)
     else:
         models = "1 model" if len(names) == 1 else f"{len(names)} models"
-        yield Finding("reached", f"{endpoint.host or 'the server'} lists {models}")
+        yield Finding("connection", f"{endpoint.host or 'the server'} lists {models}")
         yield _check_model(settings, endpoint, names)
     detected_apis = api_client.capabilities.detected_apis
     api = "responses" if endpoint.kind == "openai" else detected_apis.get(endpoint.base_url)

@@ -121,10 +121,10 @@ def test_valid_settings_have_no_wrong_finding_and_cost_one_request(
 @pytest.mark.parametrize(
     ("knobs", "values", "title", "says"),
     [
-        ({"keys": ("other",)}, {}, "reached", "rejects the key"),
+        ({"keys": ("other",)}, {}, "connection", "rejects the key"),
         ({}, {"model": "gpt-nowhere"}, "model", "is not in the server's list"),
         ({}, {"model": None}, "model", "Set NBCODEX_MODEL to one of"),
-        ({}, {"base_url": "http://127.0.0.1:9/v1"}, "reached", "Check the address"),
+        ({}, {"base_url": "http://127.0.0.1:9/v1"}, "connection", "Check the address"),
         ({}, {"api_key": None}, "server", "No API key"),
         ({}, {"base_url": "nowhere"}, "server", "https://"),
     ],
@@ -176,8 +176,8 @@ def test_wrong_address_is_a_wrong_finding(tmp_path: Path, path: str) -> None:
     with HTTPServer(("127.0.0.1", 0), WrongAddress) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         values = {"base_url": f"http://127.0.0.1:{server.server_port}{path}"}
-        reached = findings_by_title(None, home=tmp_path / "home", **values)["reached"]
+        found = findings_by_title(None, home=tmp_path / "home", **values)["connection"]
         server.shutdown()
-    assert reached.is_problem
-    assert "is not an address of an API: Unexpected endpoint" in reached.text
-    assert "/v1" in reached.advice
+    assert found.is_problem
+    assert "is not an address of an API: Unexpected endpoint" in found.text
+    assert "/v1" in found.advice

@@ -204,11 +204,11 @@ def parse_options(line: str) -> Namespace:
     return options
 
 
-def fill_options(chosen: Namespace, namespace: Mapping[str, object]) -> list[str]:
+def fill_options(args: Namespace, namespace: Mapping[str, object]) -> list[str]:
     """Fill in the fields of options that are free text, and return the notes on them."""
     notes: list[str] = []
     for option in ("model", "system", "effort", "thread"):
-        text = getattr(chosen, option)
+        text = getattr(args, option)
         if text is None:
             continue
         # IPython's `$name` works as well if it is the whole value.
@@ -227,9 +227,9 @@ def fill_options(chosen: Namespace, namespace: Mapping[str, object]) -> list[str
             )
         if option == "model":
             refuse_provider(filled.text)
-        setattr(chosen, option, filled.text)
+        setattr(args, option, filled.text)
         notes += filled.notes
-    chosen.params = _fill_values(chosen.params, namespace)
+    args.params = _fill_values(args.params, namespace)
     return notes
 
 
@@ -269,19 +269,17 @@ def refuse_provider(model: str) -> None:
         )
 
 
-def request_options(
-    chosen: Namespace, variables: Mapping[str, Any]
-) -> tuple[RequestOptions, Format]:
+def request_options(args: Namespace, variables: Mapping[str, Any]) -> tuple[RequestOptions, Format]:
     """Return the options of a cell's request, and the format in which its answer is shown."""
     schema = None
-    if chosen.schema:
-        if chosen.schema not in variables:
+    if args.schema:
+        if args.schema not in variables:
             raise ConfigurationError(
-                f"--schema {chosen.schema}: there is no such variable.",
+                f"--schema {args.schema}: there is no such variable.",
                 advice="Define a pydantic class, or a dict with a JSON schema, in a cell above.",
             )
-        schema = to_schema(variables[chosen.schema])
-    given_format = {"md": "markdown"}.get(chosen.format, chosen.format)
+        schema = to_schema(variables[args.schema])
+    given_format = {"md": "markdown"}.get(args.format, args.format)
     format_: Format = given_format or ("json" if schema else "markdown")
     if schema and format_ not in {"json", "markdown", "text"}:
         raise UsageError(
@@ -289,15 +287,15 @@ def request_options(
         )
     # With a schema, the format's instructions would be superfluous.
     instructions = "" if schema else INSTRUCTIONS.get(format_, "")
-    arguments = vars(chosen) | {
-        "system": "\n\n".join(filter(None, (chosen.system, instructions))) or None,
+    arguments = vars(args) | {
+        "system": "\n\n".join(filter(None, (args.system, instructions))) or None,
         "schema": schema or (ANY_JSON if format_ == "json" else None),
-        "reuse": chosen.reuse or None,  # if it is not given, `Codex.reuse` decides
+        "reuse": args.reuse or None,  # if it is not given, `Codex.reuse` decides
     }
     if format_ == "image":
-        if chosen.api == "chat":
+        if args.api == "chat":
             raise UsageError("%%codex: -f image needs the Responses API: drop --api chat")
         arguments["api"] = "responses"
-        arguments["params"] = request_body.IMAGE_PARAMS | (chosen.params or {})
+        arguments["params"] = request_body.IMAGE_PARAMS | (args.params or {})
     # Arguments that are not fields of `RequestOptions` are ignored.
     return RequestOptions.from_arguments(arguments), format_

@@ -50,11 +50,11 @@ class CodexMagics(Magics):
         self._remember_error()
         from nbcodex.notebook import cell_options
 
-        chosen = cell_options.parse_options(line)
+        args = cell_options.parse_options(line)
         if not cell.strip():
             raise UsageError("%%codex: the prompt is empty: write it below the first line")
         try:
-            self._ask(chosen, cell)
+            self._ask(args, cell)
         except Stopped:
             raise
         except KeyboardInterrupt:  # while variables were evaluated, or the journal opened
@@ -62,7 +62,7 @@ class CodexMagics(Magics):
 
     ask.getdoc = _option_help  # type: ignore[assignment]  # what IPython shows for `%%codex?`
 
-    def _ask(self, chosen: Namespace, cell: str) -> None:
+    def _ask(self, args: Namespace, cell: str) -> None:
         __tracebackhide__ = True
         from nbcodex.client import current
         from nbcodex.notebook import cell_options, identity, variables
@@ -76,41 +76,41 @@ class CodexMagics(Magics):
         session = Session(self._shell, self._config, scope)
         text = cell.removesuffix("\n")
         names = variables.user_variables(self._shell, scope)
-        option_notes = cell_options.fill_options(chosen, names)
-        if chosen.map:
+        option_notes = cell_options.fill_options(args, names)
+        if args.map:
             from nbcodex.notebook import map_cells
 
-            map_cells.run_map_cell(session, chosen, text)
+            map_cells.run_map_cell(session, args, text)
             return
-        if chosen.eval:
+        if args.eval:
             prompt = variables.run_for_prompt(self._shell, cell, scope)
-        elif chosen.raw:
+        elif args.raw:
             prompt = variables.FilledPrompt(text)
         else:
             prompt = variables.fill(text, variables.user_variables(self._shell, scope, text))
-        options, format_ = cell_options.request_options(chosen, session.variables)
-        thread = MAIN_THREAD if chosen.thread is None else chosen.thread
+        options, format_ = cell_options.request_options(args, session.variables)
+        thread = MAIN_THREAD if args.thread is None else args.thread
         request = build_request(
             prompt.text,
             session.settings,
             replace(
                 options,
-                thread=None if chosen.no_history else thread,
-                images=[*prompt.images, *variables.images_of(chosen.image, self._shell, scope)],
+                thread=None if args.no_history else thread,
+                images=[*prompt.images, *variables.images_of(args.image, self._shell, scope)],
             ),
-            origin=identity.current_origin(self._shell, variable=chosen.out),
+            origin=identity.current_origin(self._shell, variable=args.out),
         )
         # Joined last: a prompt that fails before must leave the conversation as it is.
         request, turn_notes = current().conversations.join(
-            request, session.journal.conversations, session.settings, start_new=chosen.new
+            request, session.journal.conversations, session.settings, start_new=args.new
         )
         notes = [*option_notes, *prompt.notes, *turn_notes]
         output = OutputOptions(format=format_, notes=notes)
-        if chosen.dry_run:
+        if args.dry_run:
             session.dry_run(request, notes)
             return
         handle = current().create_handle(request, session.settings)
-        if chosen.background:
+        if args.background:
             session.answer_in_background(handle, output)
         else:
             session.show_answer(handle, output)

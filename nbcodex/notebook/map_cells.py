@@ -34,19 +34,18 @@ NOT_AT_RESET = "--at-reset cannot be used with a map, which waits for its limits
 _ONE_PROMPT_OPTIONS = ("background", "raw", "eval", "format", "thread", "new")
 
 
-def run_map_cell(session: Session, chosen: Namespace, template: str) -> None:
+def run_map_cell(session: Session, args: Namespace, template: str) -> None:
     """Send a cell's template for each row of the variable that ``--map`` names."""
     for option in _ONE_PROMPT_OPTIONS:
-        if getattr(chosen, option):
+        if getattr(args, option):
             raise UsageError(f"%%codex: --{option} cannot be used with --map")
     names = session.variables
-    if chosen.map not in names:
-        raise UsageError(f"%%codex: --map {chosen.map}: there is no such variable")
-    request, _ = cell_options.request_options(chosen, names)
-    request = replace(request, images=images_of(chosen.image, session.shell, session.scope))
-    is_dry_run = getattr(chosen, "dry_run", False)
+    if args.map not in names:
+        raise UsageError(f"%%codex: --map {args.map}: there is no such variable")
+    request, _ = cell_options.request_options(args, names)
+    request = replace(request, images=images_of(args.image, session.shell, session.scope))
     prepared = prepare_map(
-        template, names[chosen.map], request, variable=chosen.out, dry_run=is_dry_run
+        template, names[args.map], request, variable=args.out, dry_run=args.dry_run
     )
     if isinstance(prepared, Estimate):
         print(str(prepared))

@@ -47,13 +47,13 @@ class WidgetSource(ipywidgets.Widget):  # type: ignore[misc]
 
 
 class CodexWidget(anywidget.AnyWidget):
-    """A widget that shows `view`, and calls a function for each click in a page."""
+    """A widget that shows `data`, and calls a function for each click in a page."""
 
     _esm = _read_static("load_source.js")
     _sources: ClassVar[dict[Kind, WidgetSource]] = {}  # the latest of each kind
 
     # What is shown. Its "text" goes into files and front ends without widgets, and stays as it was.
-    view = traitlets.Dict().tag(sync=True)
+    data = traitlets.Dict().tag(sync=True)
     # The id by which the Jupyter server can interrupt this kernel; the page checks its form.
     kernel_id = traitlets.Unicode().tag(sync=True)
     source = traitlets.Unicode().tag(sync=True)  # the id of the `WidgetSource`
@@ -61,7 +61,7 @@ class CodexWidget(anywidget.AnyWidget):
     def __init__(
         self,
         kind: Kind,
-        view: dict[str, Any],
+        data: dict[str, Any],
         on_action: Callable[[str, str], None],
         on_sync: Callable[[], None] | None = None,
     ) -> None:
@@ -73,7 +73,7 @@ class CodexWidget(anywidget.AnyWidget):
         if source is None or source.comm is None or not source.is_loaded:
             source = self._sources[kind] = WidgetSource(kind)
         super().__init__(
-            view=view,
+            data=data,
             kernel_id=kernel_id(get_ipython()),
             source=source.model_id,
             layout=source.layout,
@@ -109,5 +109,5 @@ class CodexWidget(anywidget.AnyWidget):
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         bundle = super()._repr_mimebundle_(**kwargs)
         if bundle is not None:
-            bundle[0]["text/plain"] = self.view.get("text", "")
+            bundle[0]["text/plain"] = self.data.get("text", "")
         return bundle

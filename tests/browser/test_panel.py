@@ -193,7 +193,7 @@ def lose_text(panel, content, buffers=None):
     else:
         send(panel, content, buffers)
 def lose_view(panel, key=None):
-    if VIEW and key == "view" and lost == ["text"]:
+    if VIEW and key == "data" and lost == ["text"]:
         lost.append("view")
     else:
         send_state(panel, key)

@@ -12,7 +12,7 @@ from nbcodex.notebook.display import text_views, widget_views
 from nbcodex.notebook.display.map_panel import (
     MapState,
     apply_stats,
-    map_view,
+    map_data,
     status_line,
     summary_line,
 )
@@ -112,8 +112,8 @@ def test_cooldown_names_its_limit_and_end() -> None:
     assert "tokens per minute (TPM) reached, continues at 14:00:12 (in 12.0 s)" in status_line(
         state_after(closed), WALL
     )
-    assert map_view(state_after(closed), WALL)["phase"] == "cooldown"
-    assert map_view(state_after(closed | {"at": 173.0}), WALL)["phase"] == "running"
+    assert map_data(state_after(closed), WALL)["phase"] == "cooldown"
+    assert map_data(state_after(closed | {"at": 173.0}), WALL)["phase"] == "running"
 
 
 def test_summary_line_of_a_stopped_map() -> None:
@@ -133,7 +133,7 @@ def test_summary_line_of_a_stopped_map() -> None:
 def test_sum_with_unknown_costs_is_a_lower_bound(cost: float, running: str, ended: str) -> None:
     """Without any known cost, a map that has ended says of how many rows it is unknown."""
     state = state_after(HALF | {"totals": used(50_000, 10_000, cost, unpriced=3)})
-    assert map_view(state, WALL)["cost"] == running.removeprefix(" · ")
+    assert map_data(state, WALL)["cost"] == running.removeprefix(" · ")
     assert running in status_line(state, WALL)
     assert ended in summary_line(state)
 
@@ -147,7 +147,7 @@ def test_state_keeps_a_few_seconds_of_samples() -> None:
 
 def test_first_failures_are_listed() -> None:
     """The line after them says how many more there are, and where."""
-    shown = map_view(state_after(HALF | {"failed": 7, "failures": (("a", "too\nlarge"),)}), WALL)
+    shown = map_data(state_after(HALF | {"failed": 7, "failures": (("a", "too\nlarge"),)}), WALL)
     assert shown["failures"] == ["a: too large", "… and 6 more: nbcodex.map.last.failed"]
 
 

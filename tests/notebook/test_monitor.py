@@ -30,7 +30,7 @@ from nbcodex.notebook.monitor.state import (
     earliest_last_send,
     last_hour,
 )
-from nbcodex.notebook.monitor.view import MAX_LISTED_REQUESTS, monitor_text, monitor_view
+from nbcodex.notebook.monitor.view import MAX_LISTED_REQUESTS, monitor_data, monitor_text
 from nbcodex.ratelimit.sharing import SharedModel, limit_state
 from tests.kernel_client import kernel
 from tests.simulated import Simulated
@@ -292,7 +292,7 @@ UNCERTAIN = {"policy": "refunded"}
 def test_last_send_is_bounded_by_what_is_certain(state: MonitorState, at: float) -> None:
     """The bound is the latest certain instant; a server that refunds makes the limit uncertain."""
     assert earliest_last_send(state, LABEL) == at
-    drawn = monitor_view(state, 110, WALL)["limits"][0]["queue"]
+    drawn = monitor_data(state, 110, WALL)["limits"][0]["queue"]
     assert drawn["last"] == (at and at * 1000)
     text = f", the last for at least {at - 110:.1f} s" if at else ""
     line = monitor_text(state, 110, WALL).splitlines()[1]
@@ -332,14 +332,14 @@ def test_queue_without_a_bound_shows_no_time() -> None:
 def test_incomplete_cost_is_a_lower_bound(known: dict[str, Any], text: str) -> None:
     """Without any known part it is unknown."""
     state = state_after({"session": UsageTotals(requests=2, **known)})
-    drawn = monitor_view(state, 1, WALL)
+    drawn = monitor_data(state, 1, WALL)
     assert drawn["totals"][1][1 + drawn["columns"].index("cost")] == text
 
 
 def test_totals_with_estimates_are_marked() -> None:
     about = UsageTotals(requests=2, answers=1, usage=replace(USED, estimated=True), cost=0.5)
     state = state_after({"session": about})
-    assert monitor_view(state, 1, WALL)["totals"][1][2:5] == ["~812", "~512", "~431"]
+    assert monitor_data(state, 1, WALL)["totals"][1][2:5] == ["~812", "~512", "~431"]
     assert "~812 in (512 cached) · ~431 out (64 reasoning) · ~$0.50\n" in monitor_text(
         state, 1, WALL
     )
@@ -357,7 +357,7 @@ def test_totals_with_estimates_are_marked() -> None:
 )
 def test_cost_of_the_last_request(changes: dict[str, Any], text: str) -> None:
     """Counted tokens have a cost, known or not; simulated ones have none."""
-    drawn = monitor_view(
+    drawn = monitor_data(
         state_after(queued(), finished(1, reply=replace(REPLY, **changes))), 2, WALL
     )
     assert drawn["totals"][0][1 + drawn["columns"].index("cost")] == text
@@ -371,15 +371,15 @@ def test_attempts_are_counted_as_in_the_panel(changes: Any) -> None:
     own = [replace(event, request_id="3f2a") for event in changes]
     state = state_after(queued(), sent(1), *own)
     row = state.open["3f2a"]
-    shown = panel_widget.panel_view(row)["attempt"]
-    assert monitor_view(state, 3, WALL)["requests"][0]["attempt"] == shown
+    shown = panel_widget.panel_data(row)["attempt"]
+    assert monitor_data(state, 3, WALL)["requests"][0]["attempt"] == shown
     assert f"attempt {shown + 1}" not in panel.status_line(row, 3, WALL)
     assert ("attempt 2 " in panel.status_line(row, 3, WALL)) == (shown == 2)
 
 
 def test_row_shows_tokens_like_the_line_of_figures() -> None:
     state = state_after(queued(), sent(1), TextGrew(request_id="3f2a", at=2, size=400))
-    assert monitor_view(state, 3, WALL)["requests"][0]["tokens"] == "~812 in, ~100 out"
+    assert monitor_data(state, 3, WALL)["requests"][0]["tokens"] == "~812 in, ~100 out"
 
 
 def test_level_refills_up_to_the_limit() -> None:
@@ -393,15 +393,15 @@ def test_long_list_of_requests_is_cut() -> None:
     """All open requests are counted, and the oldest are listed."""
     state = state_after(*(queued(0, f"{n:04}") for n in range(MAX_LISTED_REQUESTS + 7)))
     assert "and 7 more" in monitor_text(state, 1, WALL)
-    drawn = monitor_view(state, 1, WALL)
+    drawn = monitor_data(state, 1, WALL)
     assert (drawn["open"], len(drawn["requests"])) == (MAX_LISTED_REQUESTS + 7, MAX_LISTED_REQUESTS)
 
 
 @pytest.mark.parametrize("at", [float("inf"), float("nan"), 1e300, -1e300, -9223372036.0])
 def test_view_accepts_any_resume_time(at: float) -> None:
-    """Whatever time a server sends, the view is JSON, and the text has words for it."""
+    """Whatever time a server sends, the data are JSON, and the text has words for it."""
     state = state_after(queued(), sent(1), refused(2, at), limits(cooldown_until=at))
-    json.dumps(monitor_view(state, 2.0, WALL), allow_nan=False)
+    json.dumps(monitor_data(state, 2.0, WALL), allow_nan=False)
     assert "waiting" in monitor_text(state, 2.0, WALL)
 
 
@@ -412,10 +412,10 @@ def test_any_name_fits_on_a_line(model: str, server: str) -> None:
     assert len(monitor_text(state, 0, WALL).splitlines()) == 5
 
 
-def test_view_does_not_change_with_time_alone() -> None:
+def test_data_do_not_change_with_time_alone() -> None:
     """What only ticks is not sent again."""
     state = busy()
-    assert monitor_view(state, 10.0, WALL + 10) == monitor_view(state, 14.0, WALL + 14)
+    assert monitor_data(state, 10.0, WALL + 10) == monitor_data(state, 14.0, WALL + 14)
 
 
 # What it listens to and sends.
@@ -473,16 +473,16 @@ def test_pending_events_are_bounded(live_monitor: Any) -> None:
     assert len(client.listeners) == 2
 
 
-def test_equal_view_is_not_sent_again(live_monitor: Any) -> None:
+def test_equal_data_are_not_sent_again(live_monitor: Any) -> None:
     _, monitor, widget, _ = live_monitor
-    views: list[Any] = []
-    widget.observe(lambda change: views.append(change["new"]), "view")
+    received: list[Any] = []
+    widget.observe(lambda change: received.append(change["new"]), "data")
     monitor._send_changes(widget)
     monitor._send_changes(widget)
-    assert views == []
+    assert received == []
     monitor._collector(queued())
     monitor._send_changes(widget)
-    assert [view["open"] for view in views] == [1]
+    assert [data["open"] for data in received] == [1]
 
 
 def test_refused_request_has_no_unknown_cost() -> None:

@@ -334,7 +334,7 @@ def test_status_line_accepts_any_resume_time(resume_at: float) -> None:
     state = state_after(queued(), sent(1), refused(2, resume_at))
     assert "waiting" in status_line(state, 2.0, WALL)
     assert state.seconds_left(2.0) is None or state.seconds_left(2.0) >= 0
-    json.dumps(widget_views.time_view(state, 2.0, WALL), allow_nan=False)
+    json.dumps(widget_views.time_data(state, 2.0, WALL), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ class PanelHarness:
     """A `WidgetView` without a kernel, and what it sends and shows."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> None:
-        self.clock, self.pressed, self.sent, self.views = StillClock(), [], [], []
+        self.clock, self.pressed, self.sent, self.received = StillClock(), [], [], []
         self.shown: list[tuple[str, Any]] = []
         monkeypatch.setattr(
             widget_views.CodexWidget, "send", lambda _, content: self.sent.append(content)
@@ -432,7 +432,7 @@ class PanelHarness:
         self.view.open(state)
         panel = self.shown[0][1]
         assert isinstance(panel, widget_views.CodexWidget)
-        panel.observe(lambda change: self.views.append(change["new"]), "view")
+        panel.observe(lambda change: self.received.append(change["new"]), "data")
         return panel
 
     def render(self, state: PanelState, *, later: float = 0.1) -> None:
@@ -469,19 +469,19 @@ def test_only_new_text_is_sent(harness: PanelHarness) -> None:
 
 
 def test_update_is_one_message(harness: PanelHarness) -> None:
-    """Figures travel with the text; when it pauses, a view confirms the last number."""
+    """Figures travel with the text; when it pauses, the data confirm the last number."""
     state = state_after(queued(), sent(1), delta(2, "first"))
     harness.open(state)
     harness.render(state)
-    harness.views.clear()
+    harness.received.clear()
     for _ in range(5):
         state = apply_event(state, delta(2, "word " * 4))
         harness.render(state)
-    assert harness.views == []
+    assert harness.received == []
     assert harness.sent[-1]["changes"] == {"tokens_out": "~27"}
     for _ in range(5):
         harness.render(state, later=0.5)
-    assert [view["seq"] for view in harness.views] == [6]
+    assert [data["seq"] for data in harness.received] == [6]
 
 
 def test_huge_text_is_cut_to_its_end(harness: PanelHarness) -> None:
@@ -528,7 +528,7 @@ def test_restart_replaces_the_text(harness: PanelHarness) -> None:
     assert harness.texts == [(1, "Hel", True), (2, "Anew", True)]
 
 
-def test_sync_sends_text_and_view(harness: PanelHarness) -> None:
+def test_sync_sends_text_and_data(harness: PanelHarness) -> None:
     """The page gets the whole text and a countdown that is right at this moment."""
     state = state_after(queued(100), sent(101), delta(102, "Hel"), refused(103, 110))
     harness.open(state)
@@ -536,8 +536,8 @@ def test_sync_sends_text_and_view(harness: PanelHarness) -> None:
     harness.clock.at = 105.0
     harness.receive({"type": "sync"})
     assert harness.texts[-1] == (2, "Hel", True)
-    assert (harness.views[-1]["remaining_ms"], harness.views[-1]["seq"]) == (5000, 2)
-    assert harness.views[-1]["deadline_ms"] == round((WALL + 110) * 1000)
+    assert (harness.received[-1]["remaining_ms"], harness.received[-1]["seq"]) == (5000, 2)
+    assert harness.received[-1]["deadline_ms"] == round((WALL + 110) * 1000)
 
 
 def test_updates_are_sent_ten_times_a_second(harness: PanelHarness) -> None:
@@ -548,9 +548,9 @@ def test_updates_are_sent_ten_times_a_second(harness: PanelHarness) -> None:
         state = apply_event(state, delta(harness.clock.at, "word "))
         harness.render(state, later=0.01)
     assert 10 <= len(harness.texts) <= 13
-    before = len(harness.views)
+    before = len(harness.received)
     harness.render(apply_event(state, refused(harness.clock.at, 120)), later=0.0)
-    assert len(harness.views) == before + 1
+    assert len(harness.received) == before + 1
 
 
 def test_wait_sends_nothing_while_only_time_passes(harness: PanelHarness) -> None:
@@ -558,7 +558,7 @@ def test_wait_sends_nothing_while_only_time_passes(harness: PanelHarness) -> Non
     harness.open(state)
     for _ in range(50):
         harness.render(state, later=1.0)
-    assert (harness.views, harness.sent) == ([], [])
+    assert (harness.received, harness.sent) == ([], [])
 
 
 def test_view_is_sent_after_the_machine_slept(harness: PanelHarness) -> None:
@@ -568,19 +568,19 @@ def test_view_is_sent_after_the_machine_slept(harness: PanelHarness) -> None:
     harness.render(state, later=1.0)
     harness.render(state, later=20.0)
     harness.render(state, later=1.0)
-    assert [view["remaining_ms"] for view in harness.views] == [39_000]
+    assert [data["remaining_ms"] for data in harness.received] == [39_000]
 
 
 def test_prolonged_cooldown_is_sent(harness: PanelHarness) -> None:
     state = state_after(queued(100), cooldown(100, 110))
     harness.open(state)
     harness.render(apply_event(state, cooldown(100, 130)))
-    assert [view["remaining_ms"] for view in harness.views] == [29_900]
+    assert [data["remaining_ms"] for data in harness.received] == [29_900]
 
 
-def test_view_contains_no_text(harness: PanelHarness) -> None:
+def test_data_contain_no_text(harness: PanelHarness) -> None:
     panel = harness.open(state_after(queued(), sent(1), delta(2, "needle")))
-    assert "needle" not in json.dumps(panel.view)
+    assert "needle" not in json.dumps(panel.data)
 
 
 def test_click_is_acknowledged(harness: PanelHarness) -> None:
@@ -619,8 +619,8 @@ def test_answer_follows_the_emptied_panel(harness: PanelHarness) -> None:
     panel = harness.open(state_after(queued()))
     harness.view.close({"text/plain": "Hello"})
     assert harness.shown[1:] == [("update", EMPTY), ("display", {"text/plain": "Hello"})]
-    assert panel.view["phase"] == "ended"
-    assert "`%codex journal 3f2a`" in panel.view["line"]
+    assert panel.data["phase"] == "ended"
+    assert "`%codex journal 3f2a`" in panel.data["line"]
     harness.view.render(state_after(queued(), sent(1)))
     harness.view.close({"text/plain": "Hello"})
 

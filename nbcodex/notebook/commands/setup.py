@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _demo_server: SimulatorServer | None = None  # one per process, shared by all shells
 # Other local users can reach the server's port, but not use it without this key.
 _DEMO_KEY = secrets.token_urlsafe(16)
-# The simulator's knobs by the argument of `%codex demo`.
-_DEMO_KNOBS: dict[str, dict[str, Any]] = {
+# The simulator's settings by the argument of `%codex demo`.
+_DEMO_SETTINGS: dict[str, dict[str, Any]] = {
     "on": {"tpm": 3_000, "rpm": 60, "latency": 0.4, "speed": 60.0},
     "calm": {"tpm": 1_000_000, "rpm": 5_000, "latency": 0.2, "speed": 200.0},
 }
@@ -104,18 +104,18 @@ def demo(session: Session, mode: str = "on") -> None:
     from nbcodex.simulator import Fault, Knobs, Simulator
     from nbcodex.simulator.server import SimulatorServer
 
-    if mode != "off" and mode not in _DEMO_KNOBS:
+    if mode != "off" and mode not in _DEMO_SETTINGS:
         raise UsageError("%codex demo: on, calm or off")
-    knobs = Knobs(keys=(_DEMO_KEY,), **_DEMO_KNOBS[mode]) if mode != "off" else None
-    if _demo_server is not None and _demo_server.simulator.knobs != knobs:
+    settings = Knobs(keys=(_DEMO_KEY,), **_DEMO_SETTINGS[mode]) if mode != "off" else None
+    if _demo_server is not None and _demo_server.simulator.knobs != settings:
         _demo_server.stop()
         _demo_server = None
-    if knobs is None:
+    if settings is None:
         session.config.demo = None
         print(f"The demo is off: requests go to {configured_host(session.config.settings())}.")
         return
     if _demo_server is None:
-        simulator = Simulator(knobs)
+        simulator = Simulator(settings)
         if mode == "on":
             simulator.script(
                 None if seconds is None else Fault("tokens_per_minute", seconds=seconds)
@@ -134,8 +134,8 @@ def demo(session: Session, mode: str = "on") -> None:
     )
     effect = "no limit is reached" if mode == "calm" else "you see limits at work"
     print(
-        f"From now on a simulator answers, with {knobs.tpm:,} tokens a minute, so that {effect}. "
-        "Nothing leaves this machine. `%codex demo off` ends it."
+        f"From now on a simulator answers, with {settings.tpm:,} tokens a minute, so that "
+        f"{effect}. Nothing leaves this machine. `%codex demo off` ends it."
     )
 
 

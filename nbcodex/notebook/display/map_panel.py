@@ -127,7 +127,7 @@ def summary_line(state: MapState) -> str:
     )
 
 
-def map_view(state: MapState, wall: float) -> dict[str, Any]:
+def map_data(state: MapState, wall: float) -> dict[str, Any]:
     """Return what the page shows, as numbers and short texts."""
     stats, usage = state.stats, state.stats.totals.usage
     cooldown = _cooldown_text(state, wall)

@@ -1,9 +1,9 @@
 """The panel of a request and the progress of a map as Jupyter widgets.
 
-The page (`static/panel.js`) gets the trait ``view``, a dictionary of everything but the answer's
+The page (`static/panel.js`) gets the trait ``data``, a dictionary of everything but the answer's
 text, and messages ``{type: "text", seq, text, whole, changes}``. `whole` is true if `text` is all
 of the text so far, else it is to be appended. `seq` counts the messages: if a number is missing,
-the page asks for the whole text. `changes` are entries of ``view`` that changed while text arrived,
+the page asks for the whole text. `changes` are entries of ``data`` that changed while text arrived,
 so that one rendering is one message.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbcodex.errors import shorten
-from nbcodex.notebook.display.map_panel import MapState, map_view
+from nbcodex.notebook.display.map_panel import MapState, map_data
 from nbcodex.notebook.display.panel import (
     ACTIONS,
     ActionName,
@@ -50,7 +50,7 @@ MAX_ENDED_WIDGETS = 100
 # Characters of the latest reasoning that are shown while a model thinks.
 REASONING_PREVIEW_CHARS = 160
 
-# These entries of the view change with every delta, and are sent together with its text.
+# These entries of the data change with every delta, and are sent together with its text.
 _LIVE_FIGURES = {"tokens_in", "tokens_out", "speed", "cost"}
 
 _ended_widgets: deque[CodexWidget] = deque()
@@ -59,7 +59,7 @@ _ended_widgets: deque[CodexWidget] = deque()
 def _end_widget(widget: CodexWidget | None, line: str) -> None:
     if widget is not None:
         widget.on_action = widget.on_sync = None
-        widget.view = {**widget.view, "phase": "ended", "line": line}
+        widget.data = {**widget.data, "phase": "ended", "line": line}
         _ended_widgets.append(widget)
         if len(_ended_widgets) > MAX_ENDED_WIDGETS:
             _ended_widgets.popleft().close()
@@ -80,7 +80,7 @@ class WidgetView(RequestView):
         self._text = GrowingText()  # what the page has, or will have once `_unsent` is sent
         self._unsent = ""
         self._seq = 0
-        self._view_lacks_seq = False  # no view with the number of the last text was sent
+        self._data_lack_seq = False  # no data with the number of the last text were sent
         self._rendered_at = 0.0
         # The thread that follows the request and the one that receives the page's messages both
         # send texts, which must arrive in the order of their numbers.
@@ -89,7 +89,7 @@ class WidgetView(RequestView):
     def prepare(self, state: PanelState) -> None:
         """Create the widget while the network is awaited: it takes some milliseconds."""
         self._state, self._rendered_at = state, self._clock.now()
-        self._widget = CodexWidget("panel", self._current_view(), self._act, self._sync)
+        self._widget = CodexWidget("panel", self._current_data(), self._act, self._sync)
 
     def open(self, state: PanelState) -> None:
         """Show the panel below the cell."""
@@ -106,7 +106,7 @@ class WidgetView(RequestView):
             return
         with self._send_lock:
             before, self._state, self._rendered_at = self._state, state, now
-            old, new = panel_view(before), panel_view(state)
+            old, new = panel_data(before), panel_data(state)
             changes = {name: value for name, value in new.items() if value != old[name]}
             countdown_is_right = before.resume_at == state.resume_at and interval <= SLEEP_GAP_S
             only_figures = countdown_is_right and changes.keys() <= _LIVE_FIGURES
@@ -118,11 +118,11 @@ class WidgetView(RequestView):
             )
             if only_figures and sent_text:
                 # The page notices a lost text when the next one arrives. If the answer pauses, it
-                # does so only by the number in a view.
-                self._view_lacks_seq = True
-            elif not only_figures or changes or self._view_lacks_seq:
-                self._widget.view = self._current_view()
-                self._view_lacks_seq = False
+                # does so only by the number in the data.
+                self._data_lack_seq = True
+            elif not only_figures or changes or self._data_lack_seq:
+                self._widget.data = self._current_data()
+                self._data_lack_seq = False
 
     def close(self, bundle: MimeBundle) -> None:
         """Leave the final MIME bundle instead of the panel."""
@@ -163,9 +163,9 @@ class WidgetView(RequestView):
         self._widget.send(message | ({"changes": changes} if changes else {}))
         return True
 
-    def _current_view(self) -> dict[str, Any]:
-        times = time_view(self._state, self._clock.now(), self._clock.wall())
-        return panel_view(self._state) | times | {"seq": self._seq}
+    def _current_data(self) -> dict[str, Any]:
+        times = time_data(self._state, self._clock.now(), self._clock.wall())
+        return panel_data(self._state) | times | {"seq": self._seq}
 
     def _act(self, action: str, _request_id: str) -> None:
         if action in ACTIONS:
@@ -176,10 +176,10 @@ class WidgetView(RequestView):
             self._send_text(self._text, whole=True)
             # Another thread ends the request, and sets the widget to None.
             if (widget := self._widget) is not None:
-                widget.view = self._current_view()
+                widget.data = self._current_data()
 
 
-def panel_view(state: PanelState) -> dict[str, Any]:
+def panel_data(state: PanelState) -> dict[str, Any]:
     """Return what the page shows, apart from the text and from what only time changes."""
     usage, speed = state.usage, state.tokens_per_second
     about = "~" if usage.estimated else ""
@@ -216,7 +216,7 @@ def panel_view(state: PanelState) -> dict[str, Any]:
     }
 
 
-def time_view(state: PanelState, now: float, wall: float) -> dict[str, Any]:
+def time_data(state: PanelState, now: float, wall: float) -> dict[str, Any]:
     """Return what changes with time, in ms. From here on the page counts by its own clock."""
     left = state.seconds_left(now)
     return {
@@ -225,7 +225,7 @@ def time_view(state: PanelState, now: float, wall: float) -> dict[str, Any]:
         "waited_ms": round(state.total_waited(now) * 1000),
         "waits": state.wait_started_at is not None,
         # The remaining time does not depend on the page's clock; the deadline, in ms since the
-        # epoch, keeps a view that is drawn later from starting the countdown again.
+        # epoch, keeps a panel that is drawn later from starting the countdown again.
         "remaining_ms": None if left is None else round(left * 1000),
         "deadline_ms": None if left is None else round((wall + left) * 1000),
         "total_ms": None if left is None else round((left + now - state.phase_started_at) * 1000),
@@ -241,9 +241,9 @@ class WidgetMapView(MapView):
     def render(self, state: MapState, wall: float) -> None:
         """Send the figures."""
         if self._widget is not None:
-            self._widget.view = map_view(state, wall)
+            self._widget.data = map_data(state, wall)
             return
-        self._widget = CodexWidget("map", map_view(state, wall), self._act)
+        self._widget = CodexWidget("map", map_data(state, wall), self._act)
         self._slot.show(self._widget, raw=False)
 
     def close(self, bundle: MimeBundle) -> None:

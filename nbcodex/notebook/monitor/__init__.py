@@ -20,7 +20,7 @@ from nbcodex.client import current
 from nbcodex.notebook import display
 from nbcodex.notebook.display.panel import ACTIONS
 from nbcodex.notebook.monitor.state import MonitorState, TextGrew, apply_events
-from nbcodex.notebook.monitor.view import monitor_text, monitor_view
+from nbcodex.notebook.monitor.view import monitor_data, monitor_text
 from nbcodex.runtime import event_loop
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ JOURNAL_INTERVAL_S = 5.0
 # of a long map would otherwise fill the memory.
 MAX_PENDING_EVENTS = 4096
 
-# Countdowns and gauges move in the page by themselves, so views need not be frequent.
-MIN_VIEW_INTERVAL_S = 0.5
+# Countdowns and gauges move in the page by themselves, so updates need not be frequent.
+MIN_UPDATE_INTERVAL_S = 0.5
 
 # What the page sends instead of a request's id for all open requests of this kernel.
 ALL_REQUESTS = "all"
@@ -144,22 +144,22 @@ class Monitor:
         return data | text, metadata
 
     def _live_widget(self) -> CodexWidget:
-        """Return the one widget of this process, so that all views of the monitor agree."""
+        """Return the one widget of this process, so that the monitor is the same in all outputs."""
         with self._creation_lock:
             if self._widget is None or self._widget.comm is None:
                 from nbcodex.notebook.widget_base import CodexWidget
 
-                self._widget = CodexWidget("monitor", self._new_view(), self._act, self._sync)
+                self._widget = CodexWidget("monitor", self._current_data(), self._act, self._sync)
                 threading.Thread(
                     target=self._refresh, args=(self._widget,), name="codex-monitor", daemon=True
                 ).start()
             return self._widget
 
-    def _new_view(self) -> dict[str, Any]:
+    def _current_data(self) -> dict[str, Any]:
         state, clock = self._collector.state(host.current.settings()), self.client.clock
         now, wall = clock.now(), clock.wall()
         clocks = {"now": round(now * 1000), "wall": round(wall * 1000)}
-        return monitor_view(state, now, wall) | clocks
+        return monitor_data(state, now, wall) | clocks
 
     def _refresh(self, widget: CodexWidget) -> None:
         while widget.comm is not None and current() is self.client:
@@ -170,17 +170,17 @@ class Monitor:
                 self._send_changes(widget)
             except Exception:
                 log.exception("the monitor could not be updated")
-            time.sleep(MIN_VIEW_INTERVAL_S)
+            time.sleep(MIN_UPDATE_INTERVAL_S)
 
     def _send_changes(self, widget: CodexWidget) -> None:
-        view = self._new_view()
+        data = self._current_data()
         # The clocks always differ, and are no reason to send it.
-        if view != widget.view | {name: view[name] for name in ("now", "wall")}:
-            widget.view = view
+        if data != widget.data | {name: data[name] for name in ("now", "wall")}:
+            widget.data = data
 
     def _sync(self) -> None:
         if self._widget is not None:
-            self._widget.view = self._new_view()
+            self._widget.data = self._current_data()
 
     def _act(self, action: str, id_: str) -> None:
         if action not in ACTIONS:

@@ -25,7 +25,7 @@ MAX_LISTED_REQUESTS = 50
 
 def monitor_text(state: MonitorState, now: float, wall: float) -> str:
     """Return the monitor as lines of text, at this instant of both clocks."""
-    all_time, elsewhere = "", _other_kernels_text(state.other_kernels, wall)
+    all_time, others = "", _other_kernels_text(state.other_kernels, wall)
     if state.all_time is not None:
         totals = figures.totals_line(state.all_time, count_requests=False)
         all_time = f"{_all_time_label(state).lower()}: {totals}"
@@ -39,7 +39,7 @@ def monitor_text(state: MonitorState, now: float, wall: float) -> str:
         all_time,
         _hour_line(state, now),
         *(f"budget: {budget}" for budget in state.budgets),
-        f"other kernels: {elsewhere}" if elsewhere else "",
+        f"other kernels: {others}" if others else "",
         *("  ".join(_log_row(entry, now, wall)) for entry in state.log),
     ]
     return "\n".join(filter(None, lines))
@@ -137,7 +137,7 @@ def _all_time_label(state: MonitorState) -> str:
 TABLE_COLUMNS = ["answers", "input", "cached", "output", "reasoning", "cost", "waited"]
 
 
-def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]:
+def monitor_data(state: MonitorState, now: float, wall: float) -> dict[str, Any]:
     """Return what the page draws; instants in ms of the kernel's clock, rates per second."""
     requests, last, name = list(state.open.items()), None, "Last request"
     if state.last is not None:
@@ -145,8 +145,8 @@ def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]
         last = replace(UsageTotals.of(state.last), usage=state.last.usage)
         name += f", attempt {last.attempts}" if last.attempts > 1 else ""
     return {
-        "limits": [_limits_view(state, label) for label in state.limits],
-        "requests": [_request_view(id_, each) for id_, each in requests[:MAX_LISTED_REQUESTS]],
+        "limits": [_limits_data(state, label) for label in state.limits],
+        "requests": [_request_data(id_, each) for id_, each in requests[:MAX_LISTED_REQUESTS]],
         "open": len(requests),
         "phases": Counter(each.phase for _, each in requests),
         "simulated": _is_simulated(state),
@@ -159,7 +159,7 @@ def monitor_view(state: MonitorState, now: float, wall: float) -> dict[str, Any]
         "minutes": [[m.tokens, m.limit_hits] for m in last_hour(state, now)],
         "hour": _hour_line(state, now),
         "budget": "; ".join(state.budgets),
-        "elsewhere": _other_kernels_text(state.other_kernels, wall),
+        "other_kernels": _other_kernels_text(state.other_kernels, wall),
         "log": [_log_row(entry, now, wall) for entry in state.log],
     }
 
@@ -177,7 +177,7 @@ def _totals_row(totals: UsageTotals | None) -> list[str]:
     return [f"{totals.answers:,}", *tokens, cost, waited]
 
 
-def _limits_view(state: MonitorState, label: str) -> dict[str, Any]:
+def _limits_data(state: MonitorState, label: str) -> dict[str, Any]:
     limits, (model, server) = state.limits[label], _model_and_server(label)
     readings = []
     for kind, reading in (("tokens", limits.tokens), ("requests", limits.requests)):
@@ -204,7 +204,7 @@ def _limits_view(state: MonitorState, label: str) -> dict[str, Any]:
     }
 
 
-def _request_view(id_: str, request: PanelState) -> dict[str, Any]:
+def _request_data(id_: str, request: PanelState) -> dict[str, Any]:
     why = request.limit.name if request.limit else request.reason
     if request.phase == "queued":
         why = why.partition(": ")[2]  # "Queued for capacity" is the label of the phase

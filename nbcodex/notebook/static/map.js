@@ -1,6 +1,6 @@
 /* The progress of a map in the page: a bar, its figures, and Stop. */
 
-// The segments of the bar, by the names that `view.counts` has for them.
+// The segments of the bar, by the names that `data.counts` has for them.
 const SEGMENTS = {
   done: "answered",
   reused: "reused",
@@ -64,14 +64,14 @@ function render({ model, el }) {
   const channel = openChannel(model);
 
   function update() {
-    const view = model.get("view");
-    root.dataset.phase = view.phase;
-    setText(rows, view.rows);
-    setText(modelName, view.model);
-    const counts = { ...view.counts, waiting: view.waiting };
+    const data = model.get("data");
+    root.dataset.phase = data.phase;
+    setText(rows, data.rows);
+    setText(modelName, data.model);
+    const counts = { ...data.counts, waiting: data.waiting };
     // The rows of an iterator have no total: it is assumed to be what was read so far.
     const read = Object.values(counts).reduce((sum, count) => sum + count, 0);
-    const total = Math.max(view.total ?? read, 1);
+    const total = Math.max(data.total ?? read, 1);
     for (const [name, node] of segments) node.style.width = `${(100 * counts[name]) / total}%`;
     bar.setAttribute("aria-valuemax", total);
     bar.setAttribute("aria-valuenow", counts.done + counts.reused);
@@ -80,12 +80,12 @@ function render({ model, el }) {
       setText(node, count ? `${formatNumber(count)} ${label}` : "");
     }
     // Of a map that has ended, only a line says where its result is.
-    const isEnded = view.phase === "ended";
+    const isEnded = data.phase === "ended";
     for (const node of [rows, stop, bar, keys, figureRow]) node.hidden = isEnded;
-    setText(stage, isEnded ? view.line : view.stage);
-    for (const [key, node] of figures) setText(node, FIGURES[key](view[key]));
-    failures.hidden = isEnded || !view.failures.length;
-    failures.replaceChildren(...view.failures.map((line) => makeNode("li", "", {}, line)));
+    setText(stage, isEnded ? data.line : data.stage);
+    for (const [key, node] of figures) setText(node, FIGURES[key](data[key]));
+    failures.hidden = isEnded || !data.failures.length;
+    failures.replaceChildren(...data.failures.map((line) => makeNode("li", "", {}, line)));
   }
 
   async function interrupt() {
@@ -99,11 +99,11 @@ function render({ model, el }) {
     stop.textContent = "Stopping…";
     channel.send({ type: "action", name: "stop" }, { onLate: interrupt });
   });
-  model.on("change:view", update);
+  model.on("change:data", update);
   channel.start();
   update();
   el.append(root);
-  return () => model.off("change:view", update);
+  return () => model.off("change:data", update);
 }
 
 export default () => ({ render });

@@ -1,6 +1,6 @@
 /* The monitor in the page: one feed for each model, and any number of views of it.
  *
- * `view` is described in monitor/view.py. Its instants are those of the kernel's clock; `now` and
+ * `data` is described in monitor/view.py. Its instants are those of the kernel's clock; `now` and
  * `wall` are the kernel's clocks when it was sent. From its arrival on, the page counts.
  */
 
@@ -29,21 +29,21 @@ const BUSY_KERNEL =
   "This kernel processes a button only when its cell has ended. The notebook's own Stop (■) works at once.";
 
 function openFeed(model) {
-  const feed = { view: {}, receivedAt: 0, views: new Set(), channel: openChannel(model) };
+  const feed = { data: {}, receivedAt: 0, views: new Set(), channel: openChannel(model) };
 
-  function receiveView(isLive) {
-    const view = (feed.view = model.get("view"));
-    // The kernel's wall clock says how old a stored view is, unless the page's clock disagrees with it.
-    const age = Date.now() - view.wall;
+  function receiveData(isLive) {
+    const data = (feed.data = model.get("data"));
+    // The kernel's wall clock says how old stored data are, unless the page's clock disagrees with it.
+    const age = Date.now() - data.wall;
     const wasStored = !isLive && age > 0 && age < 86_400_000;
     feed.receivedAt = Date.now() - (wasStored ? age : 0);
     feed.views.forEach((each) => each.update());
   }
 
   /* Return the present by the kernel's clock, in ms. */
-  feed.now = () => feed.view.now + Date.now() - feed.receivedAt;
-  model.on("change:view", () => receiveView(true));
-  receiveView(false);
+  feed.now = () => feed.data.now + Date.now() - feed.receivedAt;
+  model.on("change:data", () => receiveData(true));
+  receiveData(false);
   feed.channel.start();
   return feed;
 }
@@ -373,9 +373,8 @@ function makeSection(name, caption, ...children) {
 
 function openView(feed, model, el) {
   const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const [open, simulated, elsewhere, budget] = ["open", "simulated", "elsewhere", "budget"].map(
-    (name) => makeNode("span", name),
-  );
+  const spans = ["open", "simulated", "other-kernels", "budget"];
+  const [open, simulated, otherKernels, budget] = spans.map((name) => makeNode("span", name));
   const limits = makeNode("ul", "limits");
   const rows = makeNode("ul", "rows");
   const log = makeNode("ol", "entries");
@@ -402,7 +401,7 @@ function openView(feed, model, el) {
       open,
       makeNode("i", "line-break"),
       simulated,
-      elsewhere,
+      otherKernels,
       budget,
     ),
     makeSection("limits", "Limits", limits, noLimits),
@@ -448,35 +447,35 @@ function openView(feed, model, el) {
   }
 
   function update() {
-    const view = feed.view;
-    const waiting = view.phases.waiting ?? 0;
-    const inCooldown = view.phases.cooldown ?? 0;
+    const data = feed.data;
+    const waiting = data.phases.waiting ?? 0;
+    const inCooldown = data.phases.cooldown ?? 0;
     const counts = [
-      view.open ? formatCount(view.open, "open request") : "no open requests",
+      data.open ? formatCount(data.open, "open request") : "no open requests",
       waiting && `${formatNumber(waiting)} waiting to retry`,
       inCooldown && `${formatNumber(inCooldown)} in cooldown`,
     ];
     setText(open, counts.filter(Boolean).join(" · "));
-    setText(simulated, view.simulated && "simulated: nothing is charged");
-    setText(elsewhere, view.elsewhere && `other kernels: ${view.elsewhere}`);
-    setText(budget, view.budget && `budget: ${view.budget}`);
+    setText(simulated, data.simulated && "simulated: nothing is charged");
+    setText(otherKernels, data.other_kernels && `other kernels: ${data.other_kernels}`);
+    setText(budget, data.budget && `budget: ${data.budget}`);
     ticking = [
-      ...listLimits(view.limits, (each) => `${each.model} ${each.server}`),
-      ...listRows(view.requests, (request) => request.id),
+      ...listLimits(data.limits, (each) => `${each.model} ${each.server}`),
+      ...listRows(data.requests, (request) => request.id),
     ];
     // All ids get the width of the longest, so that what follows them stands in columns.
-    const idWidth = Math.max(8, ...view.requests.map(({ id }) => shortId(id).length));
+    const idWidth = Math.max(8, ...data.requests.map(({ id }) => shortId(id).length));
     rows.style.setProperty("--id-chars", idWidth);
-    allButtons.forEach((button) => button.update(view.open));
-    listLog([...view.log].reverse(), (entry) => entry.join(" "));
-    setText(noLimits, view.limits.length ? "" : "No answer has stated any limits yet.");
-    const hidden = view.open - view.requests.length;
-    setText(noRows, hidden > 0 ? `and ${formatNumber(hidden)} more` : view.open ? "" : NO_REQUESTS);
-    setText(noLog, view.log.length ? "" : "No attempt has been refused.");
-    totals.update(view);
-    plot.update(view);
+    allButtons.forEach((button) => button.update(data.open));
+    listLog([...data.log].reverse(), (entry) => entry.join(" "));
+    setText(noLimits, data.limits.length ? "" : "No answer has stated any limits yet.");
+    const hidden = data.open - data.requests.length;
+    setText(noRows, hidden > 0 ? `and ${formatNumber(hidden)} more` : data.open ? "" : NO_REQUESTS);
+    setText(noLog, data.log.length ? "" : "No attempt has been refused.");
+    totals.update(data);
+    plot.update(data);
     // A screen reader announces only that waiting begins or ends, not each change of the numbers.
-    const state = view.open ? "requests are open" : "no requests are open";
+    const state = data.open ? "requests are open" : "no requests are open";
     const announcement = `${state}${waiting + inCooldown ? ", some wait" : ""}`;
     if (announcement !== announced) setText(live, (announced = announcement));
   }

@@ -1,7 +1,7 @@
 /* The panel of a request in the page: one feed for each model, and any number of views of it.
  *
  * Python sends the remaining and the elapsed time. From then on the page counts, by its monotonic
- * clock, which no user can set. `view` and the text messages are described in widget_views.py.
+ * clock, which no user can set. `data` and the text messages are described in widget_views.py.
  */
 
 // If the page's clock and the wall clock drift apart by this much, one of them was set, or the
@@ -23,10 +23,10 @@ const now = () => performance.now();
  * text for views that are opened later. */
 function openFeed(model) {
   const feed = {
-    view: {},
+    data: {},
     text: "",
     seq: 0, // the number of the last text
-    receivedAt: 0, // when the times in `view` were right
+    receivedAt: 0, // when the times in `data` were right
     dueAt: null, // when the countdown ends; null: there is none
     reached: null, // whether Python receives messages now; null: not known yet
     views: new Set(),
@@ -63,29 +63,29 @@ function openFeed(model) {
     feed.seq = seq;
     feed.views.forEach((view) => view.addText({ text, whole }));
     if (!changes) return;
-    feed.view = { ...feed.view, ...changes };
+    feed.data = { ...feed.data, ...changes };
     updateViews();
   }
 
-  function receiveView(isLive) {
-    const view = (feed.view = model.get("view"));
-    if (view.phase === "ended") feed.text = ""; // no view shows it now
-    const waits = view.remaining_ms !== null;
-    // The times of a view that has just arrived are right now, whatever the kernel's clock says. Those
-    // of a stored view are older. Its age is what it says is left, minus what is left until its
+  function receiveData(isLive) {
+    const data = (feed.data = model.get("data"));
+    if (data.phase === "ended") feed.text = ""; // no view shows it now
+    const waits = data.remaining_ms !== null;
+    // The times in data that have just arrived are right now, whatever the kernel's clock says. Those
+    // of stored data are older. Their age is what they say is left, minus what is left until its
     // deadline by the page's clock. If that is not a possible age, the clocks of kernel and page differ,
     // and the stored times are used as they are.
-    const left = view.deadline_ms - Date.now();
-    const wasStored = !isLive && waits && left > 0 && left < view.remaining_ms;
-    feed.receivedAt = now() - (wasStored ? view.remaining_ms - left : 0);
-    feed.dueAt = waits ? feed.receivedAt + view.remaining_ms : null;
+    const left = data.deadline_ms - Date.now();
+    const wasStored = !isLive && waits && left > 0 && left < data.remaining_ms;
+    feed.receivedAt = now() - (wasStored ? data.remaining_ms - left : 0);
+    feed.dueAt = waits ? feed.receivedAt + data.remaining_ms : null;
     updateViews();
-    if (view.seq > feed.seq) requestSync();
+    if (data.seq > feed.seq) requestSync();
   }
 
   model.on("msg:custom", (message) => message.type === "text" && receiveText(message));
-  model.on("change:view", () => receiveView(true));
-  receiveView(false);
+  model.on("change:data", () => receiveData(true));
+  receiveData(false);
   feed.channel.start();
   return feed;
 }
@@ -296,34 +296,34 @@ function openView(feed, model, el) {
   }
 
   function update() {
-    const view = feed.view;
-    const [label, description] = PHASES[view.phase] ?? [view.phase, ""];
-    if (phase !== view.phase) {
-      phase = view.phase;
+    const data = feed.data;
+    const [label, description] = PHASES[data.phase] ?? [data.phase, ""];
+    if (phase !== data.phase) {
+      phase = data.phase;
       pressed = null;
       root.dataset.phase = phase;
       iconPath.setAttribute("d", ICONS[phase] ?? CLOCK_ICON);
       setText(title, label);
       title.title = description;
       // A screen reader announces new phases only, not each tick.
-      setText(live, view.line);
+      setText(live, data.line);
     }
     // Of a request that has ended, only a line says where its answer is.
     const isEnded = phase === "ended";
     for (const node of [buttonRow, body, foot]) node.hidden = isEnded;
-    if (isEnded) setText(note, view.line);
-    setText(modelName, view.model);
-    setText(attempt, view.attempt > 1 ? `attempt ${view.attempt}` : "");
-    updateButtons(view);
-    updateWait(view);
-    root.dataset.stale = view.stale;
-    const stale = view.stale && "The text below is incomplete; the next attempt replaces it.";
+    if (isEnded) setText(note, data.line);
+    setText(modelName, data.model);
+    setText(attempt, data.attempt > 1 ? `attempt ${data.attempt}` : "");
+    updateButtons(data);
+    updateWait(data);
+    root.dataset.stale = data.stale;
+    const stale = data.stale && "The text below is incomplete; the next attempt replaces it.";
     const isEmpty = wait.hidden && log.node.hidden;
-    setText(hint, stale || view.reasoning || (isEmpty ? description : ""));
-    setText(facts.in, view.tokens_in && `${view.tokens_in} tokens in the prompt`);
-    setText(facts.out, view.tokens_out && `${view.tokens_out} tokens of answer`);
-    setText(facts.speed, view.speed && `${view.speed} tokens/s`);
-    setText(facts.cost, view.cost);
+    setText(hint, stale || data.reasoning || (isEmpty ? description : ""));
+    setText(facts.in, data.tokens_in && `${data.tokens_in} tokens in the prompt`);
+    setText(facts.out, data.tokens_out && `${data.tokens_out} tokens of answer`);
+    setText(facts.speed, data.speed && `${data.speed} tokens/s`);
+    setText(facts.cost, data.cost);
     tick();
     keepHeight();
   }
@@ -337,8 +337,8 @@ function openView(feed, model, el) {
     body.style.minHeight = `${Math.max(before, body.offsetHeight)}px`;
   }
 
-  function updateButtons(view) {
-    for (const { name, disabled } of view.actions) {
+  function updateButtons(data) {
+    for (const { name, disabled } of data.actions) {
       if (!buttons.has(name)) {
         buttons.set(name, makeButton(name, press));
         buttonRow.append(buttons.get(name).node);
@@ -348,39 +348,39 @@ function openView(feed, model, el) {
         why: isUnreachable ? BUSY_KERNEL : disabled,
         shortReason: isUnreachable ? "not while a cell runs" : "it is not waiting",
         isPressed: pressed === name,
-        isRunning: RUNNING_PHASES.has(view.phase),
-        id: view.id,
+        isRunning: RUNNING_PHASES.has(data.phase),
+        id: data.id,
       });
     }
   }
 
-  function updateWait(view) {
-    wait.hidden = !view.cause && feed.dueAt === null;
+  function updateWait(data) {
+    wait.hidden = !data.cause && feed.dueAt === null;
     ring.node.hidden = feed.dueAt === null;
     if (wait.hidden) return;
-    setText(cause, causeText(view.cause));
-    const isDrawn = meter.update(view.cause ?? {}, view.phase !== "cooldown");
-    setText(limitFigures, isDrawn ? "" : (view.cause?.figures ?? ""));
+    setText(cause, causeText(data.cause));
+    const isDrawn = meter.update(data.cause ?? {}, data.phase !== "cooldown");
+    setText(limitFigures, isDrawn ? "" : (data.cause?.figures ?? ""));
     // A refused request is sent at that moment. In a cooldown it is not sent before; in the queue the
     // moment is an estimate.
     const announcements = {
-      waiting: `Attempt ${view.attempt + 1} starts by itself at`,
+      waiting: `Attempt ${data.attempt + 1} starts by itself at`,
       cooldown: "Reached by another request; this one is sent in its turn, not before",
     };
-    const announcement = announcements[view.phase] ?? "It is sent by itself at about";
-    setText(next, feed.dueAt === null ? "" : `${announcement} ${view.until}.`);
+    const announcement = announcements[data.phase] ?? "It is sent by itself at about";
+    setText(next, feed.dueAt === null ? "" : `${announcement} ${data.until}.`);
   }
 
   function tick() {
-    const view = feed.view;
+    const data = feed.data;
     const age = now() - feed.receivedAt;
-    if (feed.dueAt !== null) ring.update(feed.dueAt - now(), view.total_ms, reducedMotion);
-    const elapsed = view.elapsed_ms + age;
-    const waited = view.waited_ms + (view.waits ? age : 0);
+    if (feed.dueAt !== null) ring.update(feed.dueAt - now(), data.total_ms, reducedMotion);
+    const elapsed = data.elapsed_ms + age;
+    const waited = data.waited_ms + (data.waits ? age : 0);
     // As long as the request has only waited, the total time would be the same number again.
     const onlyWaited = waited > 0 && elapsed - waited < 1000;
     setText(facts.time, onlyWaited ? "" : `${formatDuration(elapsed)} in all`);
-    setText(facts.waited, waited > 0 ? `waited ${formatDuration(waited)} of ${view.patience}` : "");
+    setText(facts.waited, waited > 0 ? `waited ${formatDuration(waited)} of ${data.patience}` : "");
   }
 
   log.addText({ text: feed.text, whole: true });
