@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from argparse import Namespace
-from dataclasses import replace
 from typing import Any, cast
 
 from IPython import get_ipython
@@ -49,71 +47,21 @@ class CodexMagics(Magics):
         __tracebackhide__ = True
         self._remember_error()
         from nbcodex.notebook import cell_options
+        from nbcodex.notebook.session import Session
+        from nbcodex.notebook.variables import caller_scope
 
         args = cell_options.parse_options(line)
         if not cell.strip():
             raise UsageError("%%codex: the prompt is empty: write it below the first line")
         try:
-            self._ask(args, cell)
+            # Settings are read for each cell: `%config` and the environment may change between two.
+            Session(self._shell, self._config, caller_scope(self._shell)).run_cell(args, cell)
         except Stopped:
             raise
         except KeyboardInterrupt:  # while variables were evaluated, or the journal opened
             raise Stopped("Stopped before anything was sent.") from None
 
     ask.getdoc = _option_help  # type: ignore[assignment]  # what IPython shows for `%%codex?`
-
-    def _ask(self, args: Namespace, cell: str) -> None:
-        __tracebackhide__ = True
-        from nbcodex.client import current
-        from nbcodex.notebook import cell_options, identity, variables
-        from nbcodex.notebook.display import OutputOptions
-        from nbcodex.notebook.session import Session
-        from nbcodex.requests.conversation import MAIN_THREAD
-        from nbcodex.requests.options import build_request
-
-        # Settings are read for each cell: `%config` and the environment may change between two.
-        scope = variables.caller_scope(self._shell)
-        session = Session(self._shell, self._config, scope)
-        text = cell.removesuffix("\n")
-        names = variables.user_variables(self._shell, scope)
-        option_notes = cell_options.fill_options(args, names)
-        if args.map:
-            from nbcodex.notebook import map_cells
-
-            map_cells.run_map_cell(session, args, text)
-            return
-        if args.eval:
-            prompt = variables.run_for_prompt(self._shell, cell, scope)
-        elif args.raw:
-            prompt = variables.FilledPrompt(text)
-        else:
-            prompt = variables.fill(text, variables.user_variables(self._shell, scope, text))
-        options, format_ = cell_options.request_options(args, session.variables)
-        thread = MAIN_THREAD if args.thread is None else args.thread
-        request = build_request(
-            prompt.text,
-            session.settings,
-            replace(
-                options,
-                thread=None if args.no_history else thread,
-                images=[*prompt.images, *variables.images_of(args.image, self._shell, scope)],
-            ),
-            origin=identity.current_origin(self._shell, variable=args.out),
-        )
-        # Joined last: a prompt that fails before must leave the conversation as it is.
-        request, turn_notes = current().conversations.join(
-            request, session.journal.conversations, session.settings, start_new=args.new
-        )
-        notes = [*option_notes, *prompt.notes, *turn_notes]
-        output = OutputOptions(format=format_, notes=notes)
-        if args.dry_run:
-            session.dry_run(request, notes)
-            return
-        handle = current().create_handle(request, session.settings)
-        if args.background:
-            session.answer_in_background(handle, output)
-        else:
-            session.show_answer(handle, output)
 
     @no_var_expand
     @line_magic("codex")  # type: ignore[arg-type]

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
-    from nbcodex.models import Origin
+from IPython.core.interactiveshell import InteractiveShell
 
 # The random part distinguishes processes of different containers that have the same number.
 _TERMINAL_ID = f"{os.getpid()}-{os.urandom(4).hex()}"
@@ -35,13 +31,3 @@ def cell_number(shell: InteractiveShell | None) -> int:
     """Return the running cell's number, as in ``In[3]``; 0 outside of IPython."""
     # Since IPython 9, `execution_count` is the number of the next cell already.
     return 0 if shell is None else len(shell.user_ns["In"]) - 1
-
-
-def current_origin(shell: InteractiveShell, *, variable: str | None = None) -> Origin:
-    """Return the origin of a request that the running cell makes."""
-    from nbcodex.models import Origin
-
-    # JupyterLab and Notebook send the cell's id with the code; most other front ends do not.
-    parent = getattr(shell, "parent_header", None)
-    cell = parent.get("metadata", {}).get("cellId") if isinstance(parent, dict) else None
-    return Origin(notebook=notebook_id(shell), cell=str(cell) if cell else None, variable=variable)

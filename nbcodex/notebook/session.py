@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,18 +17,22 @@ from nbcodex.client import current
 from nbcodex.errors import Stopped, shorten
 from nbcodex.events import Ending, Failed
 from nbcodex.journal.journal import Journal
-from nbcodex.models import MapListener, Reply, Request
-from nbcodex.notebook import display, identity
+from nbcodex.models import MapListener, Origin, Reply, Request
+from nbcodex.notebook import cell_options, display, identity, variables
 from nbcodex.notebook.config import Codex
-from nbcodex.notebook.display import CellOutput, OutputOptions
+from nbcodex.notebook.display import CellOutput, OutputOptions, can_show_widgets, text_views
 from nbcodex.notebook.display.panel import ActionName, PanelState
 from nbcodex.notebook.monitor import collector_of
 from nbcodex.notebook.variables import CallerScope
 from nbcodex.rendering import formats
 from nbcodex.rendering.figures import join_figures
+from nbcodex.requests.conversation import MAIN_THREAD
 from nbcodex.requests.handle import Handle, PendingReply, reply_or_raise, run_uninterrupted
+from nbcodex.requests.options import build_request
 from nbcodex.runtime import event_loop
 from nbcodex.settings import Settings
+
+MAX_HEADING_CHARS = 80
 
 
 class Session:
@@ -41,7 +46,7 @@ class Session:
         # From here on, `nbcodex.ask` and `nbcodex.map` use this notebook's settings and display.
         host.current.settings = config.settings
         host.current.follow = self._follow_ask
-        host.current.origin = partial(identity.current_origin, shell)
+        host.current.origin = self.new_origin
         host.current.map_listener = self.map_listener
         host.current.confirm = _confirm
         host.current.is_script = False
@@ -62,6 +67,50 @@ class Session:
     def journal(self) -> Journal:
         """The journal that the settings name."""
         return current().journal(self.settings)
+
+    def run_cell(self, args: Namespace, cell: str) -> None:
+        """Answer the prompt of a cell with the options `args`."""
+        __tracebackhide__ = True
+        text = cell.removesuffix("\n")
+        names = variables.user_variables(self.shell, self.scope)
+        option_notes = cell_options.fill_options(args, names)
+        if args.map:
+            from nbcodex.notebook import map_cells
+
+            map_cells.run_map_cell(self, args, text)
+            return
+        if args.eval:
+            prompt = variables.run_for_prompt(self.shell, cell, self.scope)
+        elif args.raw:
+            prompt = variables.FilledPrompt(text)
+        else:
+            prompt = variables.fill(text, variables.user_variables(self.shell, self.scope, text))
+        options, format_ = cell_options.request_options(args, self.variables)
+        thread = MAIN_THREAD if args.thread is None else args.thread
+        request = build_request(
+            prompt.text,
+            self.settings,
+            replace(
+                options,
+                thread=None if args.no_history else thread,
+                images=[*prompt.images, *variables.images_of(args.image, self.shell, self.scope)],
+            ),
+            origin=self.new_origin(args.out),
+        )
+        # Joined last: a prompt that fails before must leave the conversation as it is.
+        request, turn_notes = current().conversations.join(
+            request, self.journal.conversations, self.settings, start_new=args.new
+        )
+        notes = [*option_notes, *prompt.notes, *turn_notes]
+        output = OutputOptions(format=format_, notes=notes)
+        if args.dry_run:
+            self.dry_run(request, notes)
+            return
+        handle = current().create_handle(request, self.settings)
+        if args.background:
+            self.answer_in_background(handle, output)
+        else:
+            self.show_answer(handle, output)
 
     def show_answer(
         self, handle: Handle, options: OutputOptions, *, earlier_text: str = ""
@@ -120,7 +169,13 @@ class Session:
         """Return a listener that shows a map's progress below the cell; see `MapOutput`."""
         if os.getpid() != self._pid:
             return lambda _: None  # a forked child has no display
-        view = display.choose_map_view(self.shell, self.settings.display)
+        view = text_views.MapView()
+        if not hasattr(self.shell, "kernel"):
+            view = text_views.TerminalMapView()
+        elif can_show_widgets(self.shell, self.settings.display):
+            from nbcodex.notebook.display.widget_views import WidgetMapView
+
+            view = WidgetMapView()
         notice = self._take_notice
         return display.MapOutput(view, current().clock, preview=preview, take_notice=notice)
 
@@ -139,6 +194,13 @@ class Session:
         # one of its own, and would not find the variable in its next line.
         script = self.scope.script
         return [self.shell.user_ns] if script is None else [self.shell.user_ns, script]
+
+    def new_origin(self, variable: str | None = None) -> Origin:
+        """Return the origin of a request that the running cell makes."""
+        # JupyterLab and Notebook send the cell's id with the code; most other front ends do not.
+        parent = getattr(self.shell, "parent_header", None)
+        cell = parent.get("metadata", {}).get("cellId") if isinstance(parent, dict) else None
+        return Origin(notebook=self.notebook, cell=str(cell) if cell else None, variable=variable)
 
     def _follow_ask(self, handle: Handle) -> Ending:
         """Wait until a request of `nbcodex.ask` has ended; show it only if it has to wait."""
@@ -188,10 +250,15 @@ class Session:
             handle.retry_now() if action == "retry" else handle.end(action)
 
         clock, settings = current().clock, self.settings
-        options = replace(options, remote_images=settings.remote_images)
-        view = display.choose_request_view(
-            self.shell, clock, options.heading, choice=settings.display, on_action=act
-        )
+        heading = shorten(options.heading, MAX_HEADING_CHARS)
+        view: text_views.RequestView = text_views.TextView(clock)
+        if not hasattr(self.shell, "kernel"):
+            view = text_views.TerminalView(clock, heading)
+        elif can_show_widgets(self.shell, settings.display):
+            from nbcodex.notebook.display.widget_views import WidgetView
+
+            view = WidgetView(act, clock)
+        options = replace(options, heading=heading, remote_images=settings.remote_images)
         now = clock.now()
         state = PanelState(id=handle.request.id, started_at=now, phase_started_at=now)
         return CellOutput(view, options, state)

@@ -12,6 +12,7 @@ import warnings
 from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 from typing import Any, Literal
 from urllib.parse import quote
@@ -256,17 +257,14 @@ def _fix(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
 def _json(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     from pydantic import TypeAdapter  # slow to import
 
-    def validated_as_json(instance: object) -> Any:  # it may be an element of a list
-        return json.loads(TypeAdapter(Any).dump_json(instance))
-
+    # Called for validated objects, which may be elements of a list.
+    as_json = partial(TypeAdapter(Any).dump_python, mode="json")
     value = answer.reply.parsed
     try:
         if value is None:  # the JSON value null, or an answer of the journal, which is not parsed
             value = json.loads(_unfenced(answer.reply.text))
         # NaN is refused, because a notebook file is strict JSON.
-        text = json.dumps(
-            value, ensure_ascii=False, indent=2, allow_nan=False, default=validated_as_json
-        )
+        text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False, default=as_json)
         text = text.encode("utf-8", "replace").decode()
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -21,7 +21,7 @@ from nbcodex.journal.reads import Entry
 from nbcodex.mapping import map_runner, upload
 from nbcodex.mapping.map_runner import MapRunner, active_runners
 from nbcodex.models import Request, match_prefix, new_id
-from nbcodex.notebook import identity, map_cells
+from nbcodex.notebook import map_cells
 from nbcodex.notebook.display import OutputOptions
 from nbcodex.notebook.session import Session
 from nbcodex.openai_api import pricing
@@ -146,7 +146,7 @@ def retry(session: Session, prefix: str, flag: str = "") -> None:
         await_endpoint = client.services().api_client.await_endpoint
         endpoint = event_loop.run(await_endpoint(request, session.settings))
         check_server(request, endpoint, command="retry")
-    origin = identity.current_origin(session.shell, variable=request.origin.variable)
+    origin = session.new_origin(request.origin.variable)
     origin = replace(origin, position=request.origin.position)
     # Without `reuse`, because another answer than the stored one is wanted.
     request = replace(
@@ -351,8 +351,7 @@ def fix(session: Session, cell: str = "") -> None:
             f"{{Err[{cell[:10]}]}} in a prompt is the error of another cell"
         )
     # Without a thread: a question about an error does not belong to the conversation.
-    origin = identity.current_origin(session.shell)
-    request = build_request(error.as_prompt(), session.settings, origin=origin)
+    request = build_request(error.as_prompt(), session.settings, origin=session.new_origin())
     # The heading is the error, because the user has not written the prompt.
     options = OutputOptions(format="fix", heading=error.traceback.rpartition("\n")[2] + where)
     session.show_answer(current().create_handle(request, session.settings), options)

@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -143,9 +144,8 @@ def run_doctor(session: Session) -> None:
     """Check the settings, the server and this notebook, with advice for what is wrong."""
     if session.config.demo is not None:
         print("The demo is on: the server and key below are the simulator's.")
-    for finding in report(session.settings, current()):
-        print(finding)
-    for finding in _notebook_findings(session.shell, session.settings.display):
+    notebook = _notebook_findings(session.shell, session.settings.display)
+    for finding in chain(report(session.settings, current()), notebook):
         print(finding)
 
 

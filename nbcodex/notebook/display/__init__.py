@@ -22,7 +22,7 @@ from nbcodex.events import Event
 from nbcodex.models import MapStats, Reply
 from nbcodex.notebook.display import text_views
 from nbcodex.notebook.display.map_panel import MapState, apply_stats, failure_lines, summary_line
-from nbcodex.notebook.display.panel import ActionName, PanelState, apply_event
+from nbcodex.notebook.display.panel import PanelState, apply_event
 from nbcodex.notebook.display.text_views import MapView, OutputSlot, RequestView
 from nbcodex.rendering import formats
 from nbcodex.rendering.figures import figures_line, join_figures
@@ -30,8 +30,6 @@ from nbcodex.rendering.formats import Format, MimeBundle
 from nbcodex.rendering.markdown import escape_inline
 from nbcodex.requests.structured_output import NOTE_MISMATCH, NOTE_REFUSED
 from nbcodex.runtime.clock import Clock
-
-MAX_HEADING_CHARS = 80
 
 # Creating a widget keeps the GIL for some milliseconds, which would delay the thread that sends the
 # request. So the view is prepared this much later.
@@ -88,35 +86,6 @@ def can_show_widgets(shell: InteractiveShell | None, choice: str) -> bool:
         log.exception("widgets are not available")
         return False
     return True
-
-
-def choose_request_view(
-    shell: InteractiveShell,
-    clock: Clock,
-    heading: str,
-    *,
-    choice: str,
-    on_action: Callable[[ActionName], None],
-) -> RequestView:
-    """Return the view of a request that suits the front end; `choice` as in `can_show_widgets`."""
-    if not hasattr(shell, "kernel"):
-        return text_views.TerminalView(clock, shorten(heading, MAX_HEADING_CHARS))
-    if can_show_widgets(shell, choice):
-        from nbcodex.notebook.display.widget_views import WidgetView
-
-        return WidgetView(on_action, clock)
-    return text_views.TextView(clock)
-
-
-def choose_map_view(shell: InteractiveShell, choice: str) -> MapView:
-    """Return the view of a map that suits the front end; `choice` as in `can_show_widgets`."""
-    if not hasattr(shell, "kernel"):
-        return text_views.TerminalMapView()
-    if can_show_widgets(shell, choice):
-        from nbcodex.notebook.display.widget_views import WidgetMapView
-
-        return WidgetMapView()
-    return MapView()
 
 
 class CellOutput:
@@ -234,7 +203,7 @@ class CellOutput:
         answer = formats.AnswerOutput(
             reply=reply,
             figures_line=line,
-            heading=shorten(self._options.heading, MAX_HEADING_CHARS),
+            heading=self._options.heading,
             remote_images=self._options.remote_images,
             reasoning=str(self._state.reasoning),
             max_plain_chars=PLAIN_TEXT_CHARS if self._view.renders_markdown else None,

@@ -7,6 +7,7 @@ is shown.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -202,7 +203,8 @@ class Monitor:
                     handle.end(action)
 
 
-_monitor: Monitor | None = None
+# A fork and `%reload_ext` create another client.
+_monitor_of = functools.lru_cache(maxsize=1)(Monitor)
 
 
 def monitor() -> Monitor:
@@ -210,8 +212,4 @@ def monitor() -> Monitor:
 
     In a notebook that shows widgets it is a live widget with buttons, elsewhere lines of text.
     """
-    global _monitor
-    # A fork and `%reload_ext` create another client.
-    if _monitor is None or _monitor.client is not current():
-        _monitor = Monitor(current())
-    return _monitor
+    return _monitor_of(current())
