@@ -22,7 +22,6 @@ MAX_FILE_BYTES = 200_000_000
 MAX_BATCH_LINES = 50_000
 BATCH_LIFETIME_S = 86_400.0
 ENDPOINTS = ("/v1/responses", "/v1/chat/completions")
-_OPEN = ("validating", "in_progress")
 # Why a batch did not answer some of its requests, by its final status.
 _UNANSWERED = {
     "expired": "This request could not be executed before it expired.",
@@ -34,21 +33,20 @@ _UNANSWERED = {
 class Batch:
     """A batch of requests."""
 
-    id: str
     key_name: str  # of the key that may read it
-    endpoint: str
-    input_file_id: str
     started_at: float  # its creation on the clock
-    created_at: float  # its creation in seconds since the epoch
-    metadata: dict[str, str]
     requests: list[dict[str, Any]]
-    status: str = "validating"
-    duration: float = 0.0  # seconds from its creation to its end
-    completed: int = 0
-    failed: int = 0
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    problems: list[dict[str, Any]] = field(default_factory=list)  # why it will fail as a whole
+    problems: list[dict[str, Any]]  # why it will fail as a whole
+    fields: dict[str, Any]  # the API's object of it
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended."""
+        return self.fields["status"] in ("validating", "in_progress")
+
+    def set_status(self, status: str, elapsed: float) -> None:
+        """Set the status that it has since `elapsed` seconds after its creation."""
+        self.fields |= {"status": status, f"{status}_at": int(self.fields["created_at"] + elapsed)}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -85,7 +83,7 @@ class BatchService:
                 batch = self._batches.get(id_)
                 if batch is None or batch.key_name != key_name:
                     raise ErrorResponse(404, f"No batch found with id '{id_}'.", param="id")
-                if method == "POST" and batch.status in _OPEN:
+                if method == "POST" and batch.is_open:
                     self._end(batch, "cancelled", self.clock.now() - batch.started_at)
                 return self._as_object(batch)
 
@@ -134,7 +132,7 @@ class BatchService:
         requests, problems = parse_batch_file(self._contents(file_id, key_name), endpoint)
         max_requests = self.knobs().batch_queue
         batches = [b for b in self._batches.values() if b.key_name == key_name]
-        enqueued = len(requests) + sum(len(b.requests) for b in batches if b.status in _OPEN)
+        enqueued = len(requests) + sum(len(b.requests) for b in batches if b.is_open)
         if not problems and max_requests is not None and enqueued > max_requests:
             message = (
                 f"Enqueued limit reached for this model. Limit: {max_requests} enqueued requests. "
@@ -142,16 +140,28 @@ class BatchService:
             )
             problems = [_problem("token_limit_exceeded", message)]
         id_ = f"batch_{self.server_id}{len(self._batches) + 1:06x}"
+        created_at = self.clock.wall()
+        fields = {
+            "id": id_,
+            "object": "batch",
+            "endpoint": endpoint,
+            "errors": None,
+            "input_file_id": file_id,
+            "completion_window": "24h",
+            "status": "validating",
+            "output_file_id": None,
+            "error_file_id": None,
+            "created_at": int(created_at),
+            "expires_at": int(created_at + BATCH_LIFETIME_S),
+            "request_counts": {"total": len(requests), "completed": 0, "failed": 0},
+            "metadata": dict(body.get("metadata") or {}),
+        }
         batch = self._batches[id_] = Batch(
-            id=id_,
             key_name=key_name,
-            endpoint=endpoint,
-            input_file_id=file_id,
             started_at=self.clock.now(),
-            created_at=self.clock.wall(),
-            metadata=dict(body.get("metadata") or {}),
             requests=requests,
             problems=problems,
+            fields=fields,
         )
         return batch
 
@@ -159,63 +169,45 @@ class BatchService:
         """Update an open batch to the present time; validation takes a tenth of its duration."""
         elapsed, duration = self.clock.now() - batch.started_at, self.knobs().batch_seconds
         if batch.problems and elapsed >= duration / 10:
-            batch.status, batch.duration = "failed", duration / 10
+            batch.fields["errors"] = {"object": "list", "data": batch.problems}
+            batch.set_status("failed", duration / 10)
         elif elapsed >= min(duration, BATCH_LIFETIME_S):
             status = "completed" if duration <= BATCH_LIFETIME_S else "expired"
             self._end(batch, status, min(duration, BATCH_LIFETIME_S))
         elif elapsed >= duration / 10:
-            batch.status = "in_progress"
-            batch.completed = int(len(batch.requests) * elapsed / duration)
+            batch.set_status("in_progress", duration / 10)
+            completed = int(len(batch.requests) * elapsed / duration)
+            batch.fields["request_counts"]["completed"] = completed
 
     def _end(self, batch: Batch, status: str, duration: float) -> None:
         """Answer the requests reached within `duration` seconds, and write the result files."""
         share = 1.0 if status == "completed" else duration / self.knobs().batch_seconds
         answered = int(len(batch.requests) * min(1.0, share))
-        succeeded: list[bytes] = []
-        failed: list[bytes] = []
+        results: dict[str, list[bytes]] = {"output": [], "error": []}  # by the file they are for
         for number, line in enumerate(batch.requests):
             http_status, response, error = 0, None, None
             if number < answered:
-                http_status, body = self.answer_line(line["body"], batch.endpoint, batch.key_name)
+                path = batch.fields["endpoint"]
+                http_status, body = self.answer_line(line["body"], path, batch.key_name)
                 request_id = f"req_{self.server_id}"
                 response = {"status_code": http_status, "request_id": request_id, "body": body}
             else:
                 error = {"code": f"batch_{status}", "message": _UNANSWERED[status]}
             ids = {"id": f"batch_req_{line['custom_id']}", "custom_id": line["custom_id"]}
-            result = {**ids, "response": response, "error": error}
-            (succeeded if http_status == 200 else failed).append(encode_json(result) + b"\n")
-        batch.completed, batch.failed = len(succeeded), len(failed)
-        batch.status, batch.duration = status, duration
-        if succeeded:
-            batch.output_file_id = self._store_file(b"".join(succeeded), batch.key_name)
-        if failed:
-            batch.error_file_id = self._store_file(b"".join(failed), batch.key_name)
+            result = encode_json({**ids, "response": response, "error": error})
+            results["output" if http_status == 200 else "error"].append(result + b"\n")
+        for kind, count in (("output", "completed"), ("error", "failed")):
+            batch.fields["request_counts"][count] = len(results[kind])
+            if results[kind]:
+                id_ = self._store_file(b"".join(results[kind]), batch.key_name)
+                batch.fields[f"{kind}_file_id"] = id_
+        batch.set_status(status, duration)
 
     def _as_object(self, batch: Batch) -> dict[str, Any]:
         """Return the API's object of a batch at the present time."""
-        if batch.status in _OPEN:
+        if batch.is_open:
             self._advance(batch)
-        has_failed = batch.status == "failed"
-        return {
-            "id": batch.id,
-            "object": "batch",
-            "endpoint": batch.endpoint,
-            "errors": {"object": "list", "data": batch.problems} if has_failed else None,
-            "input_file_id": batch.input_file_id,
-            "completion_window": "24h",
-            "status": batch.status,
-            "output_file_id": batch.output_file_id,
-            "error_file_id": batch.error_file_id,
-            "created_at": int(batch.created_at),
-            "expires_at": int(batch.created_at + BATCH_LIFETIME_S),
-            f"{batch.status}_at": int(batch.created_at + batch.duration),
-            "request_counts": {
-                "total": len(batch.requests),
-                "completed": batch.completed,
-                "failed": batch.failed,
-            },
-            "metadata": batch.metadata,
-        }
+        return batch.fields
 
 
 def parse_batch_file(

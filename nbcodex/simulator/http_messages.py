@@ -75,12 +75,9 @@ class ErrorResponse(Exception):  # noqa: N818 - a response of the server, not an
 
     def as_response(self, common_headers: dict[str, str]) -> HttpResponse:
         """Return the HTTP response; only a gateway's pages lack the `common_headers`."""
-        if self.html:
-            data = self.html.encode()
-            headers = {SIMULATED_HEADER: "true", "content-type": "text/html"}
-        else:
-            data = encode_json({"error": self.body})
-            headers = common_headers | JSON_HEADERS
+        page = {SIMULATED_HEADER: "true", "content-type": "text/html"}
+        data = self.html.encode() or encode_json({"error": self.body})
+        headers = page if self.html else common_headers | JSON_HEADERS
         headers |= self.headers | {"content-length": str(len(data))}
         return HttpResponse(self.status, headers, single_chunk(data))
 
