@@ -7,12 +7,12 @@ removes its words from every later one, and a long conversation is not written a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from nbcodex.journal.codec import decode, storable
 from nbcodex.journal.owner import Connection
-from nbcodex.journal.sqlite_worker import JobLevel, SqliteWorker
+from nbcodex.journal.sqlite_worker import JobLevel, SqliteWorker, blocking_transaction
 from nbcodex.models import CarriedReasoning, Reply, Request, Turn
 
 
@@ -45,61 +45,50 @@ class ConversationStore:
     def __init__(self, worker: SqliteWorker) -> None:
         self._worker = worker
 
-    def find_conversation(self, notebook: str | None, thread: str) -> StoredConversation:
+    @blocking_transaction(StoredConversation)
+    def find_conversation(
+        self, connection: Connection, notebook: str | None, thread: str
+    ) -> StoredConversation:
         """Return a conversation, which may be empty."""
         where = {"notebook": storable(notebook), "thread": storable(thread)}
+        # The index `entries_thread` holds all of these columns, so no entry is read.
+        rows = connection.execute(
+            """SELECT seq AS entry, chapter, place AS number, cell, status = 'done' AS is_done,
+            begins FROM entries
+            WHERE thread = :thread AND notebook IS :notebook AND place IS NOT NULL
+            ORDER BY seq""",
+            where,
+        )
+        candidates = tuple(TurnCandidate(**dict(row)) for row in rows)
+        (latest,) = connection.execute(
+            "SELECT max(id) FROM chapters WHERE thread = :thread AND notebook IS :notebook",
+            where,
+        ).fetchone()
+        # A chapter may have no entries yet, and one whose row has expired may still have some.
+        chapters = [candidate.chapter for candidate in candidates]
+        return StoredConversation(max([latest or 0, *chapters]), candidates)
 
-        def work(connection: Connection) -> StoredConversation:
-            # The index `entries_thread` holds all of these columns, so no entry is read.
-            rows = connection.execute(
-                """SELECT seq AS entry, chapter, place AS number, cell, status = 'done' AS is_done,
-                begins FROM entries
-                WHERE thread = :thread AND notebook IS :notebook AND place IS NOT NULL
-                ORDER BY seq""",
-                where,
-            )
-            candidates = tuple(TurnCandidate(**dict(row)) for row in rows)
-            (latest,) = connection.execute(
-                "SELECT max(id) FROM chapters WHERE thread = :thread AND notebook IS :notebook",
-                where,
-            ).fetchone()
-            # A chapter may have no entries yet, and one whose row has expired may still have some.
-            chapters = [candidate.chapter for candidate in candidates]
-            return StoredConversation(max([latest or 0, *chapters]), candidates)
-
-        return self._worker.call(work, default=StoredConversation())
-
-    def read_turns(self, entries: Iterable[int]) -> list[Turn]:
+    @blocking_transaction(list)
+    def read_turns(self, connection: Connection, entries: Collection[int]) -> list[Turn]:
         """Return the turns of these entries, in order, without those that were deleted."""
-        numbers = list(entries)
+        return [turn for number in entries if (turn := _read_turn(connection, number))]
 
-        def work(connection: Connection) -> list[Turn]:
-            return [turn for number in numbers if (turn := _read_turn(connection, number))]
-
-        return self._worker.call(work, default=[])
-
-    def read_prompt(self, entry: int) -> str | None:
+    @blocking_transaction()
+    def read_prompt(self, connection: Connection, entry: int) -> str | None:
         """Return the prompt of an entry, answered or not; None if it is gone or damaged."""
+        query = "SELECT request FROM entries WHERE seq = ?"
+        row = connection.execute(query, (entry,)).fetchone()
+        request = row and decode(Request, row["request"])
+        return request.prompt if request else None
 
-        def work(connection: Connection) -> str | None:
-            query = "SELECT request FROM entries WHERE seq = ?"
-            row = connection.execute(query, (entry,)).fetchone()
-            request = row and decode(Request, row["request"])
-            return request.prompt if request else None
-
-        return self._worker.call(work, default=None)
-
-    def start_chapter(self, notebook: str | None, thread: str) -> int:
+    @blocking_transaction(int, level=JobLevel.SAFE)
+    def start_chapter(self, connection: Connection, notebook: str | None, thread: str) -> int:
         """Start the next chapter; return its number."""
-
-        def work(connection: Connection) -> int:
-            inserted = connection.execute(
-                "INSERT INTO chapters (notebook, thread, begun_at) VALUES (?, ?, ?)",
-                (storable(notebook), storable(thread), connection.clock.wall()),
-            )
-            return inserted.lastrowid or 0
-
-        return self._worker.call(work, default=0, level=JobLevel.SAFE)
+        inserted = connection.execute(
+            "INSERT INTO chapters (notebook, thread, begun_at) VALUES (?, ?, ?)",
+            (storable(notebook), storable(thread), connection.clock.wall()),
+        )
+        return inserted.lastrowid or 0
 
 
 def compact_turns(connection: Connection, turns: Iterable[Turn]) -> tuple[Turn, ...]:

@@ -18,15 +18,15 @@ from nbcodex.journal.conversations import ConversationStore
 from nbcodex.journal.database import JournalDatabase
 from nbcodex.journal.maps import BatchJobs, Maps
 from nbcodex.journal.owner import Connection
-from nbcodex.journal.reads import Entry, OtherKernels
+from nbcodex.journal.reads import Entry, JournalReads
 from nbcodex.journal.spending import SpendAmount, Spending
-from nbcodex.journal.sqlite_worker import JobLevel, SqliteWorker
+from nbcodex.journal.sqlite_worker import JobLevel, SqliteWorker, transaction
 from nbcodex.models import Reply, Request, UsageTotals
 from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.settings import JOURNAL_FILENAME
 
 
-class Journal:
+class Journal(JournalReads):
     """Every request of this user: in a file in `folder`, or only in memory if that is None.
 
     Entries are deleted `database.RETENTION_S` after their last change.
@@ -51,8 +51,14 @@ class Journal:
         folder = self._database.folder
         return f"in {folder / JOURNAL_FILENAME}" if folder else "in this kernel's memory"
 
-    async def insert(
-        self, request: Request, *, key: bytes | None = None, attempt: int | None = None
+    @transaction(JobLevel.SAFE)
+    def insert(
+        self,
+        connection: Connection,
+        request: Request,
+        *,
+        key: bytes | None = None,
+        attempt: int | None = None,
     ) -> None:
         """Commit `request` as pending: once this returns, it may be sent.
 
@@ -60,12 +66,8 @@ class Journal:
         number of the attempt that is about to be sent, if one is, as for `start_attempt`.
         """
         insert = partial(writes.insert, request=request, key=key, attempt=attempt)
-
-        def work(connection: Connection) -> None:
-            insert(connection)
-            self._database.activate(connection, request.id, insert)
-
-        await self._worker.run(work, level=JobLevel.SAFE, default=None)
+        insert(connection)
+        self._database.activate(connection, request.id, insert)
 
     async def start_attempt(self, id_: str, attempt: int, *, continues: bool = False) -> None:
         """Commit that attempt number `attempt`, counted from 1, is about to be sent."""
@@ -127,8 +129,10 @@ class Journal:
 
         return work
 
-    async def finish(
+    @transaction(JobLevel.SAFE)
+    def finish(
         self,
+        connection: Connection,
         reply: Reply,
         *,
         error: str | None = None,
@@ -140,66 +144,64 @@ class Journal:
         `error` says why there is no answer; `resume_at` is when a parked request may be sent, in
         seconds since the epoch; the request counts for `assumed` if the reply states no usage.
         """
-
-        def work(connection: Connection) -> None:
-            writes.finish(connection, reply, error=error, resume_at=resume_at, assumed=assumed)
-            self._database.deactivate(reply.id)
-
         self._was_interrupted |= reply.status == "interrupted"
-        await self._worker.run(work, level=JobLevel.SAFE, default=None)
+        writes.finish(connection, reply, error=error, resume_at=resume_at, assumed=assumed)
+        self._database.deactivate(reply.id)
 
-    async def claim(self, id_: str, *, server: str | None = None) -> bool:
+    @transaction(JobLevel.SAFE, bool)
+    def claim(self, connection: Connection, id_: str, *, server: str | None = None) -> bool:
         """Take over a resumable entry as `running`; return whether this kernel owns it now.
 
         `server` replaces its `Origin.server`.
         """
+        if claimed := writes.claim(connection, id_, server=server):
+            self._database.activate(connection, id_)
+        return claimed
 
-        def work(connection: Connection) -> bool:
-            if claimed := writes.claim(connection, id_, server=server):
-                self._database.activate(connection, id_)
-            return claimed
-
-        return await self._worker.run(work, level=JobLevel.SAFE, default=False)
-
-    async def reserve_budget(
-        self, id_: str, amount: SpendAmount, *, today: str, allowed: Callable[[Spending], bool]
+    @transaction(JobLevel.WRITE, Spending)
+    def reserve_budget(
+        self,
+        connection: Connection,
+        id_: str,
+        amount: SpendAmount,
+        *,
+        today: str,
+        allowed: Callable[[Spending], bool],
     ) -> Spending:
         """Reserve the most that a request may use until `finish`, if `allowed` returns true.
 
         `allowed` receives what all kernels have spent and reserved before, which is also returned.
         """
         # `allowed` is called in a write transaction, so one kernel decides at a time.
+        spending.release_for_dead_kernels(connection)
+        spending.release(connection, storable(id_))
+        before = spending.read_spending(connection, today=today)
+        if allowed(before):
+            spending.reserve(connection, storable(id_), amount)
+            self._database.ensure_heartbeat(connection)
+        return before
 
-        def work(connection: Connection) -> Spending:
-            spending.release_for_dead_kernels(connection)
-            spending.release(connection, storable(id_))
-            before = spending.read_spending(connection, today=today)
-            if allowed(before):
-                spending.reserve(connection, storable(id_), amount)
-                self._database.ensure_heartbeat(connection)
-            return before
-
-        return await self._worker.run(work, level=JobLevel.WRITE, default=Spending())
-
-    async def count_spending(
-        self, replies: Sequence[Reply], *, assumed: SpendAmount | None = None
+    @transaction(JobLevel.SAFE)
+    def count_spending(
+        self,
+        connection: Connection,
+        replies: Sequence[Reply],
+        *,
+        assumed: SpendAmount | None = None,
     ) -> None:
         """Commit what requests have used whose entries another journal holds; see `finish`."""
+        for reply in replies:
+            writes.settle_spending(connection, reply, assumed)
 
-        def work(connection: Connection) -> None:
-            for reply in replies:
-                writes.settle_spending(connection, reply, assumed)
-
-        await self._worker.run(work, level=JobLevel.SAFE, default=None)
-
-    async def reset_spending(self) -> None:
+    @transaction(JobLevel.SAFE)
+    def reset_spending(self, connection: Connection) -> None:
         """Set the counters of all days to zero; what running requests have reserved stays."""
-        await self._worker.run(spending.reset, level=JobLevel.SAFE, default=None)
+        connection.execute("DELETE FROM spending")
 
-    async def set_budget(self, budget: str) -> None:
+    @transaction(JobLevel.SAFE)
+    def set_budget(self, connection: Connection, budget: str) -> None:
         """Commit the budget that all kernels keep to; an empty one lifts it."""
-        work = partial(spending.set_budget, text=budget)
-        await self._worker.run(work, level=JobLevel.SAFE, default=None)
+        spending.set_budget(connection, budget)
 
     async def delete(self, prefix: str | None = None) -> int:
         """Delete the entry or map whose id begins with `prefix`, or all; return how many entries.
@@ -244,34 +246,15 @@ class Journal:
         """Close the file; what is unfinished here is abandoned from now on."""
         self._worker.close()
 
-    # Reads. Those that are not async block the calling thread.
-
-    async def find_answer(self, key: bytes, *, id_: str) -> Reply | None:
+    @transaction(JobLevel.READ)
+    def find_answer(self, connection: Connection, key: bytes, *, id_: str) -> Reply | None:
         """Return the newest answer to an equal request as the free reply to the request `id_`."""
-        return await self._worker.run(lambda c: reads.find_answer(c, key, id_), default=None)
+        return reads.find_answer(connection, key, id_)
 
-    async def read_spending(self, today: str) -> Spending:
+    @transaction(JobLevel.READ, Spending)
+    def read_spending(self, connection: Connection, today: str) -> Spending:
         """Return what is spent on this day (an ISO date) and in its month, and reserved."""
-        work = partial(spending.read_spending, today=today)
-        return await self._worker.run(work, default=Spending())
-
-    def recent_entries(self, limit: int = 20, *, notebook: str | None = None) -> list[Entry]:
-        """Return entries, newest first: of one notebook, or of all."""
-        work = partial(reads.newest_entries, limit=limit, notebook=notebook)
-        return self._worker.call(work, default=[])
-
-    def count_entries(self) -> int:
-        """Return how many entries there are."""
-        query = "SELECT count(*) FROM entries"
-        return self._worker.call(lambda c: int(c.execute(query).fetchone()[0]), default=0)
-
-    def resumable_entries(self, *, notebook: str | None = None) -> list[Entry]:
-        """Return what is parked or abandoned, oldest first: in one notebook, or in all."""
-        return self._worker.call(partial(reads.resumable_entries, notebook=notebook), default=[])
-
-    def durable_entries(self, prefix: str | None = None) -> list[Entry]:
-        """Return those that `delete` would delete whose answers the provider may have."""
-        return self._worker.call(partial(reads.durable_entries, prefix=prefix), default=[])
+        return spending.read_spending(connection, today=today)
 
     def find_entry(self, prefix: str) -> Entry:
         """Return the one entry whose id begins with `prefix`; EntryError if there is not one."""
@@ -283,7 +266,3 @@ class Journal:
     def read_totals(self) -> UsageTotals:
         """Return the totals of all time, deleted entries included."""
         return self._worker.call(spending.read_totals, default=UsageTotals())
-
-    def other_kernels(self) -> OtherKernels:
-        """Return what other kernels of this user are doing."""
-        return self._worker.call(reads.other_kernels, default=OtherKernels())

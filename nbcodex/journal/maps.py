@@ -7,19 +7,17 @@ erased. `nbcodex.mapping` submits the jobs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from nbcodex.journal import writes
 from nbcodex.journal.codec import storable
 from nbcodex.journal.database import JournalDatabase
 from nbcodex.journal.owner import Connection, is_abandoned
 from nbcodex.journal.reads import KEY_IS_ANSWERED, Entry, entries_of, find_answer, find_id
-from nbcodex.journal.sqlite_worker import JobLevel, SqliteWorker
+from nbcodex.journal.sqlite_worker import JobLevel, SqliteWorker, blocking_transaction, transaction
 from nbcodex.models import Reply, Request
 
-ResultT = TypeVar("ResultT")
 KeyedRequest = tuple[Request, bytes]  # a request and its `equality_key`
 
 _SELECT_JOBS = "SELECT tag, base_url, file AS file_id, remote AS remote_id FROM parts"
@@ -66,42 +64,35 @@ class Maps:
 
         self._worker.post(work)
 
-    def answered_keys(self, keys: Iterable[bytes]) -> set[bytes]:
+    @blocking_transaction(set)
+    def answered_keys(self, connection: Connection, keys: Collection[bytes]) -> set[bytes]:
         """Return those of `keys` that have an answer."""
-        unique = set(keys)
-
-        def work(connection: Connection) -> set[bytes]:
-            query = f"SELECT 1 FROM entries WHERE {KEY_IS_ANSWERED}"  # noqa: S608 - a constant
-            return {key for key in unique if connection.execute(query, (key,)).fetchone()}
-
-        return self._worker.call(work, default=set())
+        query = f"SELECT 1 FROM entries WHERE {KEY_IS_ANSWERED}"  # noqa: S608 - a constant
+        return {key for key in keys if connection.execute(query, (key,)).fetchone()}
 
     def find_id(self, prefix: str) -> str | None:
         """Return the id of the map that begins with `prefix`; EntryError if several do."""
         return self._worker.call(lambda c: find_id(c, "batch", prefix), default=None)
 
-    def entries(self, map_id: str) -> list[Entry]:
+    @blocking_transaction(list)
+    def entries(self, connection: Connection, map_id: str) -> list[Entry]:
         """Return the rows of a map that are in the journal, in order."""
-
-        def work(connection: Connection) -> list[Entry]:
-            rows = connection.execute("SELECT * FROM book WHERE batch = ?", (map_id,))
-            return entries_of(connection, rows)
-
-        found = self._worker.call(work, default=())
+        rows = connection.execute("SELECT * FROM book WHERE batch = ?", (map_id,))
         # Sorted here, because an index on the order would slow down every insertion.
-        return sorted(found, key=lambda entry: entry.request.origin.row_index or 0)
+        return sorted(
+            entries_of(connection, rows), key=lambda entry: entry.request.origin.row_index or 0
+        )
 
     def count_rows(self, map_id: str) -> Counter[str]:
         """Return the number of a map's rows in each status, ``abandoned`` included."""
         return self._count_rows("batch = ?", map_id).get(map_id, Counter())
 
-    def has_batch_job(self, map_id: str) -> bool:
+    @blocking_transaction(bool)
+    def has_batch_job(self, connection: Connection, map_id: str) -> bool:
         """Return whether rows of a map are in a batch job, or may be."""
         query = """SELECT EXISTS (SELECT 1 FROM entries WHERE batch = ? AND part IS NOT NULL
             AND status IN ('running', 'waiting', 'parked'))"""
-        return self._worker.call(
-            lambda c: bool(c.execute(query, (map_id,)).fetchone()[0]), default=False
-        )
+        return bool(connection.execute(query, (map_id,)).fetchone()[0])
 
     def unfinished(self, *, notebook: str | None = None) -> list[str]:
         """Return the ids of maps with parked or abandoned rows: of one notebook, or of all."""
@@ -112,23 +103,22 @@ class Maps:
         )
         return [id_ for id_, n in counts_by_map.items() if n["parked"] or n["abandoned"]]
 
-    def _count_rows(self, condition: str, value: str | None) -> dict[str, Counter[str]]:
+    @blocking_transaction(dict)
+    def _count_rows(
+        self, connection: Connection, condition: str, value: str | None
+    ) -> dict[str, Counter[str]]:
         """Return by map the number of rows in each status, of those that meet a condition."""
-
-        def work(connection: Connection) -> dict[str, Counter[str]]:
-            counts_by_map: dict[str, Counter[str]] = {}
-            rows = connection.execute(
-                f"SELECT *, count(*) AS rows FROM book WHERE {condition} "  # noqa: S608 - constant
-                "GROUP BY batch, status, owner ORDER BY min(seq)",
-                (value,),
-            )
-            for row in rows:
-                # The rows of a group share status and owner, so one of them represents the others.
-                status = "abandoned" if is_abandoned(connection, row) else row["status"]
-                counts_by_map.setdefault(row["batch"], Counter())[status] += row["rows"]
-            return counts_by_map
-
-        return self._worker.call(work, default={})
+        counts_by_map: dict[str, Counter[str]] = {}
+        rows = connection.execute(
+            f"SELECT *, count(*) AS rows FROM book WHERE {condition} "  # noqa: S608 - constant
+            "GROUP BY batch, status, owner ORDER BY min(seq)",
+            (value,),
+        )
+        for row in rows:
+            # The rows of a group share status and owner, so one of them represents the others.
+            status = "abandoned" if is_abandoned(connection, row) else row["status"]
+            counts_by_map.setdefault(row["batch"], Counter())[status] += row["rows"]
+        return counts_by_map
 
 
 class BatchJobs:
@@ -137,180 +127,161 @@ class BatchJobs:
     def __init__(self, worker: SqliteWorker, database: JournalDatabase) -> None:
         self._worker, self._database = worker, database
 
-    async def insert_rows(
-        self, rows: Sequence[KeyedRequest], *, existing: Collection[str]
+    @transaction(JobLevel.SAFE, InsertResult)
+    def insert_rows(
+        self, connection: Connection, rows: Sequence[KeyedRequest], *, existing: Collection[str]
     ) -> InsertResult:
         """Commit rows as pending; those whose ids are in `existing` have entries, to be claimed."""
+        inserted = InsertResult()
+        for request, key in rows:
+            id_, server = request.id, request.origin.server
+            if id_ not in existing:
+                writes.insert(connection, request, key=key)
+            # Another kernel may have claimed a row of a resumed map since it was listed.
+            elif not writes.claim(connection, id_, status="pending", server=server):
+                inserted.unavailable.add(id_)
+                continue
+            if not request.reuse:
+                continue
+            if reply := find_answer(connection, key, id_):
+                inserted.answers[id_] = reply
+            elif tag := _find_other_job(connection, key):
+                inserted.other_jobs[id_] = tag
+        if rows:
+            # The map has heartbeats of its own, because its rows have no job before the upload.
+            first, _ = rows[0]
+            self._database.activate(connection, first.origin.map_id or first.id)
+        return inserted
 
-        def work(connection: Connection) -> InsertResult:
-            inserted = InsertResult()
-            for request, key in rows:
-                id_, server = request.id, request.origin.server
-                if id_ not in existing:
-                    writes.insert(connection, request, key=key)
-                # Another kernel may have claimed a row of a resumed map since it was listed.
-                elif not writes.claim(connection, id_, status="pending", server=server):
-                    inserted.unavailable.add(id_)
-                    continue
-                if not request.reuse:
-                    continue
-                if reply := find_answer(connection, key, id_):
-                    inserted.answers[id_] = reply
-                elif tag := _find_other_job(connection, key):
-                    inserted.other_jobs[id_] = tag
-            if rows:
-                # The map has heartbeats of its own, because its rows have no job before the upload.
-                first, _ = rows[0]
-                self._database.activate(connection, first.origin.map_id or first.id)
-            return inserted
-
-        return await self._commit(work, InsertResult())
-
-    async def insert_job(self, tag: str, requests: Collection[Request], *, base_url: str) -> None:
+    @transaction(JobLevel.SAFE)
+    def insert_job(
+        self, connection: Connection, tag: str, requests: Collection[Request], *, base_url: str
+    ) -> None:
         """Commit that rows of this kernel are about to be submitted as the job `tag`."""
-
         # Stored before it is submitted: after a crash, the job is found by its tag.
-        def work(connection: Connection) -> None:
-            connection.execute("INSERT INTO parts (tag, base_url) VALUES (?, ?)", (tag, base_url))
-            at, owner = connection.clock.wall(), connection.owner.id
-            connection.executemany(
-                """UPDATE entries SET part = ?, status = 'waiting', attempts = attempts + 1,
-                updated_at = ? WHERE id = ? AND owner = ?""",
-                [(tag, at, storable(request.id), owner) for request in requests],
-            )
-            self._database.activate(connection, tag)
+        connection.execute("INSERT INTO parts (tag, base_url) VALUES (?, ?)", (tag, base_url))
+        at, owner = connection.clock.wall(), connection.owner.id
+        connection.executemany(
+            """UPDATE entries SET part = ?, status = 'waiting', attempts = attempts + 1,
+            updated_at = ? WHERE id = ? AND owner = ?""",
+            [(tag, at, storable(request.id), owner) for request in requests],
+        )
+        self._database.activate(connection, tag)
 
-        await self._commit(work, None)
-
-    async def set_remote_ids(
-        self, tag: str, *, file_id: str | None = None, remote_id: str | None = None
+    @transaction(JobLevel.SAFE)
+    def set_remote_ids(
+        self,
+        connection: Connection,
+        tag: str,
+        *,
+        file_id: str | None = None,
+        remote_id: str | None = None,
     ) -> None:
         """Commit the provider's ids of a job's file and of the job, as far as given."""
+        connection.execute(
+            """UPDATE parts SET file = coalesce(?, file), remote = coalesce(?, remote)
+            WHERE tag = ?""",
+            (storable(file_id), storable(remote_id), tag),
+        )
 
-        def work(connection: Connection) -> None:
-            connection.execute(
-                """UPDATE parts SET file = coalesce(?, file), remote = coalesce(?, remote)
-                WHERE tag = ?""",
-                (storable(file_id), storable(remote_id), tag),
-            )
-
-        await self._commit(work, None)
-
-    async def claim_job(self, tag: str) -> BatchJob | None:
+    @transaction(JobLevel.SAFE)
+    def claim_job(self, connection: Connection, tag: str) -> BatchJob | None:
         """Claim the unfinished rows of a job; None if there is no such job."""
+        job = connection.execute(f"{_SELECT_JOBS} WHERE tag = ?", (tag,)).fetchone()
+        if job is None:
+            return None
+        rows = connection.execute("SELECT * FROM book WHERE part = ?", (tag,))
+        # Their status is not ``running``, because they wait for the provider.
+        claimed = tuple(
+            entry.request
+            for entry in entries_of(connection, rows)
+            if writes.claim(connection, entry.id, status="waiting")
+        )
+        self._database.activate(connection, tag)
+        return BatchJob(**dict(job), requests=claimed)
 
-        def work(connection: Connection) -> BatchJob | None:
-            job = connection.execute(f"{_SELECT_JOBS} WHERE tag = ?", (tag,)).fetchone()
-            if job is None:
-                return None
-            rows = connection.execute("SELECT * FROM book WHERE part = ?", (tag,))
-            # Their status is not ``running``, because they wait for the provider.
-            claimed = tuple(
-                entry.request
-                for entry in entries_of(connection, rows)
-                if writes.claim(connection, entry.id, status="waiting")
-            )
-            self._database.activate(connection, tag)
-            return BatchJob(**dict(job), requests=claimed)
-
-        return await self._commit(work, None)
-
-    async def finish_rows(self, endings: Sequence[tuple[Reply, str | None]]) -> None:
+    @transaction(JobLevel.SAFE)
+    def finish_rows(
+        self, connection: Connection, endings: Sequence[tuple[Reply, str | None]]
+    ) -> None:
         """Commit the endings of rows, each a reply and, if there is no answer, the reason."""
+        for reply, error in endings:
+            writes.finish(connection, reply, error=error)
+        # An answered row keeps its job, so that the job's file is found until it is erased.
+        connection.executemany(
+            "UPDATE entries SET part = NULL WHERE id = ? AND owner = ? AND status <> 'done'",
+            [(storable(reply.id), connection.owner.id) for reply, _ in endings],
+        )
 
-        def work(connection: Connection) -> None:
-            for reply, error in endings:
-                writes.finish(connection, reply, error=error)
-            # An answered row keeps its job, so that the job's file is found until it is erased.
-            connection.executemany(
-                "UPDATE entries SET part = NULL WHERE id = ? AND owner = ? AND status <> 'done'",
-                [(storable(reply.id), connection.owner.id) for reply, _ in endings],
-            )
-
-        await self._commit(work, None)
-
-    async def withdraw_job(self, tag: str) -> None:
+    @transaction(JobLevel.SAFE)
+    def withdraw_job(self, connection: Connection, tag: str) -> None:
         """Commit that the provider did not accept a job: its rows are pending, and in no job."""
-
         # The rows are not parked: this kernel uploads them again, or ends them.
-        def work(connection: Connection) -> None:
-            connection.execute(
-                """UPDATE entries SET part = NULL, status = 'pending'
-                WHERE part = ? AND owner = ? AND status = 'waiting'""",
-                (tag, connection.owner.id),
-            )
-            _delete_job(connection, tag)
-            self._database.deactivate(tag)
+        connection.execute(
+            """UPDATE entries SET part = NULL, status = 'pending'
+            WHERE part = ? AND owner = ? AND status = 'waiting'""",
+            (tag, connection.owner.id),
+        )
+        _delete_job(connection, tag)
+        self._database.deactivate(tag)
 
-        await self._commit(work, None)
-
-    async def close_job(self, tag: str, *, erased: bool) -> None:
+    @transaction(JobLevel.SAFE)
+    def close_job(self, connection: Connection, tag: str, *, erased: bool) -> None:
         """End the heartbeats of a job; delete it if its files at the provider are `erased`."""
+        if erased:  # otherwise the job stays, so that its files are erased later
+            _delete_job(connection, tag)
+        self._database.deactivate(tag)
 
-        def work(connection: Connection) -> None:
-            if erased:  # otherwise the job stays, so that its files are erased later
-                _delete_job(connection, tag)
-            self._database.deactivate(tag)
-
-        await self._commit(work, None)
-
-    async def park_rows(
-        self, tags: Iterable[str], ids: Iterable[str], *, map_id: str | None = None
+    @transaction(JobLevel.SAFE)
+    def park_rows(
+        self,
+        connection: Connection,
+        tags: Collection[str],
+        ids: Collection[str],
+        *,
+        map_id: str | None = None,
     ) -> None:
         """Park the rows in these jobs, and these other rows; end all of their heartbeats."""
-        jobs, others = list(tags), list(ids)
+        owner = connection.owner.id
+        set_parked = "UPDATE entries SET status = 'parked' WHERE owner = ? AND status IN "
+        connection.executemany(
+            f"{set_parked} ('waiting', 'running') AND part = ?", [(owner, tag) for tag in tags]
+        )
+        connection.executemany(
+            f"{set_parked} ('pending', 'running') AND id = ?",
+            [(owner, storable(id_)) for id_ in ids],
+        )
+        # Rows at a provider may still be charged, so their budget stays reserved.
+        connection.executemany(
+            """DELETE FROM asides WHERE id = ? AND NOT EXISTS (SELECT 1 FROM entries
+            WHERE entries.id = asides.id AND part IS NOT NULL)""",
+            [(storable(id_),) for id_ in ids],
+        )
+        for name in filter(None, (map_id, *tags)):
+            self._database.deactivate(name)
 
-        def work(connection: Connection) -> None:
-            owner = connection.owner.id
-            set_parked = "UPDATE entries SET status = 'parked' WHERE owner = ? AND status IN "
-            connection.executemany(
-                f"{set_parked} ('waiting', 'running') AND part = ?", [(owner, tag) for tag in jobs]
-            )
-            connection.executemany(
-                f"{set_parked} ('pending', 'running') AND id = ?",
-                [(owner, storable(id_)) for id_ in others],
-            )
-            # Rows at a provider may still be charged, so their budget stays reserved.
-            connection.executemany(
-                """DELETE FROM asides WHERE id = ? AND NOT EXISTS (SELECT 1 FROM entries
-                WHERE entries.id = asides.id AND part IS NOT NULL)""",
-                [(storable(id_),) for id_ in others],
-            )
-            for name in filter(None, (map_id, *jobs)):
-                self._database.deactivate(name)
-
-        await self._commit(work, None)
-
-    async def end_map_heartbeats(self, map_id: str) -> None:
+    @transaction(JobLevel.READ)
+    def end_map_heartbeats(self, _: Connection, map_id: str) -> None:
         """End the heartbeats of a map whose rows are all in a job, or have ended."""
-        await self._commit(lambda _: self._database.deactivate(map_id), None)
+        self._database.deactivate(map_id)
 
-    async def unerased_jobs(self) -> list[BatchJob]:
+    @transaction(JobLevel.READ, list)
+    def unerased_jobs(self, connection: Connection) -> list[BatchJob]:
         """Return the jobs whose rows have all ended, but whose files were not erased yet."""
+        # Their files hold prompts, and the kernel that should have erased them may have died.
+        rows = connection.execute(
+            f"""{_SELECT_JOBS} WHERE file IS NOT NULL AND NOT EXISTS (SELECT 1 FROM
+            entries WHERE part = tag AND status NOT IN ('done', 'failed', 'cancelled'))"""  # noqa: S608 - constant
+        )
+        return [BatchJob(**dict(row)) for row in rows]
 
-        def work(connection: Connection) -> list[BatchJob]:
-            # Their files hold prompts, and the kernel that should have erased them may have died.
-            rows = connection.execute(
-                f"""{_SELECT_JOBS} WHERE file IS NOT NULL AND NOT EXISTS (SELECT 1 FROM
-                entries WHERE part = tag AND status NOT IN ('done', 'failed', 'cancelled'))"""  # noqa: S608 - constant
-            )
-            return [BatchJob(**dict(row)) for row in rows]
-
-        return await self._worker.run(work, default=[])
-
-    async def tags_in_use(self) -> set[str]:
+    @transaction(JobLevel.READ, set)
+    def tags_in_use(self, connection: Connection) -> set[str]:
         """Return the tags of the jobs that a kernel is waiting for."""
-
-        def work(connection: Connection) -> set[str]:
-            rows = connection.execute(
-                "SELECT * FROM book WHERE part IS NOT NULL AND status = 'waiting'"
-            )
-            return {str(r["part"]) for r in rows if not is_abandoned(connection, r)}
-
-        return await self._worker.run(work, default=set())
-
-    async def _commit(self, work: Callable[[Connection], ResultT], default: ResultT) -> ResultT:
-        return await self._worker.run(work, level=JobLevel.SAFE, default=default)
+        rows = connection.execute(
+            "SELECT * FROM book WHERE part IS NOT NULL AND status = 'waiting'"
+        )
+        return {str(r["part"]) for r in rows if not is_abandoned(connection, r)}
 
 
 def _find_other_job(connection: Connection, key: bytes) -> str | None:

@@ -15,6 +15,7 @@ from nbcodex.errors import EntryError
 from nbcodex.journal.codec import decode, storable
 from nbcodex.journal.conversations import resolve_turns
 from nbcodex.journal.owner import Connection, is_abandoned
+from nbcodex.journal.sqlite_worker import SqliteWorker, blocking_transaction
 from nbcodex.models import (
     NO_USAGE,
     NOTE_POSSIBLY_PAID,
@@ -108,29 +109,6 @@ def find_answer(connection: Connection, key: bytes, id_: str) -> Reply | None:
     return None
 
 
-def newest_entries(connection: Connection, limit: int, *, notebook: str | None) -> list[Entry]:
-    """Return entries, newest first; one row represents all of its map."""
-    # Not `:notebook IS NULL OR …`: SQLite's planner uses no index for that.
-    condition = "" if notebook is None else "AND notebook = :notebook"
-    rows = connection.execute(
-        f"SELECT * FROM book WHERE listed = 1 {condition} ORDER BY seq DESC LIMIT :limit",  # noqa: S608 - constant
-        {"notebook": storable(notebook), "limit": limit},
-    )
-    return entries_of(connection, rows)
-
-
-def resumable_entries(connection: Connection, *, notebook: str | None) -> list[Entry]:
-    """Return what is parked or abandoned, oldest first; not the rows of maps."""
-    # What was interrupted or has failed is resumed only by its id: its user knows that it ended.
-    rows = connection.execute(
-        """SELECT * FROM book WHERE status IN ('pending', 'running', 'waiting', 'parked')
-        AND batch IS NULL AND (:notebook IS NULL OR notebook = :notebook) ORDER BY seq""",
-        {"notebook": storable(notebook)},
-    )
-    entries = [entry for entry in entries_of(connection, rows) if entry.resumable]
-    return [_with_turns(connection, entry) for entry in entries]
-
-
 def find_entry(connection: Connection, prefix: str) -> Entry:
     """Return the one entry whose id is `prefix`, or begins with it; EntryError if none does."""
     if (id_ := find_id(connection, "id", prefix)) is None:
@@ -170,14 +148,6 @@ def where_clause(connection: Connection, prefix: str | None) -> tuple[str, tuple
     return "WHERE id = ?", (find_entry(connection, prefix).id,)
 
 
-def durable_entries(connection: Connection, prefix: str | None) -> list[Entry]:
-    """Return the entries of a prefix, or of all, whose answers the provider may have."""
-    where, values = where_clause(connection, prefix)
-    rows = connection.execute(f"SELECT * FROM book {where}", values)  # noqa: S608 - constants
-    with_id = (row for row in rows if row["response_id"])
-    return [entry for entry in entries_of(connection, with_id) if entry.stream_position]
-
-
 # SQLite uses the index `entries_open` only for a query that repeats its condition word for word
 # (so `parked` is excluded separately). With it, only open rows are read, and none of their texts.
 OTHER_KERNELS_QUERY = """SELECT e.owner, min(e.status) AS status, count(*) AS requests,
@@ -189,17 +159,63 @@ WHERE e.status IN ('pending', 'running', 'waiting', 'parked')
 GROUP BY e.owner"""
 
 
-def other_kernels(connection: Connection) -> OtherKernels:
-    """Return what kernels other than this one are doing, without those that are gone."""
-    rows = connection.execute(OTHER_KERNELS_QUERY, (connection.owner.id,)).fetchall()
-    alive = [row for row in rows if not is_abandoned(connection, row)]
-    instants = [row["resume_at"] for row in alive if row["resume_at"] is not None]
-    return OtherKernels(
-        kernels=len(alive),
-        requests=sum(row["requests"] for row in alive),
-        waiting=sum(row["waiting"] for row in alive),
-        resume_at=min(instants, default=None),
-    )
+class JournalReads:
+    """The reads of a `Journal`; they block the calling thread."""
+
+    _worker: SqliteWorker
+
+    @blocking_transaction(list)
+    def recent_entries(
+        self, connection: Connection, limit: int = 20, *, notebook: str | None = None
+    ) -> list[Entry]:
+        """Return entries, newest first: of one notebook, or of all; a row represents its map."""
+        # Not `:notebook IS NULL OR …`: SQLite's planner uses no index for that.
+        condition = "" if notebook is None else "AND notebook = :notebook"
+        rows = connection.execute(
+            f"SELECT * FROM book WHERE listed = 1 {condition} ORDER BY seq DESC LIMIT :limit",  # noqa: S608 - constant
+            {"notebook": storable(notebook), "limit": limit},
+        )
+        return entries_of(connection, rows)
+
+    @blocking_transaction(int)
+    def count_entries(self, connection: Connection) -> int:
+        """Return how many entries there are."""
+        return int(connection.execute("SELECT count(*) FROM entries").fetchone()[0])
+
+    @blocking_transaction(list)
+    def resumable_entries(
+        self, connection: Connection, *, notebook: str | None = None
+    ) -> list[Entry]:
+        """Return what is parked or abandoned, oldest first, except the rows of maps."""
+        # What was interrupted or has failed is resumed by its id only: its user knows it ended.
+        rows = connection.execute(
+            """SELECT * FROM book WHERE status IN ('pending', 'running', 'waiting', 'parked')
+            AND batch IS NULL AND (:notebook IS NULL OR notebook = :notebook) ORDER BY seq""",
+            {"notebook": storable(notebook)},
+        )
+        entries = [entry for entry in entries_of(connection, rows) if entry.resumable]
+        return [_with_turns(connection, entry) for entry in entries]
+
+    @blocking_transaction(list)
+    def durable_entries(self, connection: Connection, prefix: str | None = None) -> list[Entry]:
+        """Return those that `Journal.delete` would delete whose answers the provider may have."""
+        where, values = where_clause(connection, prefix)
+        rows = connection.execute(f"SELECT * FROM book {where}", values)  # noqa: S608 - constants
+        with_id = (row for row in rows if row["response_id"])
+        return [entry for entry in entries_of(connection, with_id) if entry.stream_position]
+
+    @blocking_transaction(OtherKernels)
+    def other_kernels(self, connection: Connection) -> OtherKernels:
+        """Return what other kernels of this user are doing, without those that are gone."""
+        rows = connection.execute(OTHER_KERNELS_QUERY, (connection.owner.id,)).fetchall()
+        alive = [row for row in rows if not is_abandoned(connection, row)]
+        instants = [row["resume_at"] for row in alive if row["resume_at"] is not None]
+        return OtherKernels(
+            kernels=len(alive),
+            requests=sum(row["requests"] for row in alive),
+            waiting=sum(row["waiting"] for row in alive),
+            resume_at=min(instants, default=None),
+        )
 
 
 def entries_of(connection: Connection, rows: Iterable[sqlite3.Row]) -> list[Entry]:

@@ -120,11 +120,6 @@ def spending_by_day(connection: Connection) -> dict[str, SpendAmount]:
     return {str(day): SpendAmount(tokens=tokens, dollars=dollars) for day, tokens, dollars in rows}
 
 
-def reset(connection: Connection) -> None:
-    """Set the counters of all days to zero."""
-    connection.execute("DELETE FROM spending")
-
-
 def set_budget(connection: Connection, text: str) -> None:
     """Replace the stored budget."""
     connection.execute("DELETE FROM budget")

@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import functools
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from nbcodex.journal.owner import Connection
 from nbcodex.runtime.sqlite_files import register_for_forks
@@ -25,6 +27,7 @@ from nbcodex.runtime.sqlite_files import register_for_forks
 if TYPE_CHECKING:
     from nbcodex.journal.database import JournalDatabase
 
+ParamsT = ParamSpec("ParamsT")
 ResultT = TypeVar("ResultT")
 DefaultT = TypeVar("DefaultT")
 Work = Callable[[Connection], ResultT]  # what a job does
@@ -196,6 +199,44 @@ def _resolve(outcomes: list[_Outcome]) -> None:
             future.set_result(result)
         else:
             future.set_exception(error)
+
+
+# Methods of a class with a `_worker`, before and after they are decorated.
+_Method = Callable[Concatenate[Any, Connection, ParamsT], ResultT]
+_CallerMethod = Callable[Concatenate[Any, ParamsT], ResultT]
+
+
+def transaction(
+    level: JobLevel, default: Callable[[], Any] = NoneType
+) -> Callable[[_Method[ParamsT, ResultT]], _CallerMethod[ParamsT, Coroutine[Any, Any, ResultT]]]:
+    """Run a method on the worker's thread, with the connection; callers await its commit.
+
+    Where the database fails, they get `default()`, see `SqliteWorker.run`.
+    """
+    return _on_worker("run", level, default)
+
+
+def blocking_transaction(
+    default: Callable[[], Any] = NoneType, *, level: JobLevel = JobLevel.READ
+) -> Callable[[_Method[ParamsT, ResultT]], _CallerMethod[ParamsT, ResultT]]:
+    """Do the same as `transaction` for callers that wait in their own thread."""
+    return _on_worker("call", level, default)
+
+
+def _on_worker(
+    submit: Literal["run", "call"], level: JobLevel, default: Callable[[], Any]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            def work(connection: Connection) -> Any:
+                return method(self, connection, *args, **kwargs)
+
+            return getattr(self._worker, submit)(work, level=level, default=default())
+
+        return call
+
+    return decorate
 
 
 _workers: weakref.WeakSet[SqliteWorker] = weakref.WeakSet()

@@ -129,7 +129,7 @@ def _count(rows: Iterable[Row], requests: RowRequests, client: Client) -> tuple[
             base_url = client.services().api_client.endpoint(first, settings).base_url
         # A row without `reuse` has no key: it is sent even if it was answered before.
         keys = [equality_key(r, base_url=base_url) if r.reuse else b"" for r in made]
-        answered_keys = client.journal(settings).maps.answered_keys(filter(None, keys))
+        answered_keys = client.journal(settings).maps.answered_keys(set(filter(None, keys)))
         for request, key in zip(made, keys, strict=True):
             if key in answered_keys:
                 counts["answered"] += 1

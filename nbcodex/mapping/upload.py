@@ -93,7 +93,7 @@ class BatchUploader:
         await self._pending.wait_shielded()
         uploaded = {id_ for job in self._uploaded_jobs.values() if job for id_ in job.requests}
         remaining = dict(self._pending.rows)
-        await self._batch_jobs.park_rows(self._uploaded_jobs, remaining, map_id=self._map_id)
+        await self._batch_jobs.park_rows([*self._uploaded_jobs], remaining, map_id=self._map_id)
         for id_, row in remaining.items():
             attempts, state = (1, "still") if id_ in uploaded else (0, "not yet")
             why = f"The row is {state} with the provider."
