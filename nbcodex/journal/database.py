@@ -198,9 +198,8 @@ class JournalDatabase:
         if self._due_in() <= 0:
             self.perform([Job(self._maintain, JobLevel.NO_TRANSACTION, None, lambda *_: None)])
         due = max(0.0, self._due_in())
-        return (
-            None if due == math.inf else min(due, CLOCK_RECHECK_S)
-        )  # a laptop's sleep stops timers
+        # A laptop's sleep stops timers, so a long wait is taken in steps.
+        return None if due == math.inf else min(due, CLOCK_RECHECK_S)
 
     def _due_in(self) -> float:
         """Return seconds until a heartbeat, a checkpoint or a deletion is due."""

@@ -69,12 +69,18 @@ class Journal(JournalReads):
         insert(connection)
         self._database.activate(connection, request.id, insert)
 
-    async def start_attempt(self, id_: str, attempt: int, *, continues: bool = False) -> None:
+    # WRITE, not SAFE: a power failure may lose this, and with it only the warning that the request
+    # may be charged twice.
+    @transaction(JobLevel.WRITE)
+    def start_attempt(
+        self, connection: Connection, id_: str, attempt: int, *, continues: bool = False
+    ) -> None:
         """Commit that attempt number `attempt`, counted from 1, is about to be sent."""
         # With `continues`, it continues the durable response of the entry. Any other attempt asks
         # for a new response, whose id is not known yet: with the old id, a resumed request would
         # fetch an answer that was given up.
-        change = self._update(
+        _update(
+            connection,
             id_,
             """status = 'running', attempts = :attempt, resume_at = NULL,
             response_id = CASE WHEN :continues THEN response_id END,
@@ -82,18 +88,16 @@ class Journal(JournalReads):
             attempt=bounded_integer(attempt),
             continues=continues,
         )
-        # WRITE, not SAFE: a power failure may lose this, and with it only the warning that the
-        # request may be charged twice.
-        await self._worker.run(change, level=JobLevel.WRITE, default=None)
 
     async def record_wait(
         self, id_: str, resume_at: float | None = None, *, notes: tuple[str, ...] = ()
     ) -> None:
         """Note that the request waits until `resume_at` (seconds since the epoch)."""
         # `finish` will store the whole reply; until then, its notes have to outlive a crash.
-        change = self._update(
-            id_,
-            "status = 'waiting', resume_at = :resume_at, reply = coalesce(:reply, reply)",
+        change = partial(
+            _update,
+            id_=id_,
+            changes="status = 'waiting', resume_at = :resume_at, reply = coalesce(:reply, reply)",
             resume_at=finite_or_none(resume_at),
             reply=encode(Reply(id=id_, notes=notes)) if notes else None,
         )
@@ -104,30 +108,19 @@ class Journal(JournalReads):
         """Store the whole text so far, and the last event of a durable response that is in it."""
         # Both in one commit, so that a stream is continued exactly where the text ends. Not
         # awaited, because a slow disk must not hold up a stream.
-        change = self._update(
-            id_,
-            "text = :text, sequence = coalesce(:sequence, sequence)",
+        change = partial(
+            _update,
+            id_=id_,
+            changes="text = :text, sequence = coalesce(:sequence, sequence)",
             text=storable(text),
             sequence=None if sequence is None else bounded_integer(sequence),
         )
         self._worker.post(change)
 
-    async def set_response_id(self, id_: str, response_id: str) -> None:
+    @transaction(JobLevel.SAFE)
+    def set_response_id(self, connection: Connection, id_: str, response_id: str) -> None:
         """Commit which durable response carries the answer."""
-        change = self._update(id_, "response_id = :response", response=storable(response_id))
-        await self._worker.run(change, level=JobLevel.SAFE, default=None)
-
-    def _update(self, id_: str, changes: str, **values: object) -> Callable[[Connection], None]:
-        """Return a job that changes columns of an entry, unless another kernel has claimed it."""
-
-        def work(connection: Connection) -> None:
-            ours = {"id": storable(id_), "owner": connection.owner.id}
-            connection.execute(
-                f"UPDATE entries SET {changes}, updated_at = :at WHERE id = :id AND owner = :owner",  # noqa: S608 - ours
-                {**values, **ours, "at": connection.clock.wall()},
-            )
-
-        return work
+        _update(connection, id_, "response_id = :response", response=storable(response_id))
 
     @transaction(JobLevel.SAFE)
     def finish(
@@ -266,3 +259,12 @@ class Journal(JournalReads):
     def read_totals(self) -> UsageTotals:
         """Return the totals of all time, deleted entries included."""
         return self._worker.call(spending.read_totals, default=UsageTotals())
+
+
+def _update(connection: Connection, id_: str, changes: str, **values: object) -> None:
+    """Change columns of an entry, unless another kernel has claimed it."""
+    ours = {"id": storable(id_), "owner": connection.owner.id}
+    connection.execute(
+        f"UPDATE entries SET {changes}, updated_at = :at WHERE id = :id AND owner = :owner",  # noqa: S608 - ours
+        {**values, **ours, "at": connection.clock.wall()},
+    )

@@ -109,16 +109,8 @@ class ChatFormat:
             "prompt_tokens": plan.input_tokens,
             "completion_tokens": plan.output_tokens,
             "total_tokens": plan.input_tokens + plan.output_tokens,
-            "prompt_tokens_details": {
-                "cached_tokens": self._planned.cached_tokens,
-                "audio_tokens": 0,
-            },
-            "completion_tokens_details": {
-                "reasoning_tokens": plan.reasoning_tokens,
-                "audio_tokens": 0,
-                "accepted_prediction_tokens": 0,
-                "rejected_prediction_tokens": 0,
-            },
+            "prompt_tokens_details": {"cached_tokens": self._planned.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": plan.reasoning_tokens},
         }
 
 

@@ -18,7 +18,6 @@ from nbcodex.simulator.knobs import Knobs
 from nbcodex.simulator.parsed_request import Route, parse_body
 
 # The limits of OpenAI's Batch API. After a batch's lifetime, its unanswered requests expire.
-MAX_FILE_BYTES = 200_000_000
 MAX_BATCH_LINES = 50_000
 BATCH_LIFETIME_S = 86_400.0
 ENDPOINTS = ("/v1/responses", "/v1/chat/completions")
@@ -95,25 +94,20 @@ class BatchService:
     def _upload(self, request: HttpRequest, key_name: str) -> dict[str, Any]:
         head = f"content-type: {request.headers.get('content-type', '')}\r\n\r\n".encode()
         form = message_from_bytes(head + request.body, policy=policy.HTTP)
-        if not form.is_multipart():
-            raise ErrorResponse(400, "A multipart form is expected.")
-        file_name, fields = "", {"file": b"", "purpose": b""}
-        for part in form.iter_parts():
-            field_name = str(part.get_param("name", header="content-disposition"))
-            contents = part.get_payload(decode=True)
-            fields[field_name] = contents if isinstance(contents, bytes) else b""
-            if field_name == "file":
-                file_name = part.get_filename() or ""
-        if not file_name or fields["purpose"] != b"batch":
-            raise ErrorResponse(400, "'file' and the purpose 'batch' are required.", param="file")
-        if len(fields["file"]) > MAX_FILE_BYTES:
-            raise ErrorResponse(413, "The file is too large.", code="file_too_large")
+        parts = {p.get_param("name", header="content-disposition"): p for p in form.iter_parts()}
+        file, purpose = (
+            part.get_payload(decode=True) if (part := parts.get(name)) else None
+            for name in ("file", "purpose")
+        )
+        if not isinstance(file, bytes) or purpose != b"batch":
+            message = "A form with a 'file' and the purpose 'batch' is required."
+            raise ErrorResponse(400, message, param="file")
         return {
-            "id": self._store_file(fields["file"], key_name),
+            "id": self._store_file(file, key_name),
             "object": "file",
-            "bytes": len(fields["file"]),
+            "bytes": len(file),
             "created_at": int(self.clock.wall()),
-            "filename": file_name,
+            "filename": parts["file"].get_filename(),
             "purpose": "batch",
             "status": "processed",
         }

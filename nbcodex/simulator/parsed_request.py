@@ -93,17 +93,12 @@ def find_route(request: HttpRequest) -> Route:
         raise ErrorResponse(405, message, code="method_not_supported")
     endpoint, match = routes[request.method]
     groups = match.groupdict(default="")
-    base = groups.get("base", "")
+    base = groups.pop("base", "")
     if base == "/openai" and not query.get("api-version"):
         raise unknown_path(request)
-    return Route(
-        endpoint=endpoint,
-        is_azure=base.startswith("/openai"),
-        id=unquote(groups.get("id", "")),
-        deployment=unquote(groups.get("deployment", "")),
-        secret=groups.get("secret", ""),
-        query=query,
-    )
+    values = {name: unquote(value) for name, value in groups.items()}
+    is_azure = base.startswith("/openai")
+    return Route(endpoint=endpoint, is_azure=is_azure, query=query, **values)
 
 
 def unknown_path(request: HttpRequest) -> ErrorResponse:
@@ -255,7 +250,7 @@ def parse_request(
         turns=tuple(text for role, text, _ in messages if role == "user"),
         text="\n".join(text for _, text, _ in messages),
         images=sum(images for _, _, images in messages),
-        max_output=_max_output(body, api),
+        max_output=_max_output(body),
         effort=effort if isinstance(effort, str) and effort != "none" else None,
         stream=bool(body.get("stream")),
         background=bool(body.get("background")),
@@ -281,29 +276,23 @@ def _check_parameters(body: Mapping[str, Any], api: Api) -> None:
         if not body.get(name):
             message = f"Missing required parameter: '{name}'."
             raise ErrorResponse(400, message, code="missing_required_parameter", param=name)
-    tools = body.get("tools")
-    if api == "chat" and isinstance(tools, list):
-        for index, tool in enumerate(tools):
-            type_name = tool.get("type") if isinstance(tool, dict) else tool
-            if not isinstance(tool, dict) or type_name not in ("function", "custom"):
-                message = (
-                    f"Invalid value: '{type_name}'. Supported values are: 'function' and 'custom'."
-                )
-                raise ErrorResponse(
-                    400, message, code="invalid_value", param=f"tools[{index}].type"
-                )
+    tools = body.get("tools") if api == "chat" else None
+    for index, tool in enumerate(tools if isinstance(tools, list) else []):
+        type_name = tool.get("type") if isinstance(tool, dict) else "another type"
+        if type_name not in ("function", "custom"):
+            message = (
+                f"Invalid value: '{type_name}'. Supported values are: 'function' and 'custom'."
+            )
+            raise ErrorResponse(400, message, code="invalid_value", param=f"tools[{index}].type")
     if body.get("background") and body.get("store") is False:
         message = "Background mode requires store=true."
         raise ErrorResponse(400, message, code="invalid_value", param="background")
 
 
-def _max_output(body: Mapping[str, Any], api: Api) -> int | None:
-    if api == "responses":
-        names, minimum = ["max_output_tokens"], MIN_OUTPUT_TOKENS
-    else:
-        names, minimum = ["max_completion_tokens", "max_tokens"], 1
-    for name in names:
+def _max_output(body: Mapping[str, Any]) -> int | None:
+    for name in ("max_output_tokens", "max_completion_tokens", "max_tokens"):
         value: int | None = body.get(name)
+        minimum = MIN_OUTPUT_TOKENS if name == "max_output_tokens" else 1
         if value is not None and value < minimum:
             message = (
                 f"Invalid '{name}': integer below minimum value. Expected a value >= {minimum}, "

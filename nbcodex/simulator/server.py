@@ -10,9 +10,7 @@ import contextlib
 import os
 import socket
 import struct
-import threading
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from ipaddress import ip_address
@@ -20,6 +18,7 @@ from urllib.parse import urlsplit
 
 import h11
 
+from nbcodex.runtime.event_loop import EventLoop
 from nbcodex.simulator.http_messages import ErrorResponse, HttpRequest
 from nbcodex.simulator.knobs import Dropped
 from nbcodex.simulator.service import Simulator
@@ -113,8 +112,6 @@ class _Connection:
         while True:
             event = self.http.next_event()
             if event is h11.NEED_DATA:
-                if self.http.they_are_waiting_for_100_continue:
-                    self._send(h11.InformationalResponse(status_code=100, headers=[]))
                 self.http.receive_data(await self.reader.read(READ_BYTES))
             elif isinstance(event, h11.Request):
                 head = event
@@ -197,33 +194,23 @@ class SimulatorServer:
     def __init__(self, simulator: Simulator, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self.simulator = simulator  # any thread may use its `script` and `log`
         self.url = ""
-        self._address = (host, port)
-        self._thread: threading.Thread | None = None
-        self._ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._serving = serve(simulator, host, port)
+        self._loop: EventLoop | None = None
 
     def start(self) -> str:
         """Start serving and return the base URL (without ``/v1``), or raise an OSError."""
-
-        async def serve_until_stopped() -> None:
-            stopped = asyncio.Event()
-            async with serve(self.simulator, *self._address) as self.url:
-                self._ready.set_result((asyncio.get_running_loop(), stopped))
-                await stopped.wait()
-
-        def run() -> None:
-            try:
-                asyncio.run(serve_until_stopped())
-            except OSError as exc:
-                self._ready.set_exception(exc)
-
-        self._thread = threading.Thread(target=run, name="nbcodex-simulator", daemon=True)
-        self._thread.start()
-        self._ready.result()
+        loop = EventLoop()
+        try:
+            self.url = loop.submit(self._serving.__aenter__()).result()
+        except OSError:
+            loop.close()
+            raise
+        self._loop = loop
         return self.url
 
     def stop(self) -> None:
         """Close all connections and end the thread."""
-        if self._thread is not None and self._thread.is_alive():
-            loop, stopped = self._ready.result()
-            loop.call_soon_threadsafe(stopped.set)
-            self._thread.join()
+        if (loop := self._loop) is not None:
+            self._loop = None
+            loop.submit(self._serving.__aexit__(None, None, None)).result()
+            loop.close()

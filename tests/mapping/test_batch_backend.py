@@ -66,7 +66,7 @@ def test_iterator_is_read_one_window_ahead(
     simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each window is a job; its replies are returned before the next one is read."""
-    monkeypatch.setattr(BatchBackend, "window", 30)
+    monkeypatch.setattr(BatchBackend, "max_unreturned_rows", 30)
     read = itertools.count()
     replies = nbcodex.map(ECHO, (f"n{n}" for n in read), engine="batch")
     assert texts(itertools.islice(replies, 40)) == [f"n{n}" for n in range(40)]
