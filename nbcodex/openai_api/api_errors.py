@@ -168,6 +168,8 @@ def from_exception(
             )
         case httpx2.HTTPError() | httpx2.StreamError():
             return broken_connection(f"The answer could not be read{_reason(error, clean)}.")
+        case json.JSONDecodeError() if error.doc.lstrip().startswith("<"):
+            return _classify(_describe(error.doc, clean), {}, wall)
         case json.JSONDecodeError() | UnicodeError() | RecursionError() | ValueError():
             return invalid_answer("The server sent something that is not valid JSON.")
         case _:

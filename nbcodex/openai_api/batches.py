@@ -64,7 +64,7 @@ class Batch:
 class BatchClient:
     """Creates and reads batches, through the connections of an `ApiClient`."""
 
-    # The `request` of a call can be any of the batch's: it only determines the server.
+    # The `request` of a call can be any of the batch's, which share their server and options.
     def __init__(self, api_client: ApiClient, settings: Settings) -> None:
         self._api_client, self._settings = api_client, settings
         self._capabilities = api_client.capabilities

@@ -82,7 +82,7 @@ def reasoning_of(events: list[StreamEvent]) -> str:
     return "".join(each.text for each in events if isinstance(each, ReasoningDelta))
 
 
-def batch_answer(payload: dict[str, Any]) -> CompletedAnswer | NbcodexError:
+def batch_answer(payload: dict[str, Any], **options: Any) -> CompletedAnswer | NbcodexError:
     """Return what a batch has for a request whose result file has this body."""
 
     async def main() -> CompletedAnswer | NbcodexError:
@@ -90,7 +90,7 @@ def batch_answer(payload: dict[str, Any]) -> CompletedAnswer | NbcodexError:
         server = Server(Script([json.dumps(line).encode()]))
         batches = BatchClient(ApiClient(clock=LoopClock(), transport=server), settings())
         batch = Batch(id="b", status="completed", files=("f",))
-        found = [each async for each in batches.results(batch, Request(prompt="Why?"))]
+        found = [each async for each in batches.results(batch, Request(prompt="Why?", **options))]
         return found[0][1]
 
     return run_virtual(main())
@@ -230,6 +230,9 @@ def test_unknown_status_of_a_response_is_never_a_success(status: object) -> None
 def test_cut_response_that_says_completed_is_shown_as_cut(payload: dict[str, Any]) -> None:
     for parts in (body(payload), [delta("hi"), completed(**payload)]):
         assert answer(parts, "responses", max_output=16).cut == "max_output_tokens"
+    found = batch_answer(payload, max_output=16)
+    assert isinstance(found, CompletedAnswer)
+    assert found.cut == "max_output_tokens"
 
 
 def test_cut_chat_answer_that_says_stop_is_shown_as_cut() -> None:
@@ -553,6 +556,9 @@ def test_schema_answered_by_a_call_of_its_name_is_an_answer(name: str) -> None:
         done = answer(parts, api, schema=schema)
         judge(done)
         assert done.text == '{"a": 1}'
+    found = batch_answer({"output": [call]}, schema=schema)
+    assert isinstance(found, CompletedAnswer)
+    assert found.text == '{"a": 1}'
     with pytest.raises(AnswerError, match=name):
         judge(answer(parts, api))
 

@@ -93,7 +93,9 @@ def test_base_url_without_v1_is_an_error_that_suggests_it(api: str) -> None:
     assert len(server.requests) == (2 if api == "auto" else 1)
 
 
-@pytest.mark.parametrize("answer", [lm_studio, Script([b"404 page not found"], 404)])
+@pytest.mark.parametrize(
+    "answer", [lm_studio, Script([b"404 page not found"], 404), Script([b"\n<!doctype html><p>"])]
+)
 def test_list_of_models_at_a_wrong_address_is_an_error(answer: Any) -> None:
     async def main() -> None:
         api_client = ApiClient(clock=LoopClock(), transport=Server(answer))
