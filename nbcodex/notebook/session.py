@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from argparse import Namespace
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from nbcodex.client import current
 from nbcodex.errors import Stopped, shorten
 from nbcodex.events import Ending, Failed
 from nbcodex.journal.journal import Journal
-from nbcodex.models import MapListener, Origin, Reply, Request
+from nbcodex.models import MapListener, Origin, Reply
 from nbcodex.notebook import cell_options, display, identity, variables
 from nbcodex.notebook.config import Codex
 from nbcodex.notebook.display import CellOutput, OutputOptions, can_show_widgets, text_views
@@ -104,7 +104,10 @@ class Session:
         notes = [*option_notes, *prompt.notes, *turn_notes]
         output = OutputOptions(format=format_, notes=notes)
         if args.dry_run:
-            self.dry_run(request, notes)
+            model, estimate, budgets = event_loop.run(current().estimate(request, self.settings))
+            cost = "" if estimate.cost else "cost unknown"
+            figures = [shorten(model or "", 80), str(estimate), cost, *budgets, *notes]
+            print(f"Dry run, nothing was sent: {join_figures(*figures)}")
             return
         handle = current().create_handle(request, self.settings)
         if args.background:
@@ -157,13 +160,6 @@ class Session:
         threading.Thread(target=follow, name=f"codex-{pending.id}", daemon=True).start()
         # Once the cell has returned, its request must survive the kernel's end.
         handle.wait_until_committed()
-
-    def dry_run(self, request: Request, notes: Collection[str] = ()) -> None:
-        """Print the tokens and the cost of a request, without sending it."""
-        model, estimate, budgets = event_loop.run(current().estimate(request, self.settings))
-        cost = "" if estimate.cost else "cost unknown"
-        figures = [shorten(model or "", 80), str(estimate), cost, *budgets, *notes]
-        print(f"Dry run, nothing was sent: {join_figures(*figures)}")
 
     def map_listener(self, *, preview: Callable[[bool], str] = lambda _: "") -> MapListener:
         """Return a listener that shows a map's progress below the cell; see `MapOutput`."""

@@ -37,7 +37,8 @@ MAX_JSON_DEPTH = 100  # deeper JSON is shown as text, because viewers and encode
 MAX_REASONING_CHARS = 20_000  # of longer reasoning, the end is shown
 _URL_CHARS = ":/?#[]@!$&'()*+,;=%"  # characters that have a meaning in a URL (RFC 3986)
 
-_MATH_DELIMITERS = (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$"))
+# A text that is one formula between delimiters.
+_DELIMITED = re.compile(r"\$\$(.+)\$\$|\\\[(.+)\\\]|\\\((.+)\\\)|\$(.+)\$", re.DOTALL)
 # Lines that IPython hands to a shell: ``!ls``, ``files = %sx ls``, ``%%bash``, ``rm -r x``.
 _SHELL_LINE = re.compile(
     r"^\s*(?:[\w.,\[\] ]+=\s*)?(?:!(?!=)|%(?:sx|system|sc)\b)"
@@ -284,10 +285,8 @@ def _html(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
 
 def _math(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     formula = "\n".join(filter(str.strip, _unfenced(answer.reply.text).strip().splitlines()))
-    for begin, end in _MATH_DELIMITERS:
-        if len(formula) > len(begin + end) and formula.startswith(begin) and formula.endswith(end):
-            formula = formula[len(begin) : -len(end)].strip()
-            break
+    if delimited := _DELIMITED.fullmatch(formula):
+        formula = next(filter(None, delimited.groups())).strip()
     if not formula or _DELIMITER.search(formula):
         return _markdown(answer)  # prose with formulas in it
     # Written as commands, no renderer can mistake them for tags.

@@ -25,7 +25,6 @@ from nbcodex.notebook.monitor import MonitorCollector
 from nbcodex.notebook.monitor.state import (
     MAX_LOG_ENTRIES,
     MonitorState,
-    TextGrew,
     apply_events,
     earliest_last_send,
     last_hour,
@@ -59,6 +58,11 @@ def sent(at: float, id_: str = "3f2a", attempt: int = 1) -> events.Sent:
     )
 
 
+def delta(at: float, text: str, id_: str = "3f2a") -> events.Delta:
+    """Return the event of more text."""
+    return events.Delta(request_id=id_, at=at, text=text)
+
+
 def refused(at: float, resume_at: float, id_: str = "3f2a", error: Any = REFUSED) -> Any:
     """Return the event of a first attempt that failed."""
     return events.BackingOff(
@@ -86,7 +90,7 @@ def test_request_is_open_until_it_ends() -> None:
     """A late event does not open it again."""
     state = state_after(queued(0, "a"), queued(0, "b"), sent(1, "a"), finished(2, "a"))
     assert list(state.open) == ["b"]
-    assert list(apply_events(state, [TextGrew(request_id="a", at=3, size=9)]).open) == ["b"]
+    assert list(apply_events(state, [delta(3, "x", "a")]).open) == ["b"]
 
 
 def test_request_started_before_the_monitor_is_shown() -> None:
@@ -104,7 +108,7 @@ def test_state_is_immutable() -> None:
 
 def test_state_keeps_no_text() -> None:
     """Answers grow in numbers only: about four bytes a token."""
-    grown = TextGrew(request_id="3f2a", at=2, size=400)
+    grown = delta(2, "x" * 400)
     state = state_after(queued(), sent(1), grown, grown, finished(3))
     row = state_after(queued(), sent(1), grown, grown).open["3f2a"]
     assert (row.phase, row.usage.output_tokens, row.text.chunk_count) == ("streaming", 200, 0)
@@ -378,7 +382,7 @@ def test_attempts_are_counted_as_in_the_panel(changes: Any) -> None:
 
 
 def test_row_shows_tokens_like_the_line_of_figures() -> None:
-    state = state_after(queued(), sent(1), TextGrew(request_id="3f2a", at=2, size=400))
+    state = state_after(queued(), sent(1), delta(2, "x" * 400))
     assert monitor_data(state, 3, WALL)["requests"][0]["tokens"] == "~812 in, ~100 out"
 
 

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
 
 from nbcodex.client import current
 from nbcodex.doctor import Finding, report
@@ -24,8 +25,6 @@ from nbcodex.runtime import event_loop
 from nbcodex.settings import DEFAULT_MODEL, Secret, Settings
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
     from nbcodex.simulator.server import SimulatorServer
 
 _demo_server: SimulatorServer | None = None  # one per process, shared by all shells

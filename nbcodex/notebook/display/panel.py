@@ -156,7 +156,7 @@ def apply_event(state: PanelState, event: events.Event) -> PanelState:
                 _start_wait(state, event, "waiting"),
                 reason="" if event.limit else f"{error.title}: {shorten(error.message)}",
                 attempt=event.attempt,
-                stale=state.text.chunk_count > 0,
+                stale=state.text.utf8_bytes > 0,
                 earlier_cost=state.earlier_cost if state.cost is None else state.cost,
                 simulated=state.simulated or error.simulated,
             )

@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.getipython import get_ipython
 
 from nbcodex import events, host
-from nbcodex.client import current
+from nbcodex.client import Client, current
 from nbcodex.notebook import display
 from nbcodex.notebook.display.panel import ACTIONS
-from nbcodex.notebook.monitor.state import MonitorState, TextGrew, apply_events
+from nbcodex.notebook.monitor.state import MonitorState, apply_events
 from nbcodex.notebook.monitor.view import monitor_data, monitor_text
 from nbcodex.runtime import event_loop
+from nbcodex.settings import Settings
 
 if TYPE_CHECKING:
-    from nbcodex.client import Client
     from nbcodex.notebook.widget_base import CodexWidget
-    from nbcodex.settings import Settings
 
 # Between two reads of other kernels' requests and of the totals of all time: each takes
 # milliseconds.
@@ -54,20 +53,19 @@ class MonitorCollector:
         self._client = client
         self._state = MonitorState()
         self._pending: list[events.Event] = []
-        # Bytes of the deltas since the last event, by (request id, reasoning, simulated). A delta
-        # only adds to a sum; `TextGrew` events are made when the state is asked for.
-        self._delta_bytes: dict[tuple[str, bool, bool], int] = {}
+        # The deltas since the last event, by (request id, reasoning, simulated). All of a list are
+        # joined to one when the state is asked for.
+        self._deltas: dict[tuple[str, bool, bool], list[events.Delta]] = {}
         self._journal_read_at = float("-inf")
 
     def __call__(self, event: events.Event) -> None:
         """Receive an event, on the thread of the event loop."""
         if isinstance(event, events.Delta):
             key = (event.request_id, event.reasoning, event.simulated)
-            size = len(event.text.encode(errors="replace"))
-            self._delta_bytes[key] = self._delta_bytes.get(key, 0) + size
+            self._deltas.setdefault(key, []).append(event)
         else:
             # The text that came before this event has to be applied before it.
-            self._add_text_events(event.at)
+            self._join_deltas(event.at)
             self._pending.append(event)
         if len(self._pending) > MAX_PENDING_EVENTS:
             self._apply_pending()
@@ -95,7 +93,7 @@ class MonitorCollector:
         return self._update(fields | {"limits": limits, "limits_at": limits_at, "budgets": budgets})
 
     def _update(self, fields: dict[str, Any]) -> MonitorState:
-        self._add_text_events(self._client.clock.now())
+        self._join_deltas(self._client.clock.now())
         self._apply_pending()
         self._state = replace(self._state, session=self._client.totals.total, **fields)
         return self._state
@@ -104,12 +102,11 @@ class MonitorCollector:
         pending, self._pending = self._pending, []
         self._state = apply_events(self._state, pending)
 
-    def _add_text_events(self, at: float) -> None:
-        delta_bytes, self._delta_bytes = self._delta_bytes, {}
-        self._pending += [
-            TextGrew(request_id=id_, at=at, size=size, reasoning=reasoning, simulated=simulated)
-            for (id_, reasoning, simulated), size in delta_bytes.items()
-        ]
+    def _join_deltas(self, at: float) -> None:
+        deltas, self._deltas = self._deltas, {}
+        for parts in deltas.values():
+            text = "".join(each.text for each in parts)
+            self._pending.append(replace(parts[0], at=at, text=text))
 
 
 def collector_of(client: Client) -> MonitorCollector:

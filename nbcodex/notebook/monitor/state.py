@@ -15,7 +15,7 @@ from nbcodex.errors import BudgetError, shorten
 from nbcodex.journal.reads import OtherKernels
 from nbcodex.models import MINUTE, Reply, Usage, UsageTotals
 from nbcodex.notebook.display import panel
-from nbcodex.notebook.display.panel import BYTES_PER_TOKEN, PanelState
+from nbcodex.notebook.display.panel import GrowingText, PanelState
 from nbcodex.ratelimit.limit_model import stated_bucket
 from nbcodex.ratelimit.sharing import LimitState
 from nbcodex.runtime.clock import format_duration
@@ -24,15 +24,6 @@ PLOT_MINUTES = 60
 MAX_LOG_ENTRIES = 50
 
 _AT_SERVER = {"sending", "thinking", "streaming"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextGrew(events.Event):
-    """An answer grew by `size` bytes. Stands for many deltas: the monitor needs no text."""
-
-    size: int
-    reasoning: bool = False
-    simulated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,21 +81,16 @@ def _apply_event(state: MonitorState, event: events.Event) -> MonitorState:
         return _apply_ending(
             state, event, was_sent=request is not None and request.phase in _AT_SERVER
         )
-    if isinstance(event, TextGrew):
-        if request is not None:
-            phase: panel.Phase = "thinking" if event.reasoning else "streaming"
-            tokens = (request.usage.output_tokens or 0) + math.ceil(event.size / BYTES_PER_TOKEN)
-            requests[event.request_id] = replace(
-                request,
-                phase=phase,
-                simulated=event.simulated or request.simulated,
-                phase_started_at=request.phase_started_at if phase == request.phase else event.at,
-                usage=replace(request.usage, output_tokens=tokens),
-            )
-        return state
     if request is None:
+        if isinstance(event, events.Delta):
+            return state  # it came after the ending
         request = PanelState(phase_started_at=event.at, started_at=event.at)
-    request = requests[event.request_id] = panel.apply_event(request, event)
+    request = panel.apply_event(request, event)
+    # The monitor needs only the sizes of the texts.
+    text, reasoning = (
+        GrowingText(utf8_bytes=each.utf8_bytes) for each in (request.text, request.reasoning)
+    )
+    requests[event.request_id] = replace(request, text=text, reasoning=reasoning)
     if not isinstance(event, events.BackingOff):
         return state
     left = request.seconds_left(event.at)
