@@ -167,17 +167,19 @@ class RawAnswer:
         """Note how the answer ended, if that is stated; for a failure, raise AnswerFailedError."""
         # ``EndTurn`` and ``END-TURN`` are ``end_turn``. Google's enum has a prefix:
         # ``FINISH_REASON_STOP``.
-        words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason) if isinstance(reason, str) else ""
+        if not isinstance(reason, str):
+            return False
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason)
         name = words.strip().lower().replace("-", "_").removeprefix("finish_reason_")
         if name in WORDS["absent_endings"]:
             return False
         if has_code([name], "failed_endings"):
-            message = f'the server ended the answer with "{shorten(str(reason), 100)}"'
+            message = f'the server ended the answer with "{shorten(reason, 100)}"'
             raise AnswerFailedError({"error": {"message": message}})
         # The first ending that is not normal counts.
         if not self.cut and name not in WORDS["normal_endings"]:
             known = (cut for endings, cut in _CUT_BY_ENDINGS.items() if name in WORDS[endings])
-            self.cut = next(known, shorten(str(reason), 100))
+            self.cut = next(known, shorten(reason, 100))
         return True
 
     def completed(

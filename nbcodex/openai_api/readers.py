@@ -23,10 +23,9 @@ _REASONING_DELTAS = {"response.reasoning_summary_text.delta", "response.reasonin
 _DONE_TEXTS = {"response.output_text.done", "response.refusal.done", "response.content_part.done"}
 _ENDS = {"response.completed", "response.incomplete", "response.done"}
 
-# Where a choice of Chat Completions has its text and its ending: the first names are OpenAI's. Some
-# servers put a message into a chunk, a delta into a body, or the text of the older API into both.
+# Where a choice of Chat Completions has its text: some servers put a message into a chunk, a delta
+# into a body, or the text of the older API into both.
 _MESSAGES = ("delta", "message", "text")
-_FINISH_REASONS = ("finish_reason", "finishReason")
 
 _MAX_TOKEN_CHARS = max(map(len, dialects.WORDS["special_tokens"])) + 2  # and white space after it
 
@@ -287,14 +286,14 @@ class ChatReader(_Reader):
         if "choices" in payload:
             self._has_choices = bool(choices or self._has_choices)
         text = reasoning = ""
-        is_ending = False
-        for choice in [*choices, {name: payload.get(name) for name in _FINISH_REASONS}]:
+        is_ending = answer.record_ending(_finish_reason(payload))
+        for choice in choices:
             if choice.get("index") not in (0, "0", None):
                 continue
             # OpenRouter puts an upstream error into the choice, beside `finish_reason: error`.
             if answers.is_error_object(choice):
                 raise AnswerFailedError(choice)
-            is_ending |= any(answer.record_ending(choice.get(name)) for name in _FINISH_REASONS)
+            is_ending |= answer.record_ending(_finish_reason(choice))
             more_text, more_reasoning = self._read_choice(choice)
             text, reasoning = text + more_text, reasoning + more_reasoning
         # Some servers state an ending in each chunk (litellm #2195). One beside or before a text
@@ -344,6 +343,10 @@ class ChatReader(_Reader):
 
 
 AnswerReader = ResponsesReader | ChatReader
+
+
+def _finish_reason(payload: dict[str, Any]) -> object:
+    return payload.get("finish_reason") or payload.get("finishReason")
 
 
 def safe_response_id(value: object) -> str | None:
