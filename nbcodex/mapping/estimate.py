@@ -8,8 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from nbcodex.client import Client
 from nbcodex.errors import ConfigurationError, NbcodexError
@@ -30,15 +29,12 @@ LOOKUP_CHUNK_ROWS = 400
 # Fingerprints that are kept to find equal rows, some 100 bytes each. Later rows count as new.
 MAX_FINGERPRINTS = 1_000_000
 
-# The fields of an Estimate that are sums over rows.
-_COUNTED_FIELDS = ("rows", "answered", "equal", "refused", "input_tokens", "output_tokens")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Estimate:
     """What a map will probably use."""
 
-    rows: int
+    rows: int = 0
     answered: int = 0  # rows with an answer in the journal
     equal: int = 0  # rows that are equal to an earlier one, and get its answer
     refused: int = 0  # rows of which no request can be made
@@ -99,22 +95,21 @@ def estimate(
         )
         row_cost = pricing.cost(mean_usage, counted.model, base_url)
         cost = None if row_cost is None else row_cost * sent_rows * scale
-    scaled: dict[str, Any] = {
-        name: round(getattr(counted, name) * scale) for name in _COUNTED_FIELDS
-    }
-    scaled["rows"] = counted.rows if data.total is None else data.total
-    scaled["equal"] += repeated_rows
-    tokens = scaled["input_tokens"] + scaled["output_tokens"]
+    for name in ("answered", "equal", "refused", "input_tokens", "output_tokens"):
+        setattr(counted, name, round(getattr(counted, name) * scale))
+    counted.rows = counted.rows if data.total is None else data.total
+    counted.equal += repeated_rows
+    counted.cost, tokens = cost, counted.input_tokens + counted.output_tokens
     # On the event loop, because what other kernels use of the budget is read from the journal.
     outlook = client.budget_remaining(requests.settings, base_url, tokens=tokens, cost=cost)
-    budgets = tuple(event_loop.run(outlook))
-    return replace(counted, **scaled, cost=cost, budgets=budgets)
+    counted.budgets = tuple(event_loop.run(outlook))
+    return counted
 
 
 def _count(rows: Iterable[Row], requests: RowRequests, client: Client) -> tuple[Estimate, str]:
     """Return what all of `rows` will use, without the cost, and the server's base URL."""
     settings = requests.settings
-    counts: dict[str, Any] = dict.fromkeys(_COUNTED_FIELDS, 0)
+    counted = Estimate(is_batch_price=requests.origin.engine == "batch")
     first: Request | None = None
     base_url, seen, unread = "", set[int](), iter(rows)
     while chunk := list(itertools.islice(unread, LOOKUP_CHUNK_ROWS)):
@@ -122,8 +117,8 @@ def _count(rows: Iterable[Row], requests: RowRequests, client: Client) -> tuple[
         for row in chunk:
             with contextlib.suppress(NbcodexError):
                 made.append(requests.request(row))
-        counts["rows"] += len(chunk)
-        counts["refused"] += len(chunk) - len(made)
+        counted.rows += len(chunk)
+        counted.refused += len(chunk) - len(made)
         if made and first is None:
             first = made[0]
             base_url = client.services().api_client.endpoint(first, settings).base_url
@@ -132,22 +127,18 @@ def _count(rows: Iterable[Row], requests: RowRequests, client: Client) -> tuple[
         answered_keys = client.journal(settings).maps.answered_keys(set(filter(None, keys)))
         for request, key in zip(made, keys, strict=True):
             if key in answered_keys:
-                counts["answered"] += 1
+                counted.answered += 1
             elif key and not _add_new(hash(key), seen):
-                counts["equal"] += 1
+                counted.equal += 1
             else:
-                counts["input_tokens"] += pricing.estimate_request_tokens(request)
-                counts["output_tokens"] += request.max_output or DEFAULT_OUTPUT_TOKENS
-    model = (first and first.model) or settings.model
-    if model is None and pricing.provider_of(base_url) == "openai":
-        model = DEFAULT_MODEL
-    counted = Estimate(
-        **counts,
-        model=model,
-        paid_tools=pricing.paid_tools(first, model) if first else (),
-        is_output_bounded=bool(first and first.max_output),
-        is_batch_price=requests.origin.engine == "batch",
-    )
+                counted.input_tokens += pricing.estimate_request_tokens(request)
+                counted.output_tokens += request.max_output or DEFAULT_OUTPUT_TOKENS
+    counted.model = (first and first.model) or settings.model
+    if counted.model is None and pricing.provider_of(base_url) == "openai":
+        counted.model = DEFAULT_MODEL
+    if first:
+        counted.paid_tools = pricing.paid_tools(first, counted.model)
+        counted.is_output_bounded = first.max_output is not None
     return counted, base_url
 
 

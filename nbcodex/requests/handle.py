@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import copy
 import dataclasses
-import itertools
 import logging
 import math
 import queue
@@ -19,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from nbcodex import events
@@ -54,7 +53,7 @@ log = logging.getLogger(__name__)
 class EventQueue:
     """Receives events on the loop's thread, and passes them in batches to the rendering thread.
 
-    Deltas are collected, so that 2,000 of them in a second make ten batches; no other event waits.
+    Deltas are joined, so that 2,000 of them in a second make ten batches; no other event waits.
     """
 
     def __init__(self) -> None:
@@ -67,10 +66,16 @@ class EventQueue:
 
     def __call__(self, event: Event) -> None:
         """Receive an event, on the loop's thread."""
-        self._collected.append(event)
+        last = self._collected[-1] if self._collected else None
         if not isinstance(event, Delta):
+            self._collected.append(event)
             self._deliver()
-        elif self._timer is None:
+            return
+        if isinstance(last, Delta) and last.reasoning is event.reasoning:
+            self._collected[-1] = dataclasses.replace(event, text=last.text + event.text)
+        else:
+            self._collected.append(event)
+        if self._timer is None:
             loop = asyncio.get_running_loop()
             due = self._delivered_at + DELTA_INTERVAL_S
             if loop.time() >= due:
@@ -84,19 +89,8 @@ class EventQueue:
             self._timer = None
         if isinstance(self._collected[0], Delta):
             self._delivered_at = asyncio.get_running_loop().time()
-        collected, self._collected = self._collected, []
-        batch: list[Event] = []
-        # Consecutive deltas of one kind become one.
-        for is_reasoning, group in itertools.groupby(
-            collected, lambda event: getattr(event, "reasoning", None)
-        ):
-            if is_reasoning is None:
-                batch += group
-            else:
-                deltas = cast(list[Delta], list(group))
-                text = "".join(delta.text for delta in deltas)
-                batch.append(dataclasses.replace(deltas[-1], text=text))
-        self._batches.put(tuple(batch))
+        self._batches.put(tuple(self._collected))
+        self._collected = []
 
     def next_batch(self, timeout: float | None = None) -> tuple[Event, ...]:
         """Return the next batch of events, or an empty one after `timeout` seconds."""

@@ -10,7 +10,7 @@ from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
 from nbcodex.errors import Advice, LimitError, ParkedError, TransientError
-from nbcodex.events import BackingOff, CoolingDown
+from nbcodex.events import BackingOff, CoolingDown, Event
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import (
     NO_USAGE,
@@ -112,7 +112,7 @@ class RequestState:
     unbilled_attempts: int = 0  # those that the server refused before any answer
     # What broken attempts have used: an estimate, by the text that they brought.
     broken_usage: Usage = NO_USAGE
-    wait: BackingOff | CoolingDown | None = None  # the event that began the present wait
+    last_event: Event | None = None
     # How the last attempt failed, and the waits that follow from it, in seconds.
     error: TransientError = field(init=False, repr=False)
     stated_wait: float | None = None  # what the server asked for, with jitter; None: nothing
@@ -266,10 +266,12 @@ class RequestState:
     def parked_by_user_error(self) -> ParkedError:
         """Return the error of a request that the user parked; it names the wait, if any."""
         message, cause, resume_at = "It is in the journal.", None, None
-        wait = self.wait
-        if wait and wait.resume_at and wait.resume_at > self.clock.now():
+        wait, now = self.last_event, self.clock.now()
+        if isinstance(wait, CoolingDown) and wait.queued:
+            wait = None
+        if isinstance(wait, BackingOff | CoolingDown) and (wait.resume_at or now) > now:
             cause = wait.error if isinstance(wait, BackingOff) else cooldown_error(wait.limit)
-            resume_at, _, when = self._describe_instant(wait.resume_at)
+            resume_at, _, when = self._describe_instant(wait.resume_at or now)
             message = f"{cause.message} The request can be sent {when}."
             if self.attempts == self.unbilled_attempts:
                 message += " The request has cost nothing so far."

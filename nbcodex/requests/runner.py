@@ -491,11 +491,7 @@ class RequestRunner:
         self._emit(events.Delta, text=text, reasoning=reasoning, simulated=self.state.is_simulated)
 
     def _send_event(self, event: events.Event) -> None:
-        match event:
-            case events.BackingOff() | events.CoolingDown(queued=False):
-                self.state.wait = event
-            case events.Sent() | events.CoolingDown():
-                self.state.wait = None
+        self.state.last_event = event
         self._listener(event)
 
     def _report_defect(self, task: asyncio.Task[None]) -> None:
