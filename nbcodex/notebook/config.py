@@ -83,10 +83,10 @@ class Codex(Configurable):
     def _check_budget(self, proposal: dict[str, Any]) -> str:
         text = str(proposal["value"]).strip()
         if text:
-            from nbcodex.requests.budget import parse_new_cap
+            from nbcodex.requests.budget import parse_cap
 
             try:
-                parse_new_cap(text)
+                parse_cap(text, is_new=True)
             except ConfigurationError as error:
                 raise TraitError(f"Codex.budget: {error} {error.advice}") from None
         return text

@@ -94,30 +94,28 @@ class SpendingCap:
         return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
 
 
-def parse_cap(text: str) -> SpendingCap:
-    """Return the cap that a user writes as ``200k``, ``1.5M/day``, ``$5`` or ``$20/month``."""
+def parse_cap(text: str, *, is_new: bool = False) -> SpendingCap:
+    """Return the cap that a user writes as ``200k``, ``1.5M/day``, ``$5`` or ``$20/month``.
+
+    Raises a ConfigurationError if it is none, or new and too small for any request.
+    """
     if found := _CAP.fullmatch("".join(text.split()).lower()):
         amount = float(re.sub("[,_]", "", found["number"])) * _SCALES[found["scale"]]
         unit: Unit = "dollars" if found["sign"] or found["dollars"] else "tokens"
         if amount and not (found["sign"] and found["tokens"]):
             period: Any = found["period"] or "session"
-            return SpendingCap(amount=amount, unit=unit, period=period)
+            cap = SpendingCap(amount=amount, unit=unit, period=period)
+            if not is_new or unit == "dollars" or amount >= MIN_CAP_TOKENS:
+                return cap
+            raise ConfigurationError(
+                f"A budget of {cap.format(amount)} is too small for any request.",
+                advice="Write tokens as 5000, 5k or 2M, and dollars as $5 (in %config, which reads "
+                "$5 as a variable, as 5usd).",
+            )
     raise ConfigurationError(
         f"{text[:40]!r} is not a budget.",
         advice="Write tokens as 200k or 2M/day, dollars as $5 or $20/month, or off.",
     )
-
-
-def parse_new_cap(text: str) -> SpendingCap:
-    """Return the cap that a user sets now; raise an error if it is too small for any request."""
-    cap = parse_cap(text)
-    if cap.unit == "tokens" and cap.amount < MIN_CAP_TOKENS:
-        raise ConfigurationError(
-            f"A budget of {cap.format(cap.amount)} is too small for any request.",
-            advice="Write tokens as 5000, 5k or 2M, and dollars as $5 (in %config, which reads $5 "
-            "as a variable, as 5usd).",
-        )
-    return cap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

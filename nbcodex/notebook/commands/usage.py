@@ -13,7 +13,7 @@ from nbcodex.notebook.session import Session
 from nbcodex.ratelimit.charge_policy import ChargePolicy
 from nbcodex.ratelimit.sharing import LimitState
 from nbcodex.rendering.figures import totals_line
-from nbcodex.requests.budget import parse_new_cap
+from nbcodex.requests.budget import parse_cap
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_duration
 
@@ -44,7 +44,7 @@ def budget(session: Session, *amount: str) -> None:
         session.config.own_budget = ""
         event_loop.run(client.save_cap(session.settings, None))
     elif text:
-        cap = parse_new_cap(text)
+        cap = parse_cap(text, is_new=True)
         # A cap of a day or month holds for all kernels, so it is in the journal.
         if cap.period == "session":
             session.config.own_budget = text
