@@ -177,15 +177,9 @@ class Client:
         self, settings: Settings, base_url: str, *, tokens: int, cost: float | None
     ) -> list[str]:
         """Return, as text, what each of the user's caps leaves for `tokens` and a known `cost`."""
-        from nbcodex.journal.spending import SpendAmount
-        from nbcodex.openai_api import pricing
-
-        budget = self.services().budget
+        budget, caps = self.services().budget, settings.budgets
         await budget.refresh(self.budget_journal(settings))
-        expected = SpendAmount(tokens=tokens, dollars=cost or 0.0)
-        # A server on this machine costs nothing.
-        is_priced = cost is not None or pricing.is_local_server(base_url)
-        return budget.remaining_lines(settings.budgets, expected, is_priced=is_priced)
+        return budget.remaining_lines(caps, base_url=base_url, tokens=tokens, cost=cost)
 
     async def save_cap(self, settings: Settings, cap: SpendingCap | None) -> None:
         """Set the cap of all kernels that share the journal; None removes it."""

@@ -87,45 +87,42 @@ class Restarted(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finished(Event):
-    """The answer is complete."""
+class Ending(Event):
+    """The last event of a request: exactly one of these."""
 
-    reply: Reply
+    reply: Reply  # with the text so far, if it is not finished
+    error: NbcodexError | None = None  # why there is no answer, unless the user ended it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parked(Event):
+class Finished(Ending):
+    """The answer is complete."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parked(Ending):
     """The request is kept for later."""
 
     error: ParkedError  # says why, and when it can be sent
-    reply: Reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Interrupted(Event):
-    """The user pressed Stop; the text so far is in `reply`."""
-
-    reply: Reply
+class Interrupted(Ending):
+    """The user pressed Stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cancelled(Event):
-    """The user cancelled this request; the text so far is in `reply`."""
-
-    reply: Reply
+class Cancelled(Ending):
+    """The user cancelled this request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failed(Event):
+class Failed(Ending):
     """No further attempt can help."""
 
     error: NbcodexError
-    reply: Reply
     # Whether a resumed request failed before it was resumed: its journal entry stays as it was.
     entry_unchanged: bool = False
 
-
-# Exactly one of these is the last event of every request.
-Ending = Finished | Parked | Interrupted | Cancelled | Failed
 
 Listener = Callable[[Event], None]

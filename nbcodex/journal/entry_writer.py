@@ -155,13 +155,12 @@ class EntryWriter:
             self._update_task.cancel()
         if isinstance(ending, Failed) and ending.entry_unchanged:
             return
-        error = getattr(ending, "error", None)
         await self.wait_inserted()
         await self._update_if_durable()
         await self._journal.finish(
             ending.reply,
-            error=str(error) if error else None,
-            resume_at=getattr(error, "resume_at", None),
+            error=str(ending.error) if ending.error else None,
+            resume_at=getattr(ending.error, "resume_at", None),
             assumed=assumed,
         )
 

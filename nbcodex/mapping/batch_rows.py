@@ -89,9 +89,8 @@ class PendingRows:
         for ending in endings:
             warnings = self.services.budget.commit(ending.request_id, ending.reply)
             reply = replace(ending.reply, notes=(*ending.reply.notes, *warnings))
-            error = getattr(ending, "error", None)
             charged.append(replace(ending, reply=reply))
-            rows.append((reply, str(error) if error else None))
+            rows.append((reply, str(ending.error) if ending.error else None))
         await self.batch_jobs.finish_rows(rows)
         await self.services.count_spending([reply for reply, _ in rows], self.settings)
         return charged

@@ -305,10 +305,12 @@ class Budget:
         return [cap.describe_used(self._used(cap)) for cap in self._in_force(caps)]
 
     def remaining_lines(
-        self, caps: Iterable[str], expected: SpendAmount, *, is_priced: bool
+        self, caps: Iterable[str], *, base_url: str, tokens: int, cost: float | None
     ) -> list[str]:
-        """Return, as text, what each cap in force leaves for what is `expected` to be used."""
-        lines = []
+        """Return, as text, what each cap in force leaves for `tokens` and a known `cost`."""
+        expected, lines = SpendAmount(tokens=tokens, dollars=cost or 0.0), []
+        # A server on this machine costs nothing.
+        is_priced = cost is not None or pricing.is_local_server(base_url)
         for cap in self._in_force(caps):
             used = self._used(cap, with_reserved=True)
             if cap.unit == "dollars" and not is_priced:

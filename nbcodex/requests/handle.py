@@ -356,24 +356,19 @@ for _field in dataclasses.fields(Reply):
 
 def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
     """Return the reply of a finished request; otherwise raise why there is no answer."""
-    match ending:
-        case events.Finished(reply=reply):
-            return reply
-        case events.Failed(error=error, reply=reply) | events.Parked(error=error, reply=reply):
-            error.reply = reply
-            raise error
-        case events.Cancelled(reply=reply):
-            cancelled = CancelledError("Cancelled by you.", advice="Run it again to ask again.")
-            cancelled.reply = reply
-            raise cancelled
-        case events.Interrupted(reply=reply):
-            kept = "the text so far is kept" if reply.text else "nothing had arrived"
-            command, advice = f"`%codex resume {reply.id}`", "Run it again to ask again."
-            if request and request.durable:
-                advice = Advice(
-                    f"{command} continues it.", f"{command} in a notebook continues it."
-                )
-            raise Stopped(f"Stopped; {kept}.", reply=reply, advice=advice)
+    reply, error, advice = ending.reply, ending.error, "Run it again to ask again."
+    if isinstance(ending, events.Finished):
+        return reply
+    if isinstance(ending, events.Cancelled):
+        error = CancelledError("Cancelled by you.", advice=advice)
+    if error is not None:
+        error.reply = reply
+        raise error
+    kept = "the text so far is kept" if reply.text else "nothing had arrived"
+    if request and request.durable:
+        command = f"`%codex resume {reply.id}`"
+        advice = Advice(f"{command} continues it.", f"{command} in a notebook continues it.")
+    raise Stopped(f"Stopped; {kept}.", reply=reply, advice=advice)
 
 
 def ignore_repeated_stop() -> None:
