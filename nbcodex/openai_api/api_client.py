@@ -20,6 +20,7 @@ from nbcodex.models import LimitSnapshot, Request, StreamPosition, Usage
 from nbcodex.openai_api import answers, api_errors, connections, endpoints, pricing, request_body
 from nbcodex.openai_api.answers import CompletedAnswer, Redactor, ResponseStarted, StreamEvent
 from nbcodex.openai_api.api_errors import AnswerFailedError
+from nbcodex.openai_api.dialects import has_match
 from nbcodex.openai_api.endpoints import Endpoint
 from nbcodex.openai_api.rate_limits import Headers, read_snapshot
 from nbcodex.openai_api.readers import AnswerReader, ChatReader, ResponsesReader, safe_response_id
@@ -421,7 +422,7 @@ def _improve_advice(failure: NbcodexError, prepared: PreparedRequest) -> None:
     """Replace the advice of a refusal whose cause the request shows."""
     if not isinstance(failure, errors.RequestError | errors.ModelError):
         return
-    demands_reasoning = request_body.REASONING_NEEDED.search(failure.message)
+    demands_reasoning = has_match(failure.message, "reasoning_demanded_patterns")
     if pricing.IMAGE_TOOL in pricing.paid_tools(prepared.request, prepared.model):
         failure.advice = request_body.NO_IMAGES_ADVICE
     elif prepared.request.turns and demands_reasoning:

@@ -45,19 +45,8 @@ _LIMIT_ADVICE: dict[Resource | None, str] = {
     "traffic growth": "It is retried automatically, and requests are sent more slowly.",
 }
 MAX_SLOT_WAIT_S = 10.0  # a longer wait is not about a limit on parallel requests
-# OpenAI's and FastAPI's names first; MiniMax sends `status_msg`.
-_MESSAGE_MEMBERS = ("message", "detail", "msg", "error_msg", "error_message", "status_msg", "text")
 _ADDRESS_ADVICE = "Check the base URL (--api-base, OPENAI_BASE_URL): most end in /v1."
 _WEB_PAGE = "it sent a web page instead of an answer"
-# Hugging Face states when a model will be loaded, ChatGPT's plans when their usage limit ends, and
-# OpenRouter and gateways when to ask again.
-_WAIT_MEMBERS = (
-    "estimated_time",
-    "resets_in_seconds",
-    "retry_after",
-    "retry_after_seconds",
-    "resets_at",
-)
 _NOT_AN_ADDRESS = "is not an address of an API"
 _CERTIFICATE_ADVICE = "Set SSL_CERT_FILE to the file with your organisation's certificates."
 
@@ -250,27 +239,18 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
     as_status = int(code) if len(code) == 3 and code.isascii() and code.isdigit() else None
     limit, wait = rate_limits.limit_in_google_details(details.get("details"))
     metadata = details.get("metadata")
-    stated_wait = next(
-        filter(
-            None,
-            (
-                _first_value(d, *_WAIT_MEMBERS)
-                for d in (details, metadata, payload)
-                if isinstance(d, dict)
-            ),
-        ),
-        None,
-    )
+    described = [part for part in (details, metadata, payload) if isinstance(part, dict)]
+    waits = [_first_value(part, *dialects.WORDS["wait_members"]) for part in described]
     info = ErrorInfo(
         status=as_status if status is None else status,
         code=code,
         kind=kind,
-        message=_one_line(_first_value(details, *_MESSAGE_MEMBERS), clean),
+        message=_one_line(_first_value(details, *dialects.WORDS["message_members"]), clean),
         # LiteLLM writes "None" for a parameter that it does not know.
         param=_one_line(details.get("param"), clean)[:100].removeprefix("None"),
         limit=limit,
         wait=wait,
-        stated_wait=_one_line(stated_wait, clean)[:64],
+        stated_wait=_one_line(next(filter(None, waits), None), clean)[:64],
         is_google=kind.isupper() and isinstance(details.get("details"), list),
     )
     return _with_provider(info, metadata, clean) if isinstance(metadata, dict) else info

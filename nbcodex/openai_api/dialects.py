@@ -1,5 +1,6 @@
 """How servers differ: `dialects.toml` has the values as data, each with its source."""
 
+import re
 import tomllib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -26,3 +27,8 @@ def has_code(codes: Iterable[str], list_name: str) -> bool:
 def has_phrase(text: str, list_name: str) -> bool:
     """Return whether a lower-case text contains a phrase of the list named `list_name`."""
     return any(phrase in text for phrase in WORDS[list_name])
+
+
+def has_match(text: str, list_name: str) -> bool:
+    """Return whether a lower-case text contains a match of an expression of the list."""
+    return any(re.search(pattern, text) for pattern in WORDS[list_name])

@@ -232,9 +232,8 @@ def limit_in_message(message: str, *, kind: str = "") -> Limit:
         for match in pattern.finditer(message[:MAX_SEARCHED_CHARS]):
             groups = {name: text for name, text in match.groupdict().items() if text}
             # LiteLLM lists all limits: one that is not used up has not refused the request.
-            if not {"used", "limit"} <= groups.keys() or int(groups["used"]) >= int(
-                groups["limit"]
-            ):
+            used, bound = _figure(groups.get("used")), _figure(groups.get("limit"))
+            if used is None or bound is None or used >= bound:
                 stated = groups | stated
     window = stated.get("window", "").lower()
     limit = Limit(

@@ -7,7 +7,6 @@ their refusals show is remembered for the process, so that nothing is refused tw
 from __future__ import annotations
 
 import json
-import re
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -73,38 +72,13 @@ _REASONING_MODELS = ("gpt-5", "gpt-6", "o1", "o3", "o4", "codex")
 
 # Our parameter for a schema. After a refusal of it, the schema is sent in the prompt instead.
 _SCHEMA_PARAM_OF: dict[DetectedApi, str] = {"responses": "text", "chat": "response_format"}
-# How such refusals are worded, apart from naming the parameter: Gemini ("Unknown name \"$defs\" at
-# 'generation_config.response_schema'"), vLLM ("… features not supported by xgrammar",
-# "guided_json"), llama.cpp ("failed to parse grammar"), Anthropic ("output_format"), Bedrock and
-# Vertex behind gateways ("additionalProperties", "structured output").
-_SCHEMA_REFUSAL = re.compile(
-    r"json[ _-]?schema|response[ _-]?(json[ _-]?)?schema|responseschema|structured[ _-]outputs?"
-    r"|guided_(json|decoding)|x?grammar\b|output_(format|config)\b|invalid schema|schema is invalid"
-    r"|\$defs\b|\$ref\b|additional_?properties|\b(oneof|anyof|allof|prefixitems|uniqueitems)\b"
-    r"|response_format|text\.format|'text'|\bschema produces|allowed nesting depth"
-)
 _OUTPUT_PARAMS = ("max_completion_tokens", "max_tokens")
 # Parameters of ours that can be left out, or sent under another name, where they are refused.
 _OPTIONAL_PARAMS = ("stream_options", *_OUTPUT_PARAMS, "include")
 
-# How refusals to stream are worded: OpenAI's, where an organization is not verified ("must be
-# verified to stream this model", which names ``stream`` as its parameter too), and those of servers
-# that do not stream at all.
-_NO_STREAM = re.compile(r"verified to stream|^stream |\bstream(ing)?\b.{0,40}\bnot (supported|all)")
-# How chat templates refuse a system message: Gemma, older Mistral (chat-ui #1386).
-_NO_SYSTEM = re.compile(
-    r"(system|developer) (role|message|prompt|instruction)s?\b.{0,40}\bnot "
-    r"(supported|allowed|enabled)|only user and assistant roles|conversation roles must alternate"
-)
 _STORAGE_WORDS = ("background", "store", "retention")
 # These stand among the parameters that a server refuses; a server is known for one of them at most.
 _BARE_TURNS, _REASONING_IN_TURNS = "turns without reasoning", "reasoning in turns"
-# How DeepSeek and relays ask for the reasoning of earlier answers (vellum #30878): "The
-# `reasoning_content` in the thinking mode must be passed back to the API."
-REASONING_NEEDED = re.compile(
-    r"(reasoning_content|thinking)\b.{0,60}\b(passed back|required|missing|must be)"
-)
-
 _NO_SUCH_CALL_STATUSES = {404, 405, 501}
 _REJECTED_STATUSES = {400, 422}
 _DENIED_STATUSES = {*_REJECTED_STATUSES, 403}  # of a refusal to store an answer
@@ -338,22 +312,24 @@ def _refused_param(words: str, request: Request, body: Body) -> str | None:
     """Return the parameter of ours that a refusal names, if the request can go without it."""
     # It is never ``store``, without which the provider would store what was sent, and never one
     # that the user set.
-    if "stream" in body and "stream_options" not in words and _NO_STREAM.search(words):
+    is_streamed = "stream" in body and "stream_options" not in words
+    if is_streamed and dialects.has_match(words, "no_stream_patterns"):
         return "stream"
     first = (body.get("messages") or [{}])[0]
-    if _NO_SYSTEM.search(words) and ("instructions" in body or first.get("role") == "system"):
+    has_system = "instructions" in body or first.get("role") == "system"
+    if has_system and dialects.has_match(words, "no_system_patterns"):
         return "system"
     is_unsupported = dialects.has_phrase(words, "unsupported_phrases")
     has_reasoning = any("reasoning_content" in message for message in body.get("messages", ()))
     if has_reasoning and "reasoning_content" in words and is_unsupported:
         return _REASONING_IN_TURNS
-    if request.turns and REASONING_NEEDED.search(words):
+    if request.turns and dialects.has_match(words, "reasoning_demanded_patterns"):
         return _BARE_TURNS
     if "encrypted" in words and "include" in body and "include" not in request.params:
         return "include"
     for name in _SCHEMA_PARAM_OF.values():
         is_ours = request.schema and name in body and name not in request.params
-        if is_ours and _SCHEMA_REFUSAL.search(words):
+        if is_ours and dialects.has_match(words, "schema_patterns"):
             return name
     if not is_unsupported:
         return None
