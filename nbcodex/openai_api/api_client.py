@@ -78,11 +78,8 @@ class ApiClient:
 
     async def resolve_model(self, request: Request, settings: Settings) -> str:
         """Return the model that the user, the settings or the server names, or raise an error."""
-        named = request.model or settings.model
-        if named and settings.client is None:
-            return _valid_model(named)
-        endpoint, *_ = await self._connect(request, settings)
-        if named:
+        endpoint = await self.await_endpoint(request, settings)
+        if named := request.model or settings.model:
             return _valid_model(named)
         if endpoint.kind == "openai":
             return DEFAULT_MODEL

@@ -60,13 +60,13 @@ class Connections:
 
     async def custom_client(self, factory: Callable[[], Any]) -> AsyncOpenAI:
         """Return the client that a user's factory makes, made once."""
-        if self.made_client(factory) is None:
-            try:
-                made = await factory()
-            except Exception as error:
-                raise factory_error(error) from None
-            self._keep_client(factory, made)
-        return self._custom_clients[factory]
+        if client := self.made_client(factory):
+            return client
+        try:
+            made = await factory()
+        except Exception as error:
+            raise factory_error(error) from None
+        return self._keep_client(factory, made)
 
     def made_client(self, factory: Callable[[], Any]) -> AsyncOpenAI | None:
         """Return the client of a factory; None if the factory has to be awaited first."""
@@ -100,7 +100,7 @@ class Connections:
         endpoint = Endpoint(kind=kind, base_url=base_url, host=host, account=account)
         return endpoint, secrets_of(client)
 
-    def _keep_client(self, factory: Callable[[], Any], made: object) -> None:
+    def _keep_client(self, factory: Callable[[], Any], made: object) -> AsyncOpenAI:
         import openai
 
         if not isinstance(made, openai.AsyncOpenAI):
@@ -112,7 +112,8 @@ class Connections:
         hooks = made._client.event_hooks["response"]
         if _read_bounded_body not in hooks:
             hooks.append(_read_bounded_body)
-        self._custom_clients[factory] = made.with_options(max_retries=0)
+        client = self._custom_clients[factory] = made.with_options(max_retries=0)
+        return client
 
     async def close(self) -> None:
         """Close every connection, except those of custom clients, which belong to the user."""

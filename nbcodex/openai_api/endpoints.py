@@ -11,6 +11,7 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import SplitResult, urlsplit
 
@@ -77,32 +78,15 @@ def check_server(request: Request, endpoint: Endpoint, *, command: str = "resume
 
 def resolve(settings: Settings, request: Request) -> Endpoint:
     """Return the endpoint that a request goes to, or raise a ConfigurationError."""
-    global _last_resolved
     check_for_secrets(request, settings.secrets())
-    # A map resolves the endpoint several times per row, with the same settings object.
-    last_settings, last_base, endpoint = _last_resolved
-    if settings is not last_settings or request.api_base != last_base or endpoint is None:
-        endpoint = _resolve(settings, request.api_base)
-        _last_resolved = (settings, request.api_base, endpoint)
-    return endpoint
-
-
-_last_resolved: tuple[Settings | None, str | None, Endpoint | None] = (None, None, None)
-
-
-def _resolve(settings: Settings, api_base: str | None) -> Endpoint:
-    configured = _configured(settings)
-    if api_base is None:
-        endpoint = configured
-    else:
-        url = parse_base_url(api_base, "The base URL of this request")
-        own = urlsplit(configured.base_url)
-        if _origin(url) != _origin(own):
+    endpoint = configured = _configured(settings)
+    if request.api_base is not None:
+        url = parse_base_url(request.api_base, "The base URL of this request")
+        if _origin(url) != _origin(urlsplit(configured.base_url)):
             endpoint = _endpoint_at(url, key_for_host(settings, url), settings)
-        elif _without_slash(url) == configured.base_url:
-            endpoint = configured
-        else:  # another path on the same server: the same account and key
-            endpoint = replace(configured, base_url=_without_slash(url), api_version=None)
+        elif url.geturl() != configured.base_url:
+            # Another path on the same server: the same account and key.
+            endpoint = replace(configured, base_url=url.geturl(), api_version=None)
     target = urlsplit(endpoint.base_url)
     # OpenAI and Azure always offer https: an http address is a mistake, or not theirs.
     always_secure = endpoint.kind != "compatible"
@@ -117,7 +101,7 @@ def _resolve(settings: Settings, api_base: str | None) -> Endpoint:
             else Advice(f"{allow}.", f"{allow} in a notebook."),
         )
     if endpoint.key is None:
-        raise _missing_key(endpoint, settings, is_configured=api_base is None)
+        raise _missing_key(endpoint, settings, is_configured=request.api_base is None)
     key = endpoint.key.reveal()
     # Typical of a key that was copied together with its quotes or a line break.
     if not key.isascii() or not key.isprintable() or any(c in key for c in " \"'"):
@@ -139,7 +123,7 @@ def _configured(settings: Settings) -> Endpoint:
         return _azure_endpoint(settings)
     url = parse_base_url(settings.base_url or OPENAI_BASE_URL, "OPENAI_BASE_URL")
     key = key_for_host(settings, url) or settings.api_key
-    if not key and provider_of(_without_slash(url)) == "azure":
+    if not key and provider_of(url.geturl()) == "azure":
         # The key of an Azure resource goes only to that resource's own host. Without a resource,
         # the base URL is the only host that the user has named beside the key.
         resource = url
@@ -161,7 +145,7 @@ def _azure_endpoint(settings: Settings) -> Endpoint:
     return Endpoint(
         kind="azure",
         base_url=resource if version else f"{resource}/openai/v1",
-        host=_host_and_port(url),
+        host=url.netloc,
         key=key or None,
         has_entra_token=bool(key) and key is settings.azure_ad_token,
         api_version=version,
@@ -169,7 +153,7 @@ def _azure_endpoint(settings: Settings) -> Endpoint:
 
 
 def _endpoint_at(url: SplitResult, key: Secret | None, settings: Settings) -> Endpoint:
-    kind: ServerKind = provider_of(_without_slash(url)) or "compatible"
+    kind: ServerKind = provider_of(url.geturl()) or "compatible"
     # Other servers have no use for OpenAI's account names, and must not learn them.
     organization = settings.organization if kind == "openai" else None
     project = settings.project if kind == "openai" else None
@@ -178,8 +162,8 @@ def _endpoint_at(url: SplitResult, key: Secret | None, settings: Settings) -> En
         account = fingerprint(key.reveal())
     return Endpoint(
         kind=kind,
-        base_url=_without_slash(url),
-        host=_host_and_port(url),
+        base_url=url.geturl(),
+        host=url.netloc,
         account=account,
         key=key,
         has_entra_token=key is not None and key is settings.azure_ad_token,
@@ -204,7 +188,7 @@ def fingerprint(secret: str, salt: bytes = _PROCESS_SALT) -> str:
 
 def key_for_host(settings: Settings, url: SplitResult) -> Secret | None:
     """Return the key that `Codex.keys` has for a URL's host."""
-    host = _host_name(url)
+    host = url.netloc.removesuffix(f":{url.port}")
     port = url.port or _DEFAULT_PORTS[url.scheme]
     names = [f"{host}:{port}", f"{host}:*"]
     if port == _DEFAULT_PORTS[url.scheme]:
@@ -221,7 +205,7 @@ def key_for_host(settings: Settings, url: SplitResult) -> Secret | None:
 
 def _name_in_keys(url: SplitResult) -> str:
     """Return how `Codex.keys` names the host of a URL."""
-    return _host_and_port(url) if _is_secure(url) else _origin(url)
+    return url.netloc if _is_secure(url) else _origin(url)
 
 
 def _missing_key(endpoint: Endpoint, settings: Settings, *, is_configured: bool) -> MissingKeyError:
@@ -255,8 +239,12 @@ def _missing_key(endpoint: Endpoint, settings: Settings, *, is_configured: bool)
     return MissingKeyError(f"No API key is set for {endpoint.host}.", advice=advice)
 
 
+@lru_cache  # a map needs the same one several times per row
 def parse_base_url(text: str, name: str) -> SplitResult:
-    """Return a base URL in parts, or raise a ConfigurationError; `name` is for the error."""
+    """Return a base URL in parts, or raise a ConfigurationError; `name` is for the error.
+
+    The host is in lower case; the scheme's default port and slashes at the end are left out.
+    """
     fault = ""
     try:
         url = urlsplit(text.strip())
@@ -278,29 +266,16 @@ def parse_base_url(text: str, name: str) -> SplitResult:
         raise ConfigurationError(
             f"{name} {fault}.", advice="Write it like https://host.example/v1."
         )
-    return url
+    netloc = url.netloc.lower().removesuffix(f":{_DEFAULT_PORTS[url.scheme]}")
+    return url._replace(netloc=netloc, path=url.path.rstrip("/"))
 
 
 def _is_secure(url: SplitResult) -> bool:
     return url.scheme == "https" or is_local_server(url.geturl())
 
 
-def _without_slash(url: SplitResult) -> str:
-    return _origin(url) + url.path.rstrip("/")
-
-
 def _origin(url: SplitResult) -> str:
-    return f"{url.scheme}://{_host_and_port(url)}"
-
-
-def _host_and_port(url: SplitResult) -> str:
-    name = _host_name(url)
-    return name if url.port in {None, _DEFAULT_PORTS[url.scheme]} else f"{name}:{url.port}"
-
-
-def _host_name(url: SplitResult) -> str:
-    name = (url.hostname or "").lower()
-    return f"[{name}]" if ":" in name else name
+    return f"{url.scheme}://{url.netloc}"
 
 
 def check_for_secrets(request: Request, secrets: Iterable[str]) -> None:
