@@ -70,7 +70,6 @@ class ErrorInfo:
     message: str = ""
     param: str = ""
     limit: Limit | None = None  # from structured details
-    wait: float | None = None  # seconds
     stated_wait: str = ""  # a duration, or the instant when it ends
     is_google: bool = False  # whether the shape is that of Google's errors
     headers: Headers = field(default_factory=dict)  # of the provider behind a gateway
@@ -237,10 +236,10 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
     kind = _one_line(_first_value(details, "type", "error_type", "status"), clean)[:100]
     # Gateways write the upstream status into `code` (OpenRouter: a number, Azure: a string).
     as_status = int(code) if len(code) == 3 and code.isascii() and code.isdigit() else None
-    limit, wait = rate_limits.limit_in_google_details(details.get("details"))
+    google_details = rate_limits.dicts_in(details.get("details"))
     metadata = details.get("metadata")
-    described = [part for part in (details, metadata, payload) if isinstance(part, dict)]
-    waits = [_first_value(part, *dialects.WORDS["wait_members"]) for part in described]
+    parts = rate_limits.dicts_in([*google_details, details, metadata, payload])
+    waits = [_first_value(part, *dialects.WORDS["wait_members"]) for part in parts]
     info = ErrorInfo(
         status=as_status if status is None else status,
         code=code,
@@ -248,8 +247,7 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
         message=_one_line(_first_value(details, *dialects.WORDS["message_members"]), clean),
         # LiteLLM writes "None" for a parameter that it does not know.
         param=_one_line(details.get("param"), clean)[:100].removeprefix("None"),
-        limit=limit,
-        wait=wait,
+        limit=rate_limits.limit_in_google_details(google_details),
         stated_wait=_one_line(next(filter(None, waits), None), clean)[:64],
         is_google=kind.isupper() and isinstance(details.get("details"), list),
     )
@@ -342,7 +340,6 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     limit = info.limit or rate_limits.limit_in_message(info.message, kind=info.kind)
     wait = (
         rate_limits.wait_in_headers(headers, wall=wall)
-        or info.wait
         or rate_limits.clamp_wait(rate_limits.parse_reset(info.stated_wait, wall))
         or rate_limits.wait_in_message(info.message, wall=wall)
     )
@@ -400,9 +397,8 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
     is_page = status is None and info.message == _WEB_PAGE
     is_no_call = is_page or info.has_phrase("no_such_call_phrases")
     if is_no_call or (status in {404, 405} and not names_model):
-        error = _new_error(errors.ModelError, info, "The server does not have this address")
-        error.advice = _ADDRESS_ADVICE
-        return error
+        words = "The server does not have this address"
+        return errors.ModelError(info.sentence(words), advice=_ADDRESS_ADVICE)
     if status == 404:
         return _new_error(errors.ModelError, info, "The server does not have this model or address")
     # The SDK retries 408 and 409, too; 425 is "Too Early" (RFC 8470).

@@ -140,10 +140,8 @@ class BatchClient:
                     async for line in lines:
                         try:
                             result = json.loads(line)
-                            id_, outcome = (
-                                str(result["custom_id"]),
-                                self._outcome(result, redactor, request),
-                            )
+                            id_ = str(result["custom_id"])
+                            outcome = self._outcome(result, redactor, request)
                         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                             # One malformed line must not cost the answers on the others.
                             continue

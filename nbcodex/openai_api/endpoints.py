@@ -138,22 +138,17 @@ def _azure_endpoint(settings: Settings) -> Endpoint:
     """Return the endpoint of an Azure resource: the classic API, or v1 where no version is set."""
     url = parse_base_url(settings.azure_endpoint or "", "AZURE_OPENAI_ENDPOINT")
     base, _, rest = url.path.partition("/openai")
-    resource = _origin(url) + base.rstrip("/")
     # AZURE_OPENAI_ENDPOINT is often copied with the path of either API.
     version = None if rest.startswith("/v1") else settings.api_version
     key = key_for_host(settings, url) or settings.azure_key or settings.azure_ad_token
-    return Endpoint(
-        kind="azure",
-        base_url=resource if version else f"{resource}/openai/v1",
-        host=url.netloc,
-        key=key or None,
-        has_entra_token=bool(key) and key is settings.azure_ad_token,
-        api_version=version,
-    )
+    url = url._replace(path=base.rstrip("/") + ("" if version else "/openai/v1"))
+    return replace(_endpoint_at(url, key or None, settings, "azure"), api_version=version)
 
 
-def _endpoint_at(url: SplitResult, key: Secret | None, settings: Settings) -> Endpoint:
-    kind: ServerKind = provider_of(url.geturl()) or "compatible"
+def _endpoint_at(
+    url: SplitResult, key: Secret | None, settings: Settings, kind: ServerKind | None = None
+) -> Endpoint:
+    kind = kind or provider_of(url.geturl()) or "compatible"
     # Other servers have no use for OpenAI's account names, and must not learn them.
     organization = settings.organization if kind == "openai" else None
     project = settings.project if kind == "openai" else None

@@ -194,10 +194,10 @@ def read_snapshot(
     stated = header_limits(headers, wall=0.0)
     # The snapshot was taken at admission: this much before the answer arrived.
     milliseconds = parse_number(headers.get("openai-processing-ms"))
-    processing = milliseconds / 1000 if milliseconds is not None else None
+    processing = None if milliseconds is None or milliseconds > DAY * 1e3 else milliseconds / 1e3
     return LimitSnapshot(
         at=at,
-        processing=processing if processing is not None and processing <= DAY else None,
+        processing=processing,
         tokens=_tightest_reading(stated, "tokens"),
         requests=_tightest_reading(stated, "requests"),
         organization=shorten(clean(headers.get("openai-organization", "")), 100) or None,
@@ -250,20 +250,16 @@ def limit_in_message(message: str, *, kind: str = "") -> Limit:
     return limit
 
 
-def limit_in_google_details(details: object) -> tuple[Limit | None, float | None]:
-    """Return the limit with the longest window, and the wait, in ``details`` of Google's errors."""
-    # Source: google.rpc.QuotaFailure and google.rpc.RetryInfo, as Gemini's compatible endpoint
-    # sends them (aider #3694).
+def limit_in_google_details(details: list[dict[str, Any]]) -> Limit | None:
+    """Return the limit with the longest window in ``details`` of Google's errors."""
+    # Source: google.rpc.QuotaFailure, as Gemini's compatible endpoint sends it (aider #3694).
     limits: list[Limit] = []
-    wait = None
-    for detail in _objects(details):
-        if isinstance(delay := detail.get("retryDelay"), str):
-            wait = clamp_wait(parse_duration(delay))
-        for violation in _objects(detail.get("violations")):
+    for detail in details:
+        for violation in dicts_in(detail.get("violations")):
             quota = f"{violation.get('quotaId')} {violation.get('quotaMetric')}"[:400]
             value = parse_number(str(violation.get("quotaValue")))
             limits.append(replace(limit_in_message(quota), limit=value))
-    return max(limits, key=lambda limit: limit.window or 0.0, default=None), wait
+    return max(limits, key=lambda limit: limit.window or 0.0, default=None)
 
 
 def seconds_to_pacific_midnight(wall: float) -> float:
@@ -305,5 +301,6 @@ def _figure(text: str | None) -> float | None:
     return value if value is not None and value <= MAX_LIMIT else None
 
 
-def _objects(value: object) -> list[dict[str, Any]]:
+def dicts_in(value: object) -> list[dict[str, Any]]:
+    """Return the objects in a value that should be a list of them."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -122,15 +122,16 @@ class PreparedRequest:
         """Change or leave out what the server refused; return whether to send the request again."""
         status = getattr(error, "status_code", None)
         codes = [str(getattr(error, name, "")).lower() for name in ("code", "type")]
-        # The payload of an error with HTTP 200, or the body of another.
-        text = f"{getattr(error, 'payload', None) or getattr(error, 'body', '')!s:.4000}".lower()
-        if dialects.has_phrase(text, "no_such_call_phrases"):
+        # An error with HTTP 200 has a payload, another has a body.
+        stated = getattr(error, "payload", None) or getattr(error, "body", "")
+        words = f"{getattr(error, 'param', '')} {stated!s:.4000}".lower()
+        if dialects.has_phrase(words, "no_such_call_phrases"):
             status = 404
         elif status and status >= 500:
             # Relays answer 500 for a provider's 400; llama-cpp-python for a schema it cannot use.
-            is_about_schema = self.request.schema and "json_schema" in f"{error!s:.4000}"
+            is_about_schema = self.request.schema and "json_schema" in words
             is_wrapped = dialects.has_code(codes, "wrapped_request_codes") or is_about_schema
-            if is_wrapped or dialects.has_phrase(text, "wrapped_request_phrases"):
+            if is_wrapped or dialects.has_phrase(words, "wrapped_request_phrases"):
                 status = 400
         no_such_call = status in _NO_SUCH_CALL_STATUSES
         if no_such_call and dialects.has_code(codes, "model_codes"):
@@ -139,7 +140,6 @@ class PreparedRequest:
         if self.is_api_assumed and self.api == "responses" and no_such_call:
             self.api, self.durable = "chat", False
             return True
-        words = f"{getattr(error, 'param', '')} {getattr(error, 'body', '')!s:.4000}".lower()
         denies_storage = status in _DENIED_STATUSES and any(w in words for w in _STORAGE_WORDS)
         if self.durable and (no_such_call or denies_storage):
             self.durable = False
