@@ -336,7 +336,7 @@ class ApiClient:
     ) -> NbcodexError:
         """Return one of our errors, to be raised without its cause, which holds secrets."""
         failure = api_errors.from_exception(
-            error, wall=self.clock.wall(), headers=headers, clean=redactor.clean
+            error, wall_time=self.clock.wall(), headers=headers, clean=redactor.clean
         )
         response = getattr(error, "response", None)
         if response is not None:

@@ -93,9 +93,9 @@ class ErrorInfo:
 
 
 def from_status(
-    status: int, headers: Headers, body: bytes | str, *, wall: float, clean: CleanText = str
+    status: int, headers: Headers, body: bytes | str, *, wall_time: float, clean: CleanText = str
 ) -> NbcodexError:
-    """Return the error for an HTTP status other than 200; `wall` is in seconds since the epoch."""
+    """Return the error for an HTTP status other than 200; `wall_time` is Unix time."""
     if 300 <= status < 400:
         host = ""
         with contextlib.suppress(ValueError):
@@ -111,11 +111,15 @@ def from_status(
     if text.lstrip().startswith(("data:", "event:")):
         lines = (line.removeprefix("data:").strip() for line in text.splitlines()[:20])
         text = next((line for line in lines if line.startswith(("{", "["))), text)
-    return _classify(_describe(text, clean, status=status), headers, wall)
+    return _classify(_describe(text, clean, status=status), headers, wall_time)
 
 
 def from_exception(
-    error: BaseException, *, wall: float, headers: Headers | None = None, clean: CleanText = str
+    error: BaseException,
+    *,
+    wall_time: float,
+    headers: Headers | None = None,
+    clean: CleanText = str,
 ) -> NbcodexError:
     """Return the error for an exception of the SDK, of HTTP or of decoding."""
     import httpx2
@@ -132,7 +136,7 @@ def from_exception(
             with contextlib.suppress(Exception):  # the body broke off
                 content = response.content
             return from_status(
-                response.status_code, response.headers, content, wall=wall, clean=clean
+                response.status_code, response.headers, content, wall_time=wall_time, clean=clean
             )
         # Before APIConnectionError and OSError, of which these are subclasses.
         case openai.APITimeoutError() | httpx2.TimeoutException() | TimeoutError():
@@ -146,9 +150,9 @@ def from_exception(
                 message += " Is the server running?"
             return _disconnected(error, message, advice=advice)
         case openai.APIError():  # of an SSE `error` event: it has neither status nor headers
-            return _classify(_describe({"error": error.body}, clean), headers or {}, wall)
+            return _classify(_describe({"error": error.body}, clean), headers or {}, wall_time)
         case AnswerFailedError():
-            return _classify(_describe(error.payload, clean), headers or {}, wall)
+            return _classify(_describe(error.payload, clean), headers or {}, wall_time)
         case openai.OpenAIError():
             return errors.ConfigurationError(
                 f"The SDK cannot send the request{_reason(error, clean)}.",
@@ -157,7 +161,7 @@ def from_exception(
         case httpx2.HTTPError() | httpx2.StreamError():
             return broken_connection(f"The answer could not be read{_reason(error, clean)}.")
         case json.JSONDecodeError() if error.doc.lstrip().startswith("<"):
-            return _classify(_describe(error.doc, clean), {}, wall)
+            return _classify(_describe(error.doc, clean), {}, wall_time)
         case json.JSONDecodeError() | UnicodeError() | RecursionError() | ValueError():
             return invalid_answer("The server sent something that is not valid JSON.")
         case _:
@@ -325,7 +329,7 @@ def _one_line(value: object, clean: CleanText) -> str:
     return shorten(text[:MAX_SEARCHED_CHARS], MAX_SEARCHED_CHARS)
 
 
-def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
+def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexError:
     """Decide which error it is, the most specific first."""
     # The order matters: quota and size errors arrive as HTTP 429 with the codes of rate limits, and
     # must never be retried.
@@ -339,9 +343,9 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     headers = {**headers, **info.headers} if info.headers else headers
     limit = info.limit or rate_limits.limit_in_message(info.message, kind=info.kind)
     wait = (
-        rate_limits.wait_in_headers(headers, wall=wall)
-        or rate_limits.clamp_wait(rate_limits.parse_reset(info.stated_wait, wall))
-        or rate_limits.wait_in_message(info.message, wall=wall)
+        rate_limits.wait_in_headers(headers, wall_time=wall_time)
+        or rate_limits.clamp_wait(rate_limits.parse_reset(info.stated_wait, wall_time))
+        or rate_limits.wait_in_message(info.message, wall_time=wall_time)
     )
     is_refusal = status == 429 or info.has_code("limit_codes")
     is_refusal |= status in {None, 400, 403} and info.has_phrase("limit_phrases")
@@ -351,7 +355,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     is_credit = (status or 400) < 500 and info.has_phrase("credit_phrases")
     is_quota = is_credit or (is_refusal and is_quota)
     if info.has_code("quota_codes") or status == 402 or is_quota:
-        return _quota_error(info, wall)
+        return _quota_error(info, wall_time)
     excess = limit.requested - limit.limit if limit.limit and limit.requested else 0.0
     # A 5xx page can talk about a context window that has nothing to do with the request.
     is_described = (status or 400) < 500 or bool(info.code or info.kind)
@@ -372,7 +376,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     if info.has_code("model_codes") or info.has_phrase("model_phrases"):
         return _new_error(errors.ModelError, info, "The server does not have this model")
     if info.has_code("growth_codes"):
-        return _limit_error(info, Limit(resource="traffic growth"), wait, headers, wall)
+        return _limit_error(info, Limit(resource="traffic growth"), wait, headers, wall_time)
     # Before limits: overload also arrives as 429, and closes no limit of this account.
     is_overload = is_refusal and info.has_phrase("overloaded_phrases")
     if status is None or status == 429 or status >= 500:  # not a 400 such as "model_unavailable"
@@ -380,7 +384,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall: float) -> NbcodexError:
     if status in {498, 503, 529} or is_overload:
         return _new_error(errors.OverloadedError, info, "The server is overloaded", wait=wait)
     if is_refusal:
-        return _limit_error(info, limit, wait, headers, wall)
+        return _limit_error(info, limit, wait, headers, wall_time)
     return _classify_status(info, status, wait)
 
 
@@ -419,13 +423,13 @@ def _new_error(kind: type[Any], info: ErrorInfo, words: str, **details: Any) -> 
 
 
 def _limit_error(
-    info: ErrorInfo, limit: Limit, wait: float | None, headers: Headers, wall: float
+    info: ErrorInfo, limit: Limit, wait: float | None, headers: Headers, wall_time: float
 ) -> errors.LimitError:
     """Return the error of a rate limit, with figures from the headers that the body lacks."""
     if info.has_code("parallel_codes") and limit.resource is None:
         limit = replace(limit, resource="parallel requests")
     by_time = limit.resource in (None, "tokens", "requests")
-    limits = rate_limits.header_limits(headers, wall=wall) if by_time else []
+    limits = rate_limits.header_limits(headers, wall_time=wall_time) if by_time else []
     exhausted = max(
         (each for each in limits if each.is_exhausted),
         key=lambda each: each.reset_in or 0.0,
@@ -446,7 +450,7 @@ def _limit_error(
         # Nothing says when it ends: a day's limit is tried again each hour.
         wait = rate_limits.clamp_wait(limit.window / 24)
     if info.is_google and limit.window == DAY:
-        wait = max(wait or 0.0, rate_limits.seconds_to_pacific_midnight(wall))
+        wait = max(wait or 0.0, rate_limits.seconds_to_pacific_midnight(wall_time))
     if limit.resource == "parallel requests" and (wait or 0.0) > MAX_SLOT_WAIT_S:
         # LiteLLM states when the minute of its other limits ends; a slot is free when one of the
         # requests in progress ends.
@@ -461,14 +465,14 @@ def _limit_error(
     return errors.LimitError(message, limit=limit, advice=advice, wait=wait)
 
 
-def _quota_error(info: ErrorInfo, wall: float) -> NbcodexError:
+def _quota_error(info: ErrorInfo, wall_time: float) -> NbcodexError:
     """Return the error of billing: credit, or a spend limit, which resets each month."""
     words, advice = dialects.QUOTA_TEXTS.get(info.code.lower(), ("", ""))
     if "fewer max_tokens" in info.message:  # OpenRouter: "... can only afford 1234"
         words, advice = "The credit does not suffice", "Lower --max-output, or add credit."
     if not words:
         return _new_error(errors.QuotaError, info, "The account has no credit left")
-    next_month = datetime.fromtimestamp(wall, UTC).replace(day=1) + timedelta(days=31)
+    next_month = datetime.fromtimestamp(wall_time, UTC).replace(day=1) + timedelta(days=31)
     advice = advice.format(reset=f"1 {next_month:%B} (UTC)")
     return errors.QuotaError(info.sentence(words), advice=advice)
 

@@ -168,19 +168,19 @@ class BatchClient:
             message = shorten(redactor.clean(str(error.get("message"))), 200)
             return TransientError(f"The batch ended before it reached this request: {message}")
         status, body = int(response["status_code"]), response["body"]
-        wall = self._api_client.clock.wall()
+        clean, wall_time = redactor.clean, self._api_client.clock.wall()
         if status != 200:
             text = json.dumps(body)
-            return api_errors.from_status(status, {}, text, wall=wall, clean=redactor.clean)
+            return api_errors.from_status(status, {}, text, wall_time=wall_time, clean=clean)
         # The line does not name its API; only a response of Responses has `output`.
         reader = ResponsesReader() if "output" in body else ChatReader(accepts_unfinished=True)
         try:
             reader.read_body(body)
         except (AnswerFailedError, NbcodexError) as error:
-            return api_errors.from_exception(error, wall=wall, clean=redactor.clean)
+            return api_errors.from_exception(error, wall_time=wall_time, clean=clean)
         kind = self._api_client.endpoint(request, self._settings).kind
         text, _ = split_reasoning(reader.answer.text, kind)
-        return reader.answer.completed(redactor.clean(text), redactor, request, kind)
+        return reader.answer.completed(clean(text), redactor, request, kind)
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:

@@ -101,21 +101,24 @@ def parse_reset(text: str | None, now: float) -> float | None:
     return seconds
 
 
-def wait_in_headers(headers: Headers, *, wall: float) -> float | None:
+def wait_in_headers(headers: Headers, *, wall_time: float) -> float | None:
     """Return the seconds to wait by ``retry-after-ms`` (Azure) or ``retry-after``."""
     milliseconds = parse_number(headers.get("retry-after-ms"))
     if wait := clamp_wait(milliseconds / 1000 if milliseconds else None):
         return wait
-    stated, now = headers.get("retry-after", "")[:_MAX_VALUE_CHARS], _server_time(headers, wall)
+    stated, now = (
+        headers.get("retry-after", "")[:_MAX_VALUE_CHARS],
+        _server_time(headers, wall_time),
+    )
     # A gateway may send it twice ("60, 60"), or in words ("30 seconds").
     seconds = parse_reset(stated, now) or parse_reset(stated.partition(",")[0], now)
     return clamp_wait(seconds)
 
 
-def _server_time(headers: Headers, wall: float) -> float:
+def _server_time(headers: Headers, wall_time: float) -> float:
     # The server's own time, where it gives one: our clock may be wrong by hours.
     sent = _parse_date(headers.get("date"))
-    return wall if sent is None else sent
+    return wall_time if sent is None else sent
 
 
 @dataclass(slots=True)
@@ -137,9 +140,9 @@ class HeaderLimit:
         return self.remaining < 1 or (self.limit is not None and self.remaining < self.limit / 20)
 
 
-def header_limits(headers: Headers, *, wall: float) -> list[HeaderLimit]:
+def header_limits(headers: Headers, *, wall_time: float) -> list[HeaderLimit]:
     """Return the limits that headers state, in any of the forms that servers use."""
-    now = _server_time(headers, wall)
+    now = _server_time(headers, wall_time)
     limits: dict[tuple[object, ...], HeaderLimit] = {}
     for name, value in headers.items():
         lower = name.lower().replace("rate-limit", "ratelimit").replace("bysize", "-tokens")
@@ -191,7 +194,7 @@ def read_snapshot(
 ) -> LimitSnapshot:
     """Return the limits that the headers state, which arrived at the instant `at`."""
     # Source: ``x-ratelimit-*`` in OpenAI's guide "Rate limits", and the headers of other providers.
-    stated = header_limits(headers, wall=0.0)
+    stated = header_limits(headers, wall_time=0.0)
     # The snapshot was taken at admission: this much before the answer arrived.
     milliseconds = parse_number(headers.get("openai-processing-ms"))
     processing = None if milliseconds is None or milliseconds > DAY * 1e3 else milliseconds / 1e3
@@ -262,30 +265,30 @@ def limit_in_google_details(details: list[dict[str, Any]]) -> Limit | None:
     return max(limits, key=lambda limit: limit.window or 0.0, default=None)
 
 
-def seconds_to_pacific_midnight(wall: float) -> float:
+def seconds_to_pacific_midnight(wall_time: float) -> float:
     """Return the wait for Google's daily limits, which reset at midnight Pacific time."""
     # Source: Gemini's guide "Rate limits". Its refusals state a wait of seconds at any hour.
     try:
         zone: Any = ZoneInfo("America/Los_Angeles")
     except ZoneInfoNotFoundError:  # Windows without tzdata; an hour late in summer
         zone = timezone(timedelta(hours=-8))
-    now = datetime.fromtimestamp(wall, zone)
+    now = datetime.fromtimestamp(wall_time, zone)
     midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
-    return midnight.timestamp() - wall
+    return midnight.timestamp() - wall_time
 
 
-def wait_in_message(message: str, *, wall: float = 0.0) -> float | None:
+def wait_in_message(message: str, *, wall_time: float = 0.0) -> float | None:
     """Return the seconds after which a message asks to try again, in any mix of units."""
     text = message[:MAX_SEARCHED_CHARS]
     for phrase in _WAIT.finditer(text):
         stated = re.sub("^(an?|one) ", "1 ", phrase[1].lower())
         if (wait := clamp_wait(parse_duration(stated))) is not None:
             return wait
-    found = _RESETS_AT.search(text) if wall else None
+    found = _RESETS_AT.search(text) if wall_time else None
     moment = _parse_date(found[2].strip(" .")) if found else None
     if found is None or moment is None:
         return None
-    return clamp_wait(moment - wall - (0.0 if found[1] else _GLM_UTC_OFFSET_S))
+    return clamp_wait(moment - wall_time - (0.0 if found[1] else _GLM_UTC_OFFSET_S))
 
 
 def computed_wait(limit: Limit) -> float | None:

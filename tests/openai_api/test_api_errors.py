@@ -76,7 +76,7 @@ STATUSES = [
 def test_status_and_body_become_one_error_with_advice(
     status: int, raw_body: bytes, name: str
 ) -> None:
-    error = api_errors.from_status(status, {}, raw_body, wall=WALL)
+    error = api_errors.from_status(status, {}, raw_body, wall_time=WALL)
     assert type(error).__name__ == name
     assert error.message
     assert error.advice
@@ -85,7 +85,7 @@ def test_status_and_body_become_one_error_with_advice(
 
 def from_event(payload: object, headers: dict[str, str] | None = None) -> NbcodexError:
     failed = api_errors.AnswerFailedError(payload)
-    return api_errors.from_exception(failed, wall=WALL, headers=headers)
+    return api_errors.from_exception(failed, wall_time=WALL, headers=headers)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ REQUEST = httpx2.Request("POST", "https://x.example/v1/responses")
     ],
 )
 def test_exceptions_of_sdk_http_and_decoder_become_our_errors(error: Exception, name: str) -> None:
-    assert type(api_errors.from_exception(error, wall=WALL)).__name__ == name
+    assert type(api_errors.from_exception(error, wall_time=WALL)).__name__ == name
 
 
 @pytest.mark.parametrize("status", [429, 500, None])
@@ -159,13 +159,13 @@ def test_exhausted_quota_is_permanent_despite_status_429(status: int | None) -> 
     if status is None:
         error = from_event(json.loads(raw_body), {"retry-after": "5"})
     else:
-        error = api_errors.from_status(status, {"retry-after": "5"}, raw_body, wall=WALL)
+        error = api_errors.from_status(status, {"retry-after": "5"}, raw_body, wall_time=WALL)
     assert not isinstance(error, TransientError)
 
 
 def test_request_above_the_whole_limit_is_too_large_and_says_by_how_much() -> None:
     raw_body = body(type="tokens", code="rate_limit_exceeded", message=TOO_LARGE)
-    error = api_errors.from_status(429, {"retry-after": "1"}, raw_body, wall=WALL)
+    error = api_errors.from_status(429, {"retry-after": "1"}, raw_body, wall_time=WALL)
     assert isinstance(error, errors.TooLargeError)
     assert "6,278 over the limit of 30,000 tokens per minute" in error.message
 
@@ -185,27 +185,27 @@ def test_wait_sources_are_tried_in_order(
 ) -> None:
     """Milliseconds, then seconds, then the message, then its figures, then nothing."""
     raw_body = body(code="rate_limit_exceeded", message=message)
-    error = api_errors.from_status(429, headers, raw_body, wall=WALL)
+    error = api_errors.from_status(429, headers, raw_body, wall_time=WALL)
     assert isinstance(error, TransientError)
     assert error.wait == (wait and pytest.approx(wait, abs=1e-3))
 
 
 def test_retry_after_counts_on_503() -> None:
-    error = api_errors.from_status(503, {"retry-after": "7"}, b"", wall=WALL)
+    error = api_errors.from_status(503, {"retry-after": "7"}, b"", wall_time=WALL)
     assert isinstance(error, TransientError)
     assert error.wait == 7.0
 
 
 def test_redirect_error_names_the_host_without_credentials() -> None:
     location = {"location": "https://user:pw@evil.example/path?q=1"}
-    error = api_errors.from_status(307, location, b"", wall=WALL)
+    error = api_errors.from_status(307, location, b"", wall_time=WALL)
     assert "evil.example" in error.message
     assert "pw" not in error.message
 
 
 def test_server_message_is_shortened_and_printable() -> None:
     error = api_errors.from_status(
-        400, {}, body(message="\x1b[31m\r\n" + "x\u202e" * 9999), wall=WALL
+        400, {}, body(message="\x1b[31m\r\n" + "x\u202e" * 9999), wall_time=WALL
     )
     assert len(error.message) <= MAX_MESSAGE_CHARS
     assert error.message.isprintable()
@@ -219,7 +219,9 @@ def test_echoed_secret_is_removed_even_across_a_cut() -> None:
 
     for gap in range(3960, 4010):
         raw_body = body(message=f"a{' ' * gap}{key}{key}", code=key, type=key)
-        error = api_errors.from_status(400, {"location": key}, raw_body, wall=WALL, clean=clean)
+        error = api_errors.from_status(
+            400, {"location": key}, raw_body, wall_time=WALL, clean=clean
+        )
         assert "sk-0" not in str(error)
 
 
@@ -241,7 +243,7 @@ def test_any_status_and_body_become_an_error_with_a_valid_wait(
 ) -> None:
     raw = raw_body if isinstance(raw_body, bytes) else json.dumps(raw_body).encode()
     for error in (
-        api_errors.from_status(status, {"retry-after": header}, raw, wall=WALL),
+        api_errors.from_status(status, {"retry-after": header}, raw, wall_time=WALL),
         from_event(raw_body, {"retry-after": header}),
     ):
         assert isinstance(error, NbcodexError)

@@ -24,6 +24,8 @@ WALL = 1_800_000_000.0  # Fri, 15 Jan 2027 08:00:00 GMT
         ("250us", 250e-6),
         ("12ns", 12e-9),
         ("2m59.56s", 179.56),
+        ("2 minutes and 5 secs", 125.0),
+        ("01:12:34", 4354.0),
         ("33011.382867", 33011.382867),
         ("0", 0.0),
         (" 1s ", 1.0),
@@ -39,7 +41,7 @@ WALL = 1_800_000_000.0  # Fri, 15 Jan 2027 08:00:00 GMT
         ("1s" * 100, None),
     ],
 )
-def test_reset_is_a_go_duration_or_plain_seconds(text: str | None, seconds: float | None) -> None:
+def test_reset_is_a_duration_or_plain_seconds(text: str | None, seconds: float | None) -> None:
     assert rate_limits.parse_duration(text) == (
         pytest.approx(seconds) if seconds is not None else None
     )
@@ -75,7 +77,7 @@ def test_reset_is_a_go_duration_or_plain_seconds(text: str | None, seconds: floa
     ],
 )
 def test_first_valid_wait_header_counts(given: dict[str, str], wait: float | None) -> None:
-    assert rate_limits.wait_in_headers(given, wall=WALL) == (wait and pytest.approx(wait))
+    assert rate_limits.wait_in_headers(given, wall_time=WALL) == (wait and pytest.approx(wait))
 
 
 def limits(resource: str, limit: str, remaining: str, reset: str = "") -> dict[str, str]:
@@ -115,6 +117,12 @@ def test_tighter_of_account_and_project_limit_counts() -> None:
     assert (found.tokens.limit, found.tokens.remaining) == (9000, 100)
 
 
+def test_name_of_a_region_is_not_a_unit_of_time() -> None:
+    found = rate_limits.read_snapshot(limits("tokens-us", "9000", "100"), at=0.0).tokens
+    assert found
+    assert (found.limit, found.remaining) == (9000, 100)
+
+
 @pytest.mark.parametrize(
     ("limit", "remaining"),
     [("-1", "5"), ("0", "0"), ("5", "-1"), ("nan", "1"), ("x", "y"), ("1e300", "1"), ("", "")],
@@ -146,7 +154,7 @@ NAMES = [
 
 @given(st.dictionaries(st.sampled_from(NAMES), st.text(max_size=80)))
 def test_any_headers_give_a_valid_wait_and_snapshot(given: dict[str, str]) -> None:
-    wait = rate_limits.wait_in_headers(given, wall=WALL)
+    wait = rate_limits.wait_in_headers(given, wall_time=WALL)
     assert wait is None or 0 < wait <= DAY
     found = rate_limits.read_snapshot(given, at=1.0)
     for gauge in (found.tokens, found.requests):

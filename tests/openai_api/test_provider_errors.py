@@ -25,7 +25,7 @@ WALL = datetime(2026, 11, 30, 8, 0, tzinfo=UTC).timestamp()
 
 def error(status: int, body: object, headers: dict[str, str] | None = None) -> NbcodexError:
     raw = body if isinstance(body, str) else json.dumps(body)
-    return api_errors.from_status(status, headers or {}, raw, wall=WALL)
+    return api_errors.from_status(status, headers or {}, raw, wall_time=WALL)
 
 
 def limit_error(

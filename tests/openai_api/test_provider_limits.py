@@ -30,7 +30,7 @@ BUSY = {"error": {"message": "Too many requests"}}
 
 
 def error_of(body: Any, status: int = 429, headers: dict[str, str] | None = None) -> NbcodexError:
-    return api_errors.from_status(status, headers or {}, json.dumps(body), wall=WALL)
+    return api_errors.from_status(status, headers or {}, json.dumps(body), wall_time=WALL)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_wait_in_a_message_is_read(message: str) -> None:
     ],
 )
 def test_other_waits_in_messages(message: str, wait: float | None) -> None:
-    assert rate_limits.wait_in_message(message, wall=WALL) == wait
+    assert rate_limits.wait_in_message(message, wall_time=WALL) == wait
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_wait_in_a_body_is_read(body: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("stated", ["42", "42, 42", "42 seconds", "42s"])
 def test_wait_in_a_header_is_read(stated: str) -> None:
-    assert rate_limits.wait_in_headers({"retry-after": stated}, wall=WALL) == 42.0
+    assert rate_limits.wait_in_headers({"retry-after": stated}, wall_time=WALL) == 42.0
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_refusal_is_what_its_words_say(status: int, body: Any, name: str) -> Non
     ],
 )
 def test_failure_with_status_200_is_what_its_words_say(payload: Any, name: str) -> None:
-    error = api_errors.from_exception(AnswerFailedError(payload), wall=WALL)
+    error = api_errors.from_exception(AnswerFailedError(payload), wall_time=WALL)
     assert type(error).__name__ == name
 
 
@@ -201,7 +201,7 @@ def test_credit_for_less_output_advises_less_output() -> None:
 
 
 def test_web_page_that_refuses_is_not_about_the_key() -> None:
-    error = api_errors.from_status(403, {}, "<html><title>Just a moment</title>", wall=WALL)
+    error = api_errors.from_status(403, {}, "<html><title>Just a moment</title>", wall_time=WALL)
     assert type(error).__name__ == "RequestError"
     assert "proxy" in error.advice
 
