@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,12 +35,13 @@ NOT_AT_RESET = "--at-reset cannot be used with a map, which waits for its limits
 _ONE_PROMPT_OPTIONS = ("background", "raw", "eval", "format", "thread", "new")
 
 
-def run_map_cell(session: Session, args: Namespace, template: str) -> None:
-    """Send a cell's template for each row of the variable that ``--map`` names."""
+def run_map_cell(
+    session: Session, args: Namespace, template: str, names: Mapping[str, object]
+) -> None:
+    """Send a cell's template for each row of the variable in `names` that ``--map`` names."""
     for option in _ONE_PROMPT_OPTIONS:
         if getattr(args, option):
             raise UsageError(f"%%codex: --{option} cannot be used with --map")
-    names = session.variables
     if args.map not in names:
         raise UsageError(f"%%codex: --map {args.map}: there is no such variable")
     request, _ = cell_options.request_options(args, names)

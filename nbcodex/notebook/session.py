@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -54,11 +54,6 @@ class Session:
         collector_of(current())  # the monitor collects events from the first request on
 
     @property
-    def variables(self) -> Mapping[str, object]:
-        """The variables that options may name; the caller's hide the notebook's."""
-        return {**self.shell.user_ns, **self.scope.names}
-
-    @property
     def notebook(self) -> str:
         """The notebook that journal entries belong to."""
         return identity.notebook_id(self.shell)
@@ -77,7 +72,7 @@ class Session:
         if args.map:
             from nbcodex.notebook import map_cells
 
-            map_cells.run_map_cell(self, args, text)
+            map_cells.run_map_cell(self, args, text, names)
             return
         if args.eval:
             prompt = variables.run_for_prompt(self.shell, cell, self.scope)
@@ -85,7 +80,7 @@ class Session:
             prompt = variables.FilledPrompt(text)
         else:
             prompt = variables.fill(text, variables.user_variables(self.shell, self.scope, text))
-        options, format_ = cell_options.request_options(args, self.variables)
+        options, format_ = cell_options.request_options(args, names)
         thread = MAIN_THREAD if args.thread is None else args.thread
         request = build_request(
             prompt.text,
