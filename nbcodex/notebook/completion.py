@@ -18,7 +18,7 @@ from nbcodex.settings import DEFAULT_MODEL
 
 # Reasoning efforts of OpenAI's models; which of them a model accepts is up to the server.
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
-OFFERED_ENTRIES = 50  # of the newest journal entries, whose ids are offered
+MAX_OFFERED_ENTRIES = 50  # of the newest journal entries, whose ids are offered
 
 _MATCHER_ID = "codex"
 _ARGUMENT = re.compile(r"[^\[\]| ]+")  # ``on``, ``calm`` and ``off`` in ``[on|calm|off]``
@@ -124,4 +124,4 @@ def _entries(config: Codex) -> list[Any]:
     # `journal` would create the file, and Tab must change nothing; one in memory has no file.
     find_journal = current().journal_on_disk if settings.journal else current().journal
     journal = find_journal(settings)
-    return list(journal.recent_entries(OFFERED_ENTRIES)) if journal else []
+    return list(journal.recent_entries(MAX_OFFERED_ENTRIES)) if journal else []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nbcodex.notebook.cell_errors import LastError
 
 # The demo replaces all other settings, because they are about the real server and its key.
-_KEPT_IN_DEMO = {
+_SETTINGS_KEPT_IN_DEMO = {
     *("aliases", "max_history", "display", "patience", "journal", "reuse", "remote_images"),
     *("budgets", "ask_above", "keep_files"),
 }
@@ -137,7 +137,7 @@ class Codex(Configurable):
             return Settings.read(changed)
         from nbcodex.simulator import Knobs
 
-        kept = {name: value for name, value in changed.items() if name in _KEPT_IN_DEMO}
+        kept = {name: value for name, value in changed.items() if name in _SETTINGS_KEPT_IN_DEMO}
         if self.model in Knobs().models:
             kept["model"] = self.model
         return replace(self.demo, **Settings.convert(kept))

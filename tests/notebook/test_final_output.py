@@ -15,7 +15,7 @@ import nbformat
 import pytest
 
 from nbcodex.notebook.display import text_views
-from nbcodex.notebook.display.text_views import EMPTY, OutputSlot
+from nbcodex.notebook.display.text_views import EMPTY_BUNDLE, OutputSlot
 from nbcodex.simulator import Fault
 from tests.kernel_client import Kernel, kernel
 from tests.simulated import Simulated, simulated
@@ -74,7 +74,7 @@ def test_result_is_a_new_output(cell: Kernel, code: str, result: str, display: s
     first_kind, first_id, _ = outputs[0]
     assert (first_kind, first_id != display_id) == ("display_data", True)
     last_update = [data for _, id_, data in outputs[:index] if id_ == first_id][-1]
-    assert last_update == EMPTY
+    assert last_update == EMPTY_BUNDLE
 
 
 @pytest.mark.kernel

@@ -20,7 +20,7 @@ from nbcodex.errors import LimitError, OverloadedError, ParkedError, RequestErro
 from nbcodex.models import Limit, Rates, Reply, Usage
 from nbcodex.notebook.display import text_views, widget_views
 from nbcodex.notebook.display.panel import PanelState, apply_event, disabled_reason, status_line
-from nbcodex.notebook.display.text_views import EMPTY, MAX_LIVE_CHARS
+from nbcodex.notebook.display.text_views import EMPTY_BUNDLE, MAX_LIVE_CHARS
 from nbcodex.notebook.widget_base import CodexWidget
 from nbcodex.rendering.figures import figures_line
 
@@ -618,7 +618,7 @@ def test_answer_follows_the_emptied_panel(harness: PanelHarness) -> None:
     """Where the page still shows the panel, only a line in it says where the answer is."""
     panel = harness.open(state_after(queued()))
     harness.view.close({"text/plain": "Hello"})
-    assert harness.shown[1:] == [("update", EMPTY), ("display", {"text/plain": "Hello"})]
+    assert harness.shown[1:] == [("update", EMPTY_BUNDLE), ("display", {"text/plain": "Hello"})]
     assert panel.data["phase"] == "ended"
     assert "`%codex journal 3f2a`" in panel.data["line"]
     harness.view.render(state_after(queued(), sent(1)))

@@ -35,9 +35,9 @@ from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_time
 from nbcodex.settings import Settings
 
-LISTED_ENTRIES = 20
+MAX_LISTED_ENTRIES = 20
 MAP_END_TIMEOUT_S = 3.0  # `cancel` and `park` wait no longer for a map of another thread to end
-ERASE_TIMEOUT_S, ERASED_AT_ONCE = 30.0, 8  # of what the provider keeps
+ERASE_TIMEOUT_S, MAX_PARALLEL_ERASURES = 30.0, 8  # of what the provider keeps
 
 
 def show_journal(session: Session, prefix: str = "") -> None:
@@ -61,14 +61,14 @@ def show_journal(session: Session, prefix: str = "") -> None:
         ]
         print("\n".join(filter(None, lines)))
         return
-    entries = journal.recent_entries(LISTED_ENTRIES)
+    entries = journal.recent_entries(MAX_LISTED_ENTRIES)
     for entry in entries:
         if map_id := entry.request.origin.map_id:
             print(map_cells.journal_line(session, map_id, entry, now))
         else:
             print(_entry_line(entry, now))
-    if len(entries) == LISTED_ENTRIES:
-        print(f"These are the newest {LISTED_ENTRIES}; `%codex journal ID` shows any entry.")
+    if len(entries) == MAX_LISTED_ENTRIES:
+        print(f"These are the newest {MAX_LISTED_ENTRIES}; `%codex journal ID` shows any entry.")
     if not entries:
         print("The journal is empty.")
     if journal.problem:
@@ -239,8 +239,8 @@ def _erase_remote_copies(
 ) -> None:
     """Erase what the provider has of deleted entries, and print what is left, and where."""
     kept = event_loop.run(_erase_at_provider(journals, durable, session.settings, jobs_in_use))
-    if len(kept) > LISTED_ENTRIES:
-        kept[LISTED_ENTRIES:] = [f"{len(kept) - LISTED_ENTRIES:,} more such answers and jobs"]
+    if (more := len(kept) - MAX_LISTED_ENTRIES) > 0:
+        kept[-more:] = [f"{more:,} more such answers and jobs"]
     history = session.shell.history_manager
     if history and getattr(history, "enabled", False) and str(history.hist_file) != ":memory:":
         kept.append(f"IPython's own history in {history.hist_file}")
@@ -270,8 +270,8 @@ async def _erase_at_provider(
         return f"the durable answer {position.response_id} at {server}"
 
     kept: list[str] = []
-    for start in range(0, len(durable), ERASED_AT_ONCE):
-        batch = durable[start : start + ERASED_AT_ONCE]
+    for start in range(0, len(durable), MAX_PARALLEL_ERASURES):
+        batch = durable[start : start + MAX_PARALLEL_ERASURES]
         kept += filter(None, await asyncio.gather(*map(erase, batch)))
     for jobs in (journal.batch_jobs for journal in journals):
         with contextlib.suppress(TimeoutError):

@@ -125,7 +125,7 @@ class CellOutput:
         self._is_open = True
         self._call_view(self._view.open)
         if self._second_slot:
-            self._second_slot.show(text_views.EMPTY)
+            self._second_slot.show(text_views.EMPTY_BUNDLE)
 
     def on_events(self, events: tuple[Event, ...]) -> None:
         """Show what `events` change; without any, prepare or open the view if it is time to."""
@@ -176,7 +176,7 @@ class CellOutput:
             log.exception("the view could not show the answer")
             OutputSlot().show(bundle)
         if self._second_slot:
-            self._second_slot.show(others.pop(0) if others else text_views.EMPTY)
+            self._second_slot.show(others.pop(0) if others else text_views.EMPTY_BUNDLE)
         for other in others:
             # ipykernel 7 takes the cell from the context; in an empty one, it takes the last cell.
             self._cell_context.run(OutputSlot().show, other)

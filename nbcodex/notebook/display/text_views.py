@@ -33,7 +33,7 @@ MAX_TEXT_BYTES_PER_S = 50_000
 
 # What is left of an output that has ended. It takes no room in the page, while nbconvert warns of
 # an output without any data.
-EMPTY: MimeBundle = {"text/plain": ""}
+EMPTY_BUNDLE: MimeBundle = {"text/plain": ""}
 
 # ANSI: back to the start of the line, erase to its end.
 _CLEAR_LINE = "\r\x1b[K"
@@ -59,7 +59,7 @@ class OutputSlot:
         # Consoles, `ipywidgets.Output`, and a cell that was moved or pasted ignore updates of an
         # output, but show new ones. Once another cell runs, however, a new one lands below that.
         if not in_place and self._cell == cell_number(get_ipython()):
-            self.show(EMPTY)
+            self.show(EMPTY_BUNDLE)
             self._cell, self._display_id = None, uuid.uuid4().hex
         self.show(bundle)
 

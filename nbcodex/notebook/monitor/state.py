@@ -23,7 +23,7 @@ from nbcodex.runtime.clock import format_duration
 PLOT_MINUTES = 60
 MAX_LOG_ENTRIES = 50
 
-_AT_SERVER = {"sending", "thinking", "streaming"}
+_SENT_PHASES = {"sending", "thinking", "streaming"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ def _apply_event(state: MonitorState, event: events.Event) -> MonitorState:
     if isinstance(event, events.Ending):
         requests.pop(event.request_id, None)
         return _apply_ending(
-            state, event, was_sent=request is not None and request.phase in _AT_SERVER
+            state, event, was_sent=request is not None and request.phase in _SENT_PHASES
         )
     if request is None:
         if isinstance(event, events.Delta):
