@@ -88,24 +88,21 @@ class EntryWriter:
             await asyncio.shield(self._inserting)
             self._inserting = None
 
-    def _insert_now(self) -> None:
-        if insert := self._take_insert():
-            self._inserting = asyncio.ensure_future(insert())
-            self._inserting.add_done_callback(lambda _: self._on_committed())
-
-    def _take_insert(self) -> Callable[..., Coroutine[Any, Any, None]] | None:
-        """Return the insertion, for the caller to run; None if it has begun."""
+    def _insert_now(self, attempt: int | None = None) -> bool:
+        """Begin the insertion, with an `attempt` that follows; return False if it has begun."""
         insert, self._insert = self._insert, None
         if self._insert_timer is not None:
             self._insert_timer.cancel()
-        return insert
+        if insert is None:
+            return False
+        self._inserting = asyncio.ensure_future(insert(attempt=attempt))
+        self._inserting.add_done_callback(lambda _: self._on_committed())
+        return True
 
     async def start_attempt(self, attempt: int) -> None:
         """Commit that an attempt is about to be sent."""
-        if insert := self._take_insert():
-            # The journal runs this even if the task is cancelled here, and before later writes.
-            await insert(attempt=attempt)
-            self._on_committed()
+        if self._insert_now(attempt):
+            await self.wait_inserted()
             return
         # With a position, the attempt does not ask anew, but continues a durable answer.
         continues = self._answer.position is not None

@@ -209,12 +209,11 @@ def raise_scripted_failure(planned: PlannedRequest, *, tokens: int) -> None:
     raise failure
 
 
-def stream_error_text(planned: PlannedRequest, tokens: int) -> str:
+def stream_error_text(fault: Fault, planned: PlannedRequest) -> str:
     """Return the message of an error event in mid-stream: a limit is reached."""
-    if planned.fault is None:
-        return ""  # no error event is sent
-    fault = replace(planned.fault, kind="tokens_per_minute")
-    return _limit_text(_scripted_refusal(fault, planned.knobs, tokens), planned)
+    charge = admission_charge(planned.plan.input_tokens, planned.plan.max_output, planned.knobs)
+    fault = replace(fault, kind="tokens_per_minute")
+    return _limit_text(_scripted_refusal(fault, planned.knobs, charge.tokens), planned)
 
 
 def _scripted_refusal(fault: Fault, knobs: Knobs, tokens: int) -> Refusal:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
 
-from nbcodex.simulator.admission import PlannedRequest
+from nbcodex.simulator.admission import PlannedRequest, stream_error_text
 from nbcodex.simulator.generated_answers import png_pattern, tokenize
 from nbcodex.simulator.http_messages import encode_json
 from nbcodex.simulator.knobs import Fault
@@ -31,12 +31,12 @@ def format_answer(planned: PlannedRequest) -> ResponsesFormat | ChatFormat:
     return ResponsesFormat(planned) if planned.request.api == "responses" else ChatFormat(planned)
 
 
-def error_object(fault: Fault, message: str) -> dict[str, str | None]:
+def error_object(fault: Fault, planned: PlannedRequest) -> dict[str, str | None]:
     """Return the error object of an error event: unless the fault says otherwise, of a limit."""
     return {
         "code": fault.code or "rate_limit_exceeded",
         "type": fault.type or "tokens",
-        "message": fault.message or message,
+        "message": fault.message or stream_error_text(fault, planned),
         "param": None,
     }
 
@@ -64,9 +64,9 @@ class ChatFormat:
             yield self._event("end", last)
         yield StreamEvent(b"data: [DONE]\n\n", "end", self._tokens)
 
-    def error_events(self, fault: Fault, message: str, number: int) -> Iterator[StreamEvent]:  # noqa: ARG002
+    def error_events(self, fault: Fault, number: int) -> Iterator[StreamEvent]:  # noqa: ARG002
         """Yield the chunk of an error in mid-stream; Chat Completions has no other form of it."""
-        error = error_object(fault, message)
+        error = error_object(fault, self._planned)
         if fault.kind == "flat_error_event":
             flat = {"type": "error", "code": error["code"], "message": error["message"]}
             yield self._event("end", flat)
@@ -122,17 +122,15 @@ def _encode_event(data: dict[str, Any], *, name: str = "") -> bytes:
 
 # The values in a response object of parameters that the request does not set.
 _DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(
+        ("instructions", "max_output_tokens", "max_tool_calls", "previous_response_id")
+    ),
+    **dict.fromkeys(("prompt_cache_key", "safety_identifier", "user")),
     "background": False,
     "frequency_penalty": 0.0,
-    "instructions": None,
-    "max_output_tokens": None,
-    "max_tool_calls": None,
     "metadata": {},
     "parallel_tool_calls": True,
     "presence_penalty": 0.0,
-    "previous_response_id": None,
-    "prompt_cache_key": None,
-    "safety_identifier": None,
     "service_tier": "default",
     "store": True,
     "temperature": 1.0,
@@ -141,7 +139,6 @@ _DEFAULTS: dict[str, Any] = {
     "top_logprobs": 0,
     "top_p": 1.0,
     "truncation": "disabled",
-    "user": None,
 }
 _FUNCTION_DEFAULTS = {"description": None, "parameters": None, "strict": True}
 _REASONING_TEXT = "**Reading the prompt**\n\nThis is simulated reasoning."
@@ -186,10 +183,10 @@ class ResponsesFormat:
             yield self._event("response.output_item.done", role=role, output_index=index, item=done)
         yield self._event(f"response.{response['status']}", role="end", response=response)
 
-    def error_events(self, fault: Fault, message: str, number: int) -> Iterator[StreamEvent]:
+    def error_events(self, fault: Fault, number: int) -> Iterator[StreamEvent]:
         """Yield the events of an error in mid-stream, numbered from `number`."""
         self._numbers = count(number)
-        error = error_object(fault, message)
+        error = error_object(fault, self._planned)
         flat = {"code": error["code"], "message": error["message"]}
         match fault.kind:
             case "flat_error_event":

@@ -29,7 +29,6 @@ class Generation:
 
     planned: PlannedRequest
     charge: Charge
-    error_text: str  # of an error event in the stream
     first_token_at: float  # on the clock
     clock: Clock
     tokens: int = 0  # generated so far
@@ -61,7 +60,7 @@ async def generate(generation: Generation) -> AsyncGenerator[StreamEvent, None]:
             offset_s = planned.seconds_until(event.tokens_so_far)
             await wait_until(generation.first_token_at + offset_s, generation.clock)
             if fault is not None and fault.applies_before(event.role, deltas):
-                for error in api_format.error_events(fault, generation.error_text, event.number):
+                for error in api_format.error_events(fault, event.number):
                     yield error
                 return
             generation.tokens = event.tokens_so_far
@@ -124,7 +123,7 @@ async def generate_unstreamed(generation: Generation) -> bytes:
             case Fault(kind="dropped" | "cut" | "truncated" as kind):
                 raise Dropped(reset=kind == "dropped")
             case Fault(kind=kind) if kind in GENERATION_FAULTS:
-                error = error_object(fault, generation.error_text)
+                error = error_object(fault, planned)
                 raise ErrorResponse(
                     fault.status, error["message"] or "", type=error["type"], code=error["code"]
                 )
@@ -168,7 +167,7 @@ class BackgroundResponse:
         fault = self.generation.planned.fault
         if self.status != "failed" or fault is None:
             return response.without_output(self.status)
-        error = error_object(fault, self.generation.error_text)
+        error = error_object(fault, self.generation.planned)
         flat = {"code": error["code"], "message": error["message"]}
         return response.without_output("failed", flat)
 

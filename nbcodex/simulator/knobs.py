@@ -1,9 +1,9 @@
-"""Settings of the simulated server (`Knobs`), its faults, and the JSON forms of both."""
+"""Settings of the simulated server (`Knobs`), and its faults with their JSON form."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Literal, get_args
 
@@ -61,13 +61,6 @@ class Knobs:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive")
-
-
-def parse_knobs(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in a JSON object, with lists as tuples; ValueError on unknown names."""
-    if unknown := data.keys() - {field.name for field in fields(Knobs)}:
-        raise ValueError(f"unknown setting: {', '.join(sorted(unknown))}")
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
 
 
 # Errors while the answer is generated: a background response fails for good. Chat Completions has

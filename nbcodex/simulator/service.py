@@ -22,7 +22,6 @@ from nbcodex.simulator.admission import (
     check_access,
     limit_headers,
     raise_scripted_failure,
-    stream_error_text,
 )
 from nbcodex.simulator.api_formats import ResponsesFormat, format_answer
 from nbcodex.simulator.batch_service import BatchService
@@ -47,7 +46,7 @@ from nbcodex.simulator.http_messages import (
     retry_headers,
     single_chunk,
 )
-from nbcodex.simulator.knobs import Fault, Knobs, parse_fault, parse_knobs
+from nbcodex.simulator.knobs import Fault, Knobs, parse_fault
 from nbcodex.simulator.parsed_request import (
     Api,
     Route,
@@ -99,7 +98,7 @@ class Simulator:
 
     def script(self, faults: Iterable[Fault | str | None]) -> None:
         """Apply `faults` to the next requests, one each; None means no fault."""
-        self._faults.extend(parse_fault(f) if isinstance(f, str) else f for f in faults)
+        self._faults.extend([f if isinstance(f, Fault) else parse_fault(f) for f in faults])
 
     def change_knobs(self, **changes: Any) -> None:
         """Change settings, limits included, from now on."""
@@ -171,9 +170,10 @@ class Simulator:
                 return [asdict(record) for record in self.log[int(route.query.get("since", "0")) :]]
             data = json.loads(request.body)  # a list of faults, or an object of settings
             if route.id == "script":
-                self.script([parse_fault(fault) for fault in data])
+                self.script(data)
                 return {"scripted": len(data)}
-            self.change_knobs(**parse_knobs(data))
+            lists = {name: tuple(v) for name, v in data.items() if isinstance(v, list)}
+            self.change_knobs(**(data | lists))
         except (TypeError, ValueError, AttributeError) as exc:
             raise ErrorResponse(400, f"Invalid control command: {exc}") from exc
         return asdict(self.knobs)
@@ -219,7 +219,6 @@ class Simulator:
         generation = Generation(
             planned=planned,
             charge=charge,
-            error_text=stream_error_text(planned, charge.tokens),
             first_token_at=planned.record.at + delay + planned.plan.latency,
             clock=self.clock,
         )
