@@ -77,7 +77,16 @@ class PlannedRequest:
     record: RequestRecord  # its entry in the log
     received_at: float  # time of day at its arrival, in seconds since the epoch
     knobs: Knobs  # the settings at its arrival
+    charge: Charge  # what is charged at admission, and then for what was generated
     cached_tokens: int = 0  # input tokens found in the prompt cache
+    generated_tokens: int = 0  # output tokens so far
+
+    @property
+    def first_token_at(self) -> float:
+        """The time of the first token on the clock."""
+        fault = self.fault
+        delay = fault.seconds_or_default if fault and fault.kind == "slow" else 0.0
+        return self.record.at + delay + self.plan.latency
 
     def deltas(self) -> Iterator[tuple[str, int]]:
         """Yield the text of each delta, and the output tokens generated including it."""
@@ -90,22 +99,26 @@ class PlannedRequest:
         """Return the time of the last of `tokens`, in seconds after the first one."""
         return max(0, tokens - 1) / self.knobs.speed
 
+    def settle_charge(self, now: float) -> None:
+        """Charge the output that was generated; later calls do nothing."""
+        self.account.settle_output(self.charge, self.generated_tokens, self.knobs, now)
+        self.record.charged = self.charge.tokens
+        self.record.output_tokens = self.generated_tokens
 
-def admit_request(planned: PlannedRequest) -> Charge:
-    """Charge the request and return the charge, or raise an `ErrorResponse` or `Dropped`."""
-    plan = planned.plan
-    charge = admission_charge(plan.input_tokens, plan.max_output, planned.knobs)
+
+def admit_request(planned: PlannedRequest) -> None:
+    """Charge the request, or raise an `ErrorResponse` or `Dropped`."""
+    tokens = planned.charge.tokens
     try:
-        raise_scripted_failure(planned, tokens=charge.tokens)
+        raise_scripted_failure(planned, tokens=tokens)
         _check_length(planned)
     except (ErrorResponse, Dropped):  # these count towards the request limit, too
         planned.account.charge_request(planned.record.at)
         raise
-    refusal = planned.account.charge_or_refuse(charge.tokens, planned.record.at)
+    refusal = planned.account.charge_or_refuse(tokens, planned.record.at)
     if refusal is not None:
         raise _limit_response(refusal, planned)
-    planned.record.charged = charge.tokens
-    return charge
+    planned.record.charged = tokens
 
 
 def check_access(request: ParsedRequest, knobs: Knobs) -> None:

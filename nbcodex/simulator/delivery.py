@@ -14,31 +14,12 @@ from typing import Any
 from nbcodex.runtime.clock import Clock
 from nbcodex.simulator.admission import PlannedRequest
 from nbcodex.simulator.api_formats import ResponsesFormat, StreamEvent, error_object, format_answer
-from nbcodex.simulator.buckets import Charge
 from nbcodex.simulator.http_messages import ErrorResponse, encode_json
 from nbcodex.simulator.knobs import GENERATION_FAULTS, Dropped, Fault
 
 ENDLESS_STALL_S = 30 * 86_400.0  # longer than any client waits
 MIN_TIMER_S = 0.001  # shorter waits only yield to the event loop, because a timer is less precise
 CHUNK_BYTES = 65_536
-
-
-@dataclass(slots=True, kw_only=True)
-class Generation:
-    """One answer that is being generated, and its charge."""
-
-    planned: PlannedRequest
-    charge: Charge
-    first_token_at: float  # on the clock
-    clock: Clock
-    tokens: int = 0  # generated so far
-
-    def settle_charge(self) -> None:
-        """Charge the output that was generated; later calls do nothing."""
-        planned, now = self.planned, self.clock.now()
-        planned.account.settle_output(self.charge, self.tokens, planned.knobs, now)
-        planned.record.charged = self.charge.tokens
-        planned.record.output_tokens = self.tokens
 
 
 async def wait_until(moment: float, clock: Clock) -> None:
@@ -49,29 +30,28 @@ async def wait_until(moment: float, clock: Clock) -> None:
         await asyncio.sleep(0)
 
 
-async def generate(generation: Generation) -> AsyncGenerator[StreamEvent, None]:
+async def generate(planned: PlannedRequest, clock: Clock) -> AsyncGenerator[StreamEvent, None]:
     """Yield the events of an answer at their times, and settle the charge at the end."""
-    planned = generation.planned
     api_format, record = format_answer(planned), planned.record
     fault = planned.fault if planned.fault and planned.fault.kind in GENERATION_FAULTS else None
     deltas = 0
     try:
         for event in api_format.stream_events():
             offset_s = planned.seconds_until(event.tokens_so_far)
-            await wait_until(generation.first_token_at + offset_s, generation.clock)
+            await wait_until(planned.first_token_at + offset_s, clock)
             if fault is not None and fault.applies_before(event.role, deltas):
                 for error in api_format.error_events(fault, event.number):
                     yield error
                 return
-            generation.tokens = event.tokens_so_far
+            planned.generated_tokens = event.tokens_so_far
             deltas += event.role == "delta"
             if event.role == "end" and not record.finished:
                 # Before the final event, so that a client that has read it can use the refund.
                 record.finished = True
-                generation.settle_charge()
+                planned.settle_charge(clock.now())
             yield event
     finally:
-        generation.settle_charge()
+        planned.settle_charge(clock.now())
 
 
 async def deliver(
@@ -112,14 +92,13 @@ async def _stall(fault: Fault, clock: Clock) -> None:
         raise Dropped
 
 
-async def generate_unstreamed(generation: Generation) -> bytes:
+async def generate_unstreamed(planned: PlannedRequest, clock: Clock) -> bytes:
     """Return an answer that is not streamed, or raise the exception that the fault prescribes."""
-    planned, output = generation.planned, generation.planned.plan.output_tokens
-    fault = planned.fault
+    fault, output = planned.fault, planned.plan.output_tokens
     try:
         match fault:
             case Fault(kind="stalled"):
-                await _stall(fault, generation.clock)
+                await _stall(fault, clock)
             case Fault(kind="dropped" | "cut" | "truncated" as kind):
                 raise Dropped(reset=kind == "dropped")
             case Fault(kind=kind) if kind in GENERATION_FAULTS:
@@ -127,11 +106,10 @@ async def generate_unstreamed(generation: Generation) -> bytes:
                 raise ErrorResponse(
                     fault.status, error["message"] or "", type=error["type"], code=error["code"]
                 )
-        ends_at = generation.first_token_at + planned.seconds_until(output)
-        await wait_until(ends_at, generation.clock)
-        generation.tokens, planned.record.finished = output, True
+        await wait_until(planned.first_token_at + planned.seconds_until(output), clock)
+        planned.generated_tokens, planned.record.finished = output, True
     finally:
-        generation.settle_charge()
+        planned.settle_charge(clock.now())
     data = encode_json(format_answer(planned).as_object())
     return data[: len(data) // 2] if fault and fault.kind == "malformed" else data
 
@@ -143,7 +121,8 @@ _UNFINISHED = ("queued", "in_progress")
 class BackgroundResponse:
     """A background response, which is generated to its end even if no client reads it."""
 
-    generation: Generation
+    planned: PlannedRequest
+    clock: Clock
     events: list[StreamEvent] = field(default_factory=list)
     status: str = "queued"
     _task: asyncio.Task[None] = field(init=False)
@@ -161,13 +140,13 @@ class BackgroundResponse:
 
     def response_object(self) -> dict[str, Any]:
         """Return the current response object."""
-        response = ResponsesFormat(self.generation.planned)
+        response = ResponsesFormat(self.planned)
         if self.status in ("completed", "incomplete"):
             return response.as_object()
-        fault = self.generation.planned.fault
+        fault = self.planned.fault
         if self.status != "failed" or fault is None:
             return response.without_output(self.status)
-        error = error_object(fault, self.generation.planned)
+        error = error_object(fault, self.planned)
         flat = {"code": error["code"], "message": error["message"]}
         return response.without_output("failed", flat)
 
@@ -183,13 +162,12 @@ class BackgroundResponse:
             await self._changed.wait()
 
     async def _generate(self) -> None:
-        async with aclosing(generate(self.generation)) as events:
+        async with aclosing(generate(self.planned, self.clock)) as events:
             async for event in events:
                 self.events.append(event)
                 self._change_status("in_progress")
-        planned = self.generation.planned
-        final = "incomplete" if planned.plan.is_truncated else "completed"
-        self._change_status(final if planned.record.finished else "failed")
+        final = "incomplete" if self.planned.plan.is_truncated else "completed"
+        self._change_status(final if self.planned.record.finished else "failed")
 
     def _change_status(self, status: str) -> None:
         self.status = status

@@ -25,10 +25,9 @@ from nbcodex.simulator.admission import (
 )
 from nbcodex.simulator.api_formats import ResponsesFormat, format_answer
 from nbcodex.simulator.batch_service import BatchService
-from nbcodex.simulator.buckets import Account
+from nbcodex.simulator.buckets import Account, admission_charge
 from nbcodex.simulator.delivery import (
     BackgroundResponse,
-    Generation,
     deliver,
     generate,
     generate_unstreamed,
@@ -208,37 +207,32 @@ class Simulator:
             record=record,
             received_at=self.clock.wall(),
             knobs=self.knobs,
+            charge=admission_charge(plan.input_tokens, plan.max_output, self.knobs),
         )
 
     async def _serve_prompt(self, planned: PlannedRequest) -> HttpResponse:
         """Admit a request and return its answer; raise an `ErrorResponse` if either fails."""
         request, fault = planned.request, planned.fault
-        charge = admit_request(planned)
+        admit_request(planned)
         self._begin_answer(planned)
-        delay = fault.seconds_or_default if fault is not None and fault.kind == "slow" else 0.0
-        generation = Generation(
-            planned=planned,
-            charge=charge,
-            first_token_at=planned.record.at + delay + planned.plan.latency,
-            clock=self.clock,
-        )
         # Headers state the limits at admission, even if they are sent later.
         limits = limit_headers(planned)
         if request.background:
-            stored = self._stored[planned.record.response_id] = BackgroundResponse(generation)
+            stored = BackgroundResponse(planned, self.clock)
+            self._stored[planned.record.response_id] = stored
             if request.stream:
                 body = deliver(stored.follow(), fault, self.clock)
             else:
                 body = single_chunk(encode_json(stored.response_object()))
         elif request.stream:
             try:
-                await wait_until(generation.first_token_at, self.clock)
+                await wait_until(planned.first_token_at, self.clock)
             except asyncio.CancelledError:  # the client has disconnected
-                generation.settle_charge()
+                planned.settle_charge(self.clock.now())
                 raise
-            body = deliver(generate(generation), fault, self.clock)
+            body = deliver(generate(planned, self.clock), fault, self.clock)
         else:
-            body = single_chunk(await generate_unstreamed(generation))
+            body = single_chunk(await generate_unstreamed(planned, self.clock))
         headers = self._common_headers(planned.record) | limits
         headers |= EVENT_STREAM_HEADERS if request.stream else JSON_HEADERS
         if fault is not None:
@@ -247,8 +241,9 @@ class Simulator:
             elif fault.kind == "azure_failed":  # these headers precede its ``response.failed``
                 headers |= retry_headers(fault.seconds_or_default, "seconds", planned.received_at)
             headers |= fault.headers
-        on_close = None if request.background else generation.settle_charge
-        return HttpResponse(200, headers, body, on_close)
+        if request.background:
+            return HttpResponse(200, headers, body)
+        return HttpResponse(200, headers, body, lambda: planned.settle_charge(self.clock.now()))
 
     def _begin_answer(self, planned: PlannedRequest) -> None:
         """Give the answer its id, and look up the start of the input in the prompt cache."""
@@ -264,7 +259,7 @@ class Simulator:
     def _serve_stored(self, route: Route, record: RequestRecord) -> HttpResponse:
         """Return a background response, continue its stream, cancel it or delete it."""
         stored = self._stored.get(route.id)
-        if stored is None or stored.generation.planned.record.key != record.key:
+        if stored is None or stored.planned.record.key != record.key:
             raise ErrorResponse(404, f"Response with id '{route.id}' not found.")
         record.response_id = route.id
         if route.endpoint in {"cancel", "delete"}:
@@ -275,7 +270,7 @@ class Simulator:
             return self._whole_response(deleted, record)
         if route.endpoint == "cancel" or route.query.get("stream") != "true":
             return self._whole_response(stored.response_object(), record)
-        planned, after = stored.generation.planned, route.query.get("starting_after", "-1")
+        planned, after = stored.planned, route.query.get("starting_after", "-1")
         if not planned.request.stream:
             raise ErrorResponse(400, "This response was not created with stream=true.")
         if not after.removeprefix("-").isdecimal():
