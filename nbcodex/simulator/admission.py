@@ -216,7 +216,6 @@ def raise_scripted_failure(planned: PlannedRequest, *, tokens: int) -> None:
         case _:
             return
     failure.code = failure.code if fault.code is None else fault.code
-    failure.type = failure.type if fault.type is None else fault.type
     failure.message = failure.message if fault.message is None else fault.message
     failure.headers |= fault.headers
     raise failure

@@ -19,7 +19,7 @@ from nbcodex.simulator.knobs import GENERATION_FAULTS, Dropped, Fault
 
 ENDLESS_STALL_S = 30 * 86_400.0  # longer than any client waits
 MIN_TIMER_S = 0.001  # shorter waits only yield to the event loop, because a timer is less precise
-CHUNK_BYTES = 65_536
+HUGE_LINE_BYTES = 10_000_000
 
 
 async def wait_until(moment: float, clock: Clock) -> None:
@@ -40,7 +40,7 @@ async def generate(planned: PlannedRequest, clock: Clock) -> AsyncGenerator[Stre
             offset_s = planned.seconds_until(event.tokens_so_far)
             await wait_until(planned.first_token_at + offset_s, clock)
             if fault is not None and fault.applies_before(event.role, deltas):
-                for error in api_format.error_events(fault, event.number):
+                for error in api_format.error_events(fault):
                     yield error
                 return
             planned.generated_tokens = event.tokens_so_far
@@ -75,10 +75,7 @@ async def deliver(
                         await _stall(fault, clock)
                     case "huge_line":
                         yield b'data: {"type": "response.output_text.delta", "choices": [], '
-                        yield b'"delta": "'
-                        for _ in range(fault.size // CHUNK_BYTES):
-                            yield b"x" * CHUNK_BYTES
-                        yield b"x" * (fault.size % CHUNK_BYTES) + b'"}\n\n'
+                        yield b'"delta": "%s"}\n\n' % (b"x" * HUGE_LINE_BYTES)
                 fault = None
             deltas += event.role == "delta"
             yield event.data
@@ -143,12 +140,8 @@ class BackgroundResponse:
         response = ResponsesFormat(self.planned)
         if self.status in ("completed", "incomplete"):
             return response.as_object()
-        fault = self.planned.fault
-        if self.status != "failed" or fault is None:
-            return response.without_output(self.status)
-        error = error_object(fault, self.planned)
-        flat = {"code": error["code"], "message": error["message"]}
-        return response.without_output("failed", flat)
+        fault = self.planned.fault if self.status == "failed" else None
+        return response.without_output(self.status, fault)
 
     async def follow(self, after: int = -1) -> AsyncGenerator[StreamEvent, None]:
         """Yield the events with a sequence number above `after`, as they are generated."""

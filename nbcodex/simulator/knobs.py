@@ -79,11 +79,11 @@ DeliveryFault = Literal[
     "cut",  # a connection closed within a chunk
     "malformed",  # broken JSON
     "stalled",  # silence for `seconds`, or for ever
-    "huge_line",  # a line of `size` bytes
+    "huge_line",  # a line of many megabytes
 ]
 Kind = Literal[
     # Instead of an answer.
-    "http",  # an HTTP error with `status`, `code`, `type` and `message`
+    "http",  # an HTTP error with `status`, `code` and `message`
     "tokens_per_minute",  # the 429s of OpenAI's limits
     "requests_per_minute",
     "tokens_per_day",
@@ -118,17 +118,15 @@ class Fault:
     status: int = 500  # HTTP status of ``http`` (and of answers that are not streamed)
     # Values in place of the usual ones.
     code: str | None = None
-    type: str | None = None
     message: str | None = None
     # Additional headers; an empty value removes one.
     headers: Mapping[str, str] = field(default_factory=dict)
     location: str = "http://127.0.0.1:9/v1/responses"  # target of a ``redirect``
-    size: int = 10_000_000  # bytes of a ``huge_line``
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"{self.kind!r} is not a fault; choose from: {', '.join(KINDS)}")
-        for name in ("after", "status", "size", "seconds"):  # which may come from JSON
+        for name in ("after", "status", "seconds"):  # which may come from JSON
             value = getattr(self, name)
             if not isinstance(value, (int, float, NoneType) if name == "seconds" else int):
                 raise ValueError(f"{name} of a fault must be a number, not {value!r}")  # noqa: TRY004

@@ -114,8 +114,7 @@ class Simulator:
 
     async def answer(self, request: HttpRequest) -> HttpResponse:
         """Return the response to `request` as soon as its headers are known, or raise `Dropped`."""
-        host = request.headers.get("host", "")
-        record = self._new_record(request.method, request.path, host=host)
+        record = self._new_record(request.method, request.path, request.headers.get("host", ""))
         try:
             response = await self._respond(request, record)
         except ErrorResponse as failure:
