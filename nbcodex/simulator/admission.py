@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 from nbcodex.models import DAY, MINUTE, Limit, Resource
-from nbcodex.simulator.buckets import Account, Charge, Refusal, admission_charge
+from nbcodex.simulator.buckets import Account, Charge, Refusal
 from nbcodex.simulator.generated_answers import AnswerPlan
 from nbcodex.simulator.http_messages import ErrorResponse, go_duration, retry_headers
 from nbcodex.simulator.knobs import Dropped, Fault, Knobs, RetryAfter
@@ -221,11 +221,16 @@ def raise_scripted_failure(planned: PlannedRequest, *, tokens: int) -> None:
     raise failure
 
 
-def stream_error_text(fault: Fault, planned: PlannedRequest) -> str:
-    """Return the message of an error event in mid-stream: a limit is reached."""
-    charge = admission_charge(planned.plan.input_tokens, planned.plan.max_output, planned.knobs)
-    fault = replace(fault, kind="tokens_per_minute")
-    return _limit_text(_scripted_refusal(fault, planned.knobs, charge.tokens), planned)
+def error_object(fault: Fault, planned: PlannedRequest) -> dict[str, str | None]:
+    """Return the error of an answer that fails midway: unless the fault says more, of a limit."""
+    tokens = planned.plan.input_tokens + planned.charge.for_output  # as charged at admission
+    refusal = _scripted_refusal(replace(fault, kind="tokens_per_minute"), planned.knobs, tokens)
+    return {
+        "code": fault.code or "rate_limit_exceeded",
+        "type": "tokens",
+        "message": fault.message or _limit_text(refusal, planned),
+        "param": None,
+    }
 
 
 def _scripted_refusal(fault: Fault, knobs: Knobs, tokens: int) -> Refusal:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nbcodex.simulator.admission import PlannedRequest, stream_error_text
+from nbcodex.simulator.admission import PlannedRequest, error_object
 from nbcodex.simulator.generated_answers import png_pattern, tokenize
 from nbcodex.simulator.http_messages import encode_json
 from nbcodex.simulator.knobs import Fault
@@ -27,16 +27,6 @@ class StreamEvent:
 def format_answer(planned: PlannedRequest) -> ResponsesFormat | ChatFormat:
     """Return the answer in the format of the API that was asked."""
     return ResponsesFormat(planned) if planned.request.api == "responses" else ChatFormat(planned)
-
-
-def error_object(fault: Fault, planned: PlannedRequest) -> dict[str, str | None]:
-    """Return the error object of an error event: unless the fault says otherwise, of a limit."""
-    return {
-        "code": fault.code or "rate_limit_exceeded",
-        "type": "tokens",
-        "message": fault.message or stream_error_text(fault, planned),
-        "param": None,
-    }
 
 
 class ChatFormat:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nbcodex.runtime.clock import Clock
-from nbcodex.simulator.admission import PlannedRequest
-from nbcodex.simulator.api_formats import ResponsesFormat, StreamEvent, error_object, format_answer
+from nbcodex.simulator.admission import PlannedRequest, error_object
+from nbcodex.simulator.api_formats import ResponsesFormat, StreamEvent, format_answer
 from nbcodex.simulator.http_messages import ErrorResponse, encode_json
 from nbcodex.simulator.knobs import GENERATION_FAULTS, Dropped, Fault
 

@@ -152,10 +152,9 @@ def parse_fault(data: Any) -> Fault | None:
         raise ValueError(message) from exc
 
 
+@dataclass(eq=False)
 class Dropped(Exception):  # noqa: N818 - a way to end a connection, not an error
     """Ends the connection before the HTTP response is complete."""
 
-    def __init__(self, partial: bytes = b"", *, reset: bool = False) -> None:
-        super().__init__("reset" if reset else "closed")
-        self.partial = partial  # the part of the next chunk that is still sent
-        self.reset = reset  # whether the connection is reset rather than closed
+    partial: bytes = b""  # the part of the next chunk that is still sent
+    reset: bool = False  # whether the connection is reset rather than closed

@@ -183,9 +183,7 @@ class _Connection:
             return True
 
     def _send(self, event: h11.Event) -> None:
-        data = self.http.send(event)
-        if data:
-            self.writer.write(data)
+        self.writer.write(self.http.send(event) or b"")
 
 
 class SimulatorServer:
