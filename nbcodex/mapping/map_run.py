@@ -114,9 +114,10 @@ class MapRun:
         self.end_action: EndAction | None = None
         self._to_start: deque[RowState] = deque()  # rows that are started before more are read
         self._active: dict[str, RowState] = {}  # rows that are started and have not ended, by id
-        # Of equal rows only the first is started. When it is answered, those that follow it are
-        # started, and find the answer in the journal. By the `equality_key` of each active row.
-        self._followers: dict[bytes, list[RowState]] = {}
+        # By `equality_key`: of equal rows only the first, the leader, is started; when it is
+        # answered, its followers are started, and find the answer in the journal.
+        self._leader_keys: set[bytes] = set()
+        self._followers: dict[bytes, deque[RowState]] = {}
         self._failed_unsent = self._shared_failures = 0  # rows; consecutive _ALL_ROWS_ERRORS
         self._map_error: NbcodexError | None = None  # ends the map
         self._budget_error: NbcodexError | None = None  # ends it when no row is active any more
@@ -179,11 +180,10 @@ class MapRun:
         if request.reuse and (row.entry is None or row.entry.batch_job is None):
             # The key has no field for the server, which a function may choose for each row.
             row.key = row.key or equality_key(request, base_url=request.api_base or "")
-            followers = self._followers.get(row.key)
-            if followers is not None and not row.is_in_journal:
-                followers.append(row)
+            if row.key in self._leader_keys and not row.is_in_journal:
+                self._followers.setdefault(row.key, deque()).append(row)
                 return False
-            self._followers.setdefault(row.key, [])
+            self._leader_keys.add(row.key)
         self._active[request.id] = row
         self.backend.start_row(request, row.entry)
         return True
@@ -234,19 +234,22 @@ class MapRun:
                 self._fail_map(error)
         self._set_reply(row, reply)
         if row.key is not None:
+            self._leader_keys.discard(row.key)
             self._release_followers(row.key, reply, error)
 
     def _release_followers(self, key: bytes, reply: Reply, error: NbcodexError | None) -> None:
         """Continue with the rows that are equal to one that has ended."""
-        followers = self._followers.pop(key, [])
-        if isinstance(error, _EQUAL_ROWS_ERRORS) and not isinstance(error, _ALL_ROWS_ERRORS):
+        followers = self._followers.pop(key, deque())
+        if reply:
+            for row in followers:
+                row.is_in_journal = True
+            self._to_start.extend(followers)
+        elif isinstance(error, _EQUAL_ROWS_ERRORS) and not isinstance(error, _ALL_ROWS_ERRORS):
             for row in followers:  # the server would refuse an equal request again
                 self._fail_unsent(row, error)
-            return
-        for row in followers:
-            row.is_in_journal = bool(reply)
-        # Without an answer, the others will follow the first of them.
-        self._to_start.extend(followers)
+        elif followers:  # the next one leads the rest
+            self._to_start.append(followers.popleft())
+            self._followers[key] = followers
 
     def _add_failure(self, row: RowState, error: NbcodexError, *, is_parked: bool = False) -> None:
         if self.keeps_replies or len(self.failures) < MAX_ITERATOR_FAILURES:
