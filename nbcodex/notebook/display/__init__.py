@@ -7,7 +7,6 @@ all the same. `widget_views` imports ipywidgets, which is slow, and is imported 
 from __future__ import annotations
 
 import contextvars
-import importlib
 import logging
 import os
 import sys
@@ -81,7 +80,7 @@ def can_show_widgets(shell: InteractiveShell | None, choice: str) -> bool:
     if choice != "widget" and not (choice == "auto" and is_recognised):
         return False
     try:
-        importlib.import_module("nbcodex.notebook.widget_base")
+        import nbcodex.notebook.widget_base  # noqa: F401
     except Exception:
         log.exception("widgets are not available")
         return False
