@@ -341,29 +341,16 @@ class PolarsInput(FrameInput):
         )
 
 
-class JournalInput(InputData):
-    """The rows of a map of another process, whose data is not known: only its journal is."""
-
-    def __init__(
-        self, labels: Sequence[Hashable], fields: Sequence[str], kind: str, *, unknown_rows: int
-    ) -> None:
-        self._labels, self._schema_fields, self.kind = labels, fields, kind
-        self.total, self.unknown_rows = len(labels), unknown_rows
-
-    def rows(self) -> Iterator[Row]:
-        """Return nothing: the known rows are restored from their entries."""
-        return iter(())
-
-    def with_replies(self, replies: Sequence[Reply]) -> Any:
-        """Return the replies as the kind of data that was given."""
-        if self.kind not in {"pandas", "polars"}:
-            return tuple(replies) if self.kind == "tuple" else list(replies)
-        # A frame has the result columns only, beside the rows' keys, or else their positions.
-        new_frame = importlib.import_module(self.kind).DataFrame
-        frame: FrameInput
-        if self.kind == "pandas":
-            frame = PandasInput(new_frame(index=list(self._labels)), None)
-        else:
-            frame = PolarsInput(new_frame({"row": list(map(str, self._labels))}), None)
-        frame.schema_fields = self._schema_fields
-        return frame.with_replies(replies)
+def rows_from_journal(labels: Sequence[Hashable], kind: str, fields: Sequence[str]) -> InputData:
+    """Return the rows of a map of another process, whose data is not known: only its journal is."""
+    if kind not in {"pandas", "polars"}:
+        return ItemsInput(tuple(labels) if kind == "tuple" else list(labels), None)
+    # A frame has the result columns only, beside the rows' keys, or else their positions.
+    new_frame = importlib.import_module(kind).DataFrame
+    frame: FrameInput
+    if kind == "pandas":
+        frame = PandasInput(new_frame(index=list(labels)), None)
+    else:
+        frame = PolarsInput(new_frame({"row": list(map(str, labels))}), None)
+    frame.schema_fields = fields
+    return frame

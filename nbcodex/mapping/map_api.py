@@ -19,7 +19,7 @@ from nbcodex.journal.owner import ACTIVE_STATUSES
 from nbcodex.journal.reads import Entry
 from nbcodex.mapping.backends import BACKENDS, BatchBackend
 from nbcodex.mapping.estimate import Estimate, confirm_start, estimate
-from nbcodex.mapping.inputs import FrameInput, JournalInput, read_input
+from nbcodex.mapping.inputs import FrameInput, read_input, rows_from_journal
 from nbcodex.mapping.map_run import MapRun, OnError, RowState
 from nbcodex.mapping.map_runner import active_runners
 from nbcodex.mapping.rows import PromptSource, RowKey, RowRequests, schema_fields
@@ -168,7 +168,8 @@ def _run_from_journal(map_id: str, entries: Sequence[Entry]) -> MapRun:
     total = max(1 + max(rows, default=-1), origin.row_count or 0)
     labels = [(rows[n].request.row or n) if n in rows else n for n in range(total)]
     fields = schema_fields(first.schema if first else None)
-    inputs = JournalInput(labels, fields, origin.data_kind, unknown_rows=total - len(rows))
+    inputs = rows_from_journal(labels, origin.data_kind, fields)
+    inputs.unknown_rows = total - len(rows)
     backend = BACKENDS[origin.engine](client, settings, map_id=map_id)
     run = MapRun(inputs, None, backend, origin=origin)
     for index, entry in rows.items():

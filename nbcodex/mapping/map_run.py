@@ -97,10 +97,11 @@ class MapRun:
         # By the row's index, like the failures of rows without an answer.
         self.replies: dict[int, Reply] = {}
         self.failures: dict[int, RowFailure] = {}
-        # Without `requests`, all rows come from the journal.
+        # Without `requests`, all rows come from the journal, and none is read from the data.
         self.requests, self._on_error = requests, on_error
-        self._unread_rows: Iterator[Row] = inputs.rows()
-        self._all_rows_read, self._rows_read = requests is None, 0
+        self._all_rows_read = requests is None
+        self._rows_read = (inputs.total or 0) if requests is None else 0
+        self._unread_rows: Iterator[Row] = itertools.islice(inputs.rows(), self._rows_read, None)
         # Rows of an iterator whose replies are not returned yet, in order.
         self._unreturned: deque[RowState] = deque()
         self._unanswered: dict[int, RowState] = {}  # rows that were read, by index

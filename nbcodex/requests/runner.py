@@ -14,7 +14,6 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, TypeVar
 
 import tenacity
@@ -376,14 +375,16 @@ class RequestRunner:
         return state.reservation
 
     async def _report_wait(self, wait: Wait | Cooldown) -> None:
-        waited = self.state.waited
-        announce = partial(self._emit, events.CoolingDown, limit=wait.limit, waited=waited)
-        if isinstance(wait, Wait):
-            announce(resume_at=wait.due_at, queued=True)
-        else:
-            await self._entry.wait_inserted()
-            announce(resume_at=wait.until)
+        resume_at = wait.due_at if isinstance(wait, Wait) else wait.until
+        if isinstance(wait, Cooldown):
             await self._entry.record_wait(wait.until)
+        self._emit(
+            events.CoolingDown,
+            limit=wait.limit,
+            resume_at=resume_at,
+            waited=self.state.waited,
+            queued=isinstance(wait, Wait),
+        )
 
     async def _announce_attempt(self, **price: Any) -> None:
         """Commit that an attempt begins, then emit `Sent`."""
