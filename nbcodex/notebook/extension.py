@@ -55,7 +55,13 @@ class CodexMagics(Magics):
             raise UsageError("%%codex: the prompt is empty: write it below the first line")
         try:
             # Settings are read for each cell: `%config` and the environment may change between two.
-            Session(self._shell, self._config, caller_scope(self._shell)).run_cell(args, cell)
+            session = Session(self._shell, self._config, caller_scope(self._shell))
+            if args.map:
+                from nbcodex.notebook import map_cells
+
+                map_cells.run_map_cell(session, args, cell)
+            else:
+                session.run_cell(args, cell)
         except Stopped:
             raise
         except KeyboardInterrupt:  # while variables were evaluated, or the journal opened

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ from nbcodex.mapping.map_run import MapRun
 from nbcodex.mapping.map_runner import active_runners
 from nbcodex.notebook import cell_options
 from nbcodex.notebook.session import Session
-from nbcodex.notebook.variables import images_of
+from nbcodex.notebook.variables import images_of, user_variables
 from nbcodex.rendering.html import printable
 from nbcodex.rendering.markdown import escape_inline
 from nbcodex.runtime.clock import format_time
@@ -35,10 +34,10 @@ NOT_AT_RESET = "--at-reset cannot be used with a map, which waits for its limits
 _ONE_PROMPT_OPTIONS = ("background", "raw", "eval", "format", "thread", "new")
 
 
-def run_map_cell(
-    session: Session, args: Namespace, template: str, names: Mapping[str, object]
-) -> None:
-    """Send a cell's template for each row of the variable in `names` that ``--map`` names."""
+def run_map_cell(session: Session, args: Namespace, cell: str) -> None:
+    """Send a cell, which is a template, for each row of the variable that ``--map`` names."""
+    names = user_variables(session.shell, session.scope)
+    cell_options.fill_options(args, names)
     for option in _ONE_PROMPT_OPTIONS:
         if getattr(args, option):
             raise UsageError(f"%%codex: --{option} cannot be used with --map")
@@ -47,7 +46,11 @@ def run_map_cell(
     request, _ = cell_options.request_options(args, names)
     request = replace(request, images=images_of(args.image, session.shell, session.scope))
     prepared = prepare_map(
-        template, names[args.map], request, variable=args.out, dry_run=args.dry_run
+        cell.removesuffix("\n"),
+        names[args.map],
+        request,
+        variable=args.out,
+        dry_run=args.dry_run,
     )
     if isinstance(prepared, Estimate):
         print(str(prepared))

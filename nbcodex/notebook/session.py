@@ -69,11 +69,6 @@ class Session:
         text = cell.removesuffix("\n")
         names = variables.user_variables(self.shell, self.scope)
         option_notes = cell_options.fill_options(args, names)
-        if args.map:
-            from nbcodex.notebook import map_cells
-
-            map_cells.run_map_cell(self, args, text, names)
-            return
         if args.eval:
             prompt = variables.run_for_prompt(self.shell, cell, self.scope)
         elif args.raw:
