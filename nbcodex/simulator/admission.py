@@ -61,7 +61,7 @@ class RequestRecord:
     fault: str = ""  # kind of the fault applied
     response_id: str = ""  # the id of the answer
     input_tokens: int = 0  # as counted by the server
-    output_tokens: int = 0
+    output_tokens: int = 0  # generated so far
     charged: int = 0  # tokens charged to the limit, less those returned
     finished: bool = False  # whether the whole answer was generated
 
@@ -79,14 +79,6 @@ class PlannedRequest:
     knobs: Knobs  # the settings at its arrival
     charge: Charge  # what is charged at admission, and then for what was generated
     cached_tokens: int = 0  # input tokens found in the prompt cache
-    generated_tokens: int = 0  # output tokens so far
-
-    @property
-    def first_token_at(self) -> float:
-        """The time of the first token on the clock."""
-        fault = self.fault
-        delay = fault.seconds_or_default if fault and fault.kind == "slow" else 0.0
-        return self.record.at + delay + self.plan.latency
 
     def deltas(self) -> Iterator[tuple[str, int]]:
         """Yield the text of each delta, and the output tokens generated including it."""
@@ -95,15 +87,16 @@ class PlannedRequest:
             delta = tokens[start : start + size]
             yield "".join(delta), self.plan.reasoning_tokens + start + len(delta)
 
-    def seconds_until(self, tokens: int) -> float:
-        """Return the time of the last of `tokens`, in seconds after the first one."""
-        return max(0, tokens - 1) / self.knobs.speed
+    def time_of_token(self, number: int) -> float:
+        """Return the time on the clock of an output token; the first one is number 1."""
+        fault = self.fault
+        delay = fault.seconds_or_default if fault and fault.kind == "slow" else 0.0
+        return self.record.at + delay + self.plan.latency + max(0, number - 1) / self.knobs.speed
 
     def settle_charge(self, now: float) -> None:
         """Charge the output that was generated; later calls do nothing."""
-        self.account.settle_output(self.charge, self.generated_tokens, self.knobs, now)
+        self.account.settle_output(self.charge, self.record.output_tokens, self.knobs, now)
         self.record.charged = self.charge.tokens
-        self.record.output_tokens = self.generated_tokens
 
 
 def admit_request(planned: PlannedRequest) -> None:

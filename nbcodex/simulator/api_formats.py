@@ -191,7 +191,7 @@ class ResponsesFormat:
         plan = self._planned.plan
         response = self.without_output(self._final_status)
         if not plan.is_truncated:
-            seconds = plan.latency + self._planned.seconds_until(plan.output_tokens)
+            seconds = self._planned.time_of_token(plan.output_tokens) - self._planned.record.at
             response["completed_at"] = int(self._planned.received_at + seconds)
         else:
             response["incomplete_details"] = {"reason": "max_output_tokens"}

@@ -37,13 +37,12 @@ async def generate(planned: PlannedRequest, clock: Clock) -> AsyncGenerator[Stre
     deltas = 0
     try:
         for event in api_format.stream_events():
-            offset_s = planned.seconds_until(event.tokens_so_far)
-            await wait_until(planned.first_token_at + offset_s, clock)
+            await wait_until(planned.time_of_token(event.tokens_so_far), clock)
             if fault is not None and fault.applies_before(event.role, deltas):
                 for error in api_format.error_events(fault):
                     yield error
                 return
-            planned.generated_tokens = event.tokens_so_far
+            record.output_tokens = event.tokens_so_far
             deltas += event.role == "delta"
             if event.role == "end" and not record.finished:
                 # Before the final event, so that a client that has read it can use the refund.
@@ -103,8 +102,8 @@ async def generate_unstreamed(planned: PlannedRequest, clock: Clock) -> bytes:
                 raise ErrorResponse(
                     fault.status, error["message"] or "", type=error["type"], code=error["code"]
                 )
-        await wait_until(planned.first_token_at + planned.seconds_until(output), clock)
-        planned.generated_tokens, planned.record.finished = output, True
+        await wait_until(planned.time_of_token(output), clock)
+        planned.record.output_tokens, planned.record.finished = output, True
     finally:
         planned.settle_charge(clock.now())
     data = encode_json(format_answer(planned).as_object())

@@ -170,8 +170,9 @@ class Simulator:
             if route.id == "script":
                 self.script(data)
                 return {"scripted": len(data)}
-            lists = {name: tuple(v) for name, v in data.items() if isinstance(v, list)}
-            self.change_knobs(**(data | lists))
+            # JSON has no tuples.
+            tuples = {name: tuple(v) for name, v in data.items() if isinstance(v, list)}
+            self.change_knobs(**(data | tuples))
         except (TypeError, ValueError, AttributeError) as exc:
             raise ErrorResponse(400, f"Invalid control command: {exc}") from exc
         return asdict(self.knobs)
@@ -225,7 +226,7 @@ class Simulator:
                 body = single_chunk(encode_json(stored.response_object()))
         elif request.stream:
             try:
-                await wait_until(planned.first_token_at, self.clock)
+                await wait_until(planned.time_of_token(1), self.clock)
             except asyncio.CancelledError:  # the client has disconnected
                 planned.settle_charge(self.clock.now())
                 raise
