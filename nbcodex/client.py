@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from nbcodex.journal.reads import Entry
     from nbcodex.ratelimit.limiter import Limiter
     from nbcodex.ratelimit.sharing import LimitState
-    from nbcodex.requests.budget import RequestEstimate, SpendingCap
+    from nbcodex.requests.budget import RequestEstimate
     from nbcodex.requests.runner import Services
 
 _FIRST_USE_NOTICE = (
@@ -180,15 +180,6 @@ class Client:
         budget, caps = self.services().budget, settings.budgets
         await budget.refresh(self.budget_journal(settings))
         return budget.remaining_lines(caps, base_url=base_url, tokens=tokens, cost=cost)
-
-    async def save_cap(self, settings: Settings, cap: SpendingCap | None) -> None:
-        """Set the cap of all kernels that share the journal; None removes it."""
-        counters = self.budget_journal(settings, create=cap is not None)
-        await self.services().budget.set_shared_cap(counters, cap)
-
-    async def reset_spending(self, settings: Settings) -> None:
-        """Set what is spent to zero: in this session, and for all kernels in this day and month."""
-        await self.services().budget.reset(self.budget_journal(settings))
 
     async def estimate(
         self, request: Request, settings: Settings

@@ -215,7 +215,15 @@ class Budget:
         self.release(request.id)
         amount = expected.amount + broken
         for cap in checked:
-            _check_price(request, expected, cap)
+            if cap.unit == "dollars" and expected.cost is None:
+                budgets = "Set one in tokens (`%codex budget 200k`) or none (`%codex budget off`)"
+                raise BudgetError(
+                    f"No price is known for this model, so your budget of {cap} cannot be checked.",
+                    advice=Advice(
+                        f"{budgets}, then `%codex resume {request.id}`.",
+                        script=f"{budgets} in a notebook, then ask again.",
+                    ),
+                )
             if cap not in calendar_caps:
                 self._check_cap(request, expected, amount, cap)
         # Reserved before the journal is awaited, so that other requests take it into account.
@@ -366,15 +374,3 @@ class Budget:
 
     def _today(self) -> str:
         return datetime.fromtimestamp(self._clock.wall()).date().isoformat()
-
-
-def _check_price(request: Request, expected: RequestEstimate, cap: SpendingCap) -> None:
-    if cap.unit == "dollars" and expected.cost is None:
-        budgets = "Set one in tokens (`%codex budget 200k`) or none (`%codex budget off`)"
-        raise BudgetError(
-            f"No price is known for this model, so your budget of {cap} cannot be checked.",
-            advice=Advice(
-                f"{budgets}, then `%codex resume {request.id}`.",
-                script=f"{budgets} in a notebook, then ask again.",
-            ),
-        )

@@ -37,19 +37,21 @@ def show_usage(_: Session) -> None:
 def budget(session: Session, *amount: str) -> None:
     """Show, set or reset your own cap: budget [200k|$5|$5/day|$20/month|off|reset]."""
     client, text = current(), "".join(amount).lower()
+    spending, settings = client.services().budget, session.settings
     if text == "reset":
-        event_loop.run(client.reset_spending(session.settings))
+        event_loop.run(spending.reset(client.budget_journal(settings)))
         print("Usage counts from zero: this session's, and this day's and month's.")
     elif text == "off":
         session.config.own_budget = ""
-        event_loop.run(client.save_cap(session.settings, None))
+        event_loop.run(spending.set_shared_cap(client.budget_journal(settings), None))
     elif text:
         cap = parse_cap(text, is_new=True)
         # A cap of a day or month holds for all kernels, so it is in the journal.
         if cap.period == "session":
             session.config.own_budget = text
         else:
-            event_loop.run(client.save_cap(session.settings, cap))
+            counters = client.budget_journal(settings, create=True)
+            event_loop.run(spending.set_shared_cap(counters, cap))
     if text:
         collector_of(client).changed.set()  # the monitor shows the caps, too
     usage_lines = event_loop.run(client.budget_usage(session.config.settings()))
