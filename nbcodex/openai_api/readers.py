@@ -27,7 +27,10 @@ _ENDS = {"response.completed", "response.incomplete", "response.done"}
 # into a body, or the text of the older API into both.
 _MESSAGES = ("delta", "message", "text")
 
-_MAX_TOKEN_CHARS = max(map(len, dialects.WORDS["special_tokens"])) + 2  # and white space after it
+_SPECIAL_TOKENS = rf"(?:(?:{'|'.join(map(re.escape, dialects.WORDS['special_tokens']))})\s*)"
+_POSSIBLE_ENDING = re.compile(rf"{_SPECIAL_TOKENS}*(?:<[^<>\n]{{0,30}})?\Z")  # also half a token
+_MAX_ENDING_CHARS = 200  # a search in a long text would take quadratic time
+_ENDING_TOKENS = re.compile(rf"{_SPECIAL_TOKENS}+\Z")
 
 # The id becomes a part of a URL's path: it must not contain anything that changes the path.
 _SAFE_ID = re.compile(r"[A-Za-z0-9][\w.:-]{0,199}", re.ASCII)
@@ -381,7 +384,7 @@ class ReasoningSplitter:
         # text: then all text before it was reasoning, and this is true until the next call.
         self.has_restarted = False
         self._tail = ""  # held back: it may be the beginning of a tag
-        self._token = ""  # held back, too: a special token, which counts only within the text
+        self._token = ""  # held back, too: special tokens, which count only within the text
         self._closing_tag = ""  # the tag that ends the reasoning; empty outside of it
         self._has_tags = self._is_undecided = server != "openai"  # an opening tag may come next
         self._may_be_unopened = server == "compatible"  # a closing tag may come without one
@@ -396,16 +399,14 @@ class ReasoningSplitter:
             return text, reasoning
         if not self.has_restarted:
             text = self._token + text
-        end = text[text.rfind("<", -_MAX_TOKEN_CHARS) :] if "<" in text[-_MAX_TOKEN_CHARS:] else ""
-        tokens = dialects.WORDS["special_tokens"]
-        self._token = end if any(token.startswith(end.rstrip()) for token in tokens) else ""
+        found = _POSSIBLE_ENDING.search(text, max(0, len(text) - _MAX_ENDING_CHARS))
+        self._token = found[0] if found else ""
         return text.removesuffix(self._token), reasoning
 
     def flush(self) -> tuple[str, str]:
         """Return what was held back, at the end of the text, but no special token."""
         tail, self._tail = self._tail, ""
-        token = "" if self._token.rstrip() in dialects.WORDS["special_tokens"] else self._token
-        self._token = ""
+        token, self._token = _ENDING_TOKENS.sub("", self._token), ""
         return (token, tail) if self._closing_tag else (token + tail, "")
 
     def _split(self, more: str) -> tuple[str, str]:

@@ -206,7 +206,7 @@ class AnswerStream:
             # be lost, sent twice, or be what the model said before its answer.
             final, thought = split_reasoning(self._reader.answer.text, self._server)
             final = self._redactor.clean(final)
-            differs = bool(final) and final.strip() != (emitted + text).strip()
+            differs = final.strip() not in ("", (emitted + text).strip())
             if differs:
                 self._has_restarted = not final.startswith(emitted)
                 text = final if self._has_restarted else final.removeprefix(emitted)

@@ -298,8 +298,9 @@ FINISHED = completed(output=[message("a b c")])
             event({"type": "response.output_text.done", "text": "a b c"}),
             completed(),
         ],
+        [delta("a b c"), completed(output=[message(" ")])],
     ],
-    ids=["twice", "lost", "tail", "restarted", "item", "done"],
+    ids=["twice", "lost", "tail", "restarted", "item", "done", "blank"],
 )
 def test_final_text_replaces_deltas_that_differ(parts: list[Part]) -> None:
     assert answer(parts, "responses").text == "a b c"
@@ -400,7 +401,9 @@ def test_answer_without_anything_visible_is_empty(text: str, api: str) -> None:
         judge(answer(parts, api))
 
 
-@pytest.mark.parametrize("text", ["hi<|im_end|>", "hi</s>", "hi<end_of_turn>\n"])
+@pytest.mark.parametrize(
+    "text", ["hi<|im_end|>", "hi</s>", "hi<end_of_turn>\n", "hi</s> <|im_end|>"]
+)
 @pytest.mark.parametrize("size", [1, 3, 99])
 def test_special_token_at_the_end_is_removed(text: str, size: int) -> None:
     received = [chunk(text[at : at + size]) for at in range(0, len(text), size)]
@@ -410,7 +413,9 @@ def test_special_token_at_the_end_is_removed(text: str, size: int) -> None:
     assert answer(body({"choices": [choice_of(text)]})).text == "hi"
 
 
-@pytest.mark.parametrize("text", ["Write <|im_end|> last.", "`<|im_end|>`", "a <b", "a </s> b"])
+@pytest.mark.parametrize(
+    "text", ["Write <|im_end|> last.", "`<|im_end|>`", "a <b", "a </s> b", "</s> <b>"]
+)
 def test_special_token_within_a_text_stays(text: str) -> None:
     assert answer([*map(chunk, text), chunk(finish="stop"), DONE]).text == text
 
