@@ -95,10 +95,8 @@ class StatsCounter:
 
     def count_restored(self, reply: Reply) -> None:
         """Count a row whose answer is from the journal, without what it used then."""
-        stats, cut = self.stats, bool(reply.cut)
-        self.stats = replace(
-            stats, done=stats.done + 1, reused=stats.reused + 1, cut=stats.cut + cut
-        )
+        done, reused, cut = self.stats.done, self.stats.reused, self.stats.cut + bool(reply.cut)
+        self.stats = replace(self.stats, done=done + 1, reused=reused + 1, cut=cut)
 
     def reset_unanswered(self) -> None:
         """Count the rows without an answer from zero, since a resumed map starts them again."""

@@ -208,9 +208,8 @@ class Budget:
         # A server on this machine has no price, because it costs nothing.
         is_free = expected.cost is None and pricing.is_local_server(base_url)
         checked = [cap for cap in in_force if not (is_free and cap.unit == "dollars")]
-        calendar_caps = [
-            cap for cap in checked if cap.period != "session"
-        ]  # the journal counts these
+        # The journal counts what these limit.
+        calendar_caps = [cap for cap in checked if cap.period != "session"]
         # A request that is sent again replaces its reservation by one with its broken attempts.
         self.release(request.id)
         amount = expected.amount + broken
