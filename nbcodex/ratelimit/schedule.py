@@ -57,8 +57,9 @@ def earliest_start(
     max_awaiting = model.max_awaiting_response
     if max_awaiting is not None and model.awaiting_response >= max_awaiting:
         start_at = max(start_at, model.last_sent_at + RESPONSE_TIMEOUT_S)
-    # A request larger than the limit would not fit into a full bucket either. It is sent at once if
-    # the server has responded to all earlier requests, and the server decides.
+    # A request larger than the limit would not fit into a full bucket either, so the queue would
+    # only delay its refusal. It is sent once the server has responded to all earlier requests. If
+    # the server admits it, because the estimate is too high, later ones of its size are queued.
     if tokens.is_known and (model.awaiting_response or not exceeds_limit(model, need)):
         margin = min(model.margin * tokens.limit, MAX_MARGIN * tokens.burst_capacity)
         spare = margin + spare_requests * model.tokens.typical_request
@@ -98,10 +99,10 @@ def limits_by_time(model: LimitModel, need: Need, now: float) -> list[tuple[floa
 
 
 def exceeds_limit(model: LimitModel, need: Need) -> bool:
-    """Return whether input and `max_output` together certainly exceed the limit."""
-    least_input = need.input_tokens * min(1.0, model.input_ratio) / INPUT_ESTIMATE_ERROR
+    """Return whether input and `max_output` together exceed the limit, as estimated."""
+    requested = need.input_tokens * min(1.0, model.input_ratio) + need.max_output
     limit = max(model.tokens.bucket.limit, model.largest_admitted_tokens)
-    return need.is_bounded and least_input + need.max_output > limit
+    return need.is_bounded and requested > limit
 
 
 def check_size(model: LimitModel, need: Need, now: float) -> None:
@@ -125,7 +126,7 @@ def check_size(model: LimitModel, need: Need, now: float) -> None:
     charges_output = model.tokens.policy != "actual" and not model.tokens.may_charge_at_end
     # OpenAI compares the larger of the two with the limit (its guide "Rate limits").
     is_longer = need.max_output > max(bucket.limit, model.largest_admitted_tokens)
-    if charges_output and is_longer and exceeds_limit(model, need):
+    if charges_output and is_longer and need.is_bounded:
         raise TooLargeError(
             f"The prompt has about {at_least:,.0f} tokens, and the answer may have up to "
             f"{need.max_output:,.0f}: more than the {bucket.limit:,.0f} tokens per minute that the "

@@ -67,3 +67,30 @@ def test_request_with_a_bound_larger_than_the_bucket_goes_when_it_is_full() -> N
     model.tokens.assumed_index = ACTUAL_INDEX
     large = Need(100, 50_000)
     assert earliest_start(model, large, now + 100) == now + 100
+
+
+@pytest.mark.parametrize(("estimate", "ratio"), [(636, 1.0), (636, 0.9), (580, 1.0)])
+def test_request_that_exceeds_the_limit_is_not_queued_before_its_refusal(
+    estimate: float, ratio: float
+) -> None:
+    """Though the excess is less than the estimate's error, and other users take tokens."""
+    model, now = LimitModel(input_ratio=ratio), 100.0
+    for remaining in (2_800, 300):
+        sent = model.issue_permit("b", Need(100, 100), now)
+        level = LimitReading(limit=3_000, remaining=remaining, full_in=60 - remaining / 50)
+        model.observe(sent, LimitSnapshot(at=now, tokens=level), now)
+        model.settle(sent, Usage(input_tokens=100, output_tokens=100, estimated=True), now)
+        assert earliest_start(model, Need(estimate, 2_500), now + 1) == now + 1
+        now += 1
+    assert earliest_start(model, Need(300, 2_500), now) > now + 30
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_size_that_was_admitted_waits_for_capacity(ratio: float) -> None:
+    """Though its estimate exceeds the limit."""
+    model, now, large = LimitModel(input_ratio=ratio), 100.0, Need(636 / ratio, 2_500)
+    sent = model.issue_permit("b", large, now)
+    level = LimitReading(limit=3_000, remaining=0, full_in=60.0)
+    model.observe(sent, LimitSnapshot(at=now, tokens=level), now)
+    model.settle(sent, Usage(input_tokens=500, output_tokens=2_500, estimated=True), now)
+    assert earliest_start(model, large, now + 1) > now + 50
