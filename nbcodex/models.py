@@ -74,6 +74,17 @@ def new_id() -> str:
     return secrets.token_hex(6)
 
 
+def describe(record: Any) -> str:
+    """Return a dataclass's `repr` with rounded times, and without fields that have a default."""
+    parts = []
+    for each in fields(record):
+        value = getattr(record, each.name)
+        value = round(value, 3) if each.name in {"waited", "queued", "seconds"} else value
+        if each.repr and value != each.default:
+            parts.append(f"{each.name}={value!r}")
+    return f"{type(record).__name__}({', '.join(parts)})"
+
+
 def match_prefix(prefix: str, names: Iterable[str]) -> list[str]:
     """Return the name that equals `prefix`, or else all names that begin with it."""
     names = list(names)
@@ -328,6 +339,8 @@ class Usage:
     audio_tokens: int | None = None  # Part of input and output, which no price is known for
     hosted_tool_calls: tuple[str, ...] = ()  # For each call that the provider charges: the tool
 
+    __repr__ = describe
+
     def __add__(self, other: Usage) -> Usage:
         """Return the sum; a figure that is unknown in one of them is unknown in the sum."""
         sums: dict[str, Any] = {
@@ -372,6 +385,8 @@ class Reply:
     notes: tuple[str, ...] = ()  # Remarks for the line of figures, which stands below the answer
     error: str | None = None  # Why there is no answer, in a map, where nothing is raised
     carried: CarriedReasoning | None = field(default=None, repr=False)  # For the next turn
+
+    __repr__ = describe
 
     def __bool__(self) -> bool:
         return self.status == "done"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from nbcodex.journal.codec import decode
-from nbcodex.models import Origin, Request, TurnPosition, new_id
+from nbcodex.models import Origin, Reply, Request, TurnPosition, Usage, new_id
 
 
 def test_ids_of_200_000_requests_do_not_repeat() -> None:
@@ -20,3 +21,12 @@ def test_records_of_release_0_1_0_are_read_under_their_new_names() -> None:
     decoded = decode(Request, text)
     assert decoded is not None
     assert decoded.origin == Origin(map_id="m1", row_index=3, row_count=9, position=position)
+
+
+def test_repr_of_a_reply_is_short() -> None:
+    """It leaves out what has its default, and times have no more than milliseconds."""
+    usage = Usage(input_tokens=8, output_tokens=2)
+    reply = Reply(id="3f2a", text="hi", usage=usage, queued=0.0004239710033289157, seconds=1.23456)
+    shown = "usage=Usage(input_tokens=8, output_tokens=2), seconds=1.235"
+    assert repr(reply) == f"Reply(id='3f2a', text='hi', {shown})"
+    assert "cut='max_output_tokens'" in repr(replace(reply, cut="max_output_tokens"))
