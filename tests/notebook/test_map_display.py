@@ -126,6 +126,16 @@ def test_summary_line_of_a_stopped_map() -> None:
     )
 
 
+def test_estimated_tokens_of_a_map_are_marked() -> None:
+    """As those of a cell are."""
+    usage = Usage(input_tokens=57, output_tokens=6, estimated=True)
+    state = state_after(HALF | {"totals": UsageTotals(usage=usage, cost=0.5)})
+    assert " · ~57 in · ~6 out · ~$0.50 · " in summary_line(state)
+    assert map_data(state, WALL)["tokens"] == "~57 in · ~6 out"
+    unused = state_after(HALF | {"totals": UsageTotals()})
+    assert "0" not in summary_line(unused).split("answered")[1].replace("1 min 00 s", "")
+
+
 @pytest.mark.parametrize(
     ("cost", "running", "ended"),
     [(0.5, " · at least $0.50", " · at least $0.50 · "), (0.0, "", " · cost of 3 unknown · ")],

@@ -300,7 +300,7 @@ def test_unknown_price_is_shown_once_there_is_output() -> None:
             [queued(), cooldown(1, 3)],
             8.0,
             "cooldown, due now · tokens per minute (TPM): limit 30,000, used 22,999,"
-            " requested 12,528 (reached by another request) · no cost so far",
+            " requested 12,528 (reached earlier) · no cost so far",
         ),
         (
             [queued(), sent(1), refused(2, 9, OverloadedError("Come\x1b[31m back\nlater."))],

@@ -11,7 +11,7 @@ from typing import Any
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, MapStats
 from nbcodex.notebook.display.panel import unfinished_hint
-from nbcodex.rendering.figures import format_dollars, join_figures, total_cost
+from nbcodex.rendering.figures import format_dollars, join_figures, token_figures, total_cost
 from nbcodex.runtime.clock import format_duration, format_time
 
 SPEED_WINDOW_S = 10.0
@@ -118,8 +118,7 @@ def summary_line(state: MapState) -> str:
         _count(stats.failed, "failed"),
         _count(stats.parked, "parked"),
         shorten(stats.model or "", 80),
-        _count(usage.input_tokens, "in"),
-        _count(usage.output_tokens, "out"),
+        *(token_figures(usage) if usage.total_tokens else ()),
         total_cost(totals),
         format_duration(state.elapsed),
         "simulated" if stats.simulated else "",
@@ -143,7 +142,7 @@ def map_data(state: MapState, wall: float) -> dict[str, Any]:
             "sent": stats.sent,
         },
         "waiting": stats.waiting,
-        "tokens": f"{usage.input_tokens:,} in · {usage.output_tokens:,} out",
+        "tokens": join_figures(*token_figures(usage)),
         "stage": cooldown or shorten(stats.stage, 120),
         "elapsed": _rounded_duration(state.elapsed),
         "failures": failure_lines(stats),

@@ -285,4 +285,4 @@ def wait_reason(state: PanelState) -> str:
     if state.limit is not None:
         reason = ": ".join(filter(None, (state.limit.name, state.limit.figures)))
     in_cooldown = reason and state.phase == "cooldown"
-    return f"{reason} (reached by another request)" if in_cooldown else reason
+    return f"{reason} (reached earlier)" if in_cooldown else reason
