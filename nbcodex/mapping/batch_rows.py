@@ -184,7 +184,7 @@ class PendingRows:
         try:
             judge(result)
             # Unlike a live request, a row is not asked for a second time.
-            parsed = parse_final_answer(request.schema, result.text)
+            parsed = parse_final_answer(request, result.text)
         except errors.AnswerError as error:
             state.partial.add_note(error.note)
             return Failed(request_id=request.id, at=now, error=error, reply=state.reply("failed"))

@@ -175,8 +175,8 @@ class FrameInput(InputData):
         self._frame, self._names, self._is_series = frame, names, is_series
         self.columns = [*names, ITEM] if is_series else names
         self.total = total
-        # The fields of the map's schema, each of which becomes a column.
-        self.schema_fields: Sequence[str] = ()
+        # The fields of the map's schema, each of which becomes a column; None without a schema.
+        self.schema_fields: Sequence[str] | None = None
         # Whether the result columns of an earlier map are filled again, instead of adding others.
         self.refills_columns = False
 
@@ -195,7 +195,7 @@ class FrameInput(InputData):
                 if ids and all(map(_ROW_ID.fullmatch, ids)):
                     starts = [n for n in range(end) if _base_name(names[n]) == "answer"]
                     # A field `answer` of the schema comes after the column of whole answers.
-                    starts = starts[:-1] if "answer" in self.schema_fields else starts
+                    starts = starts[:-1] if "answer" in (self.schema_fields or ()) else starts
                     return [*names[starts[-1] if starts else -1 :]]
         return []
 
@@ -245,9 +245,9 @@ class FrameInput(InputData):
         }
         fields = {
             column_name(field): ("", [each.get(field) for each in objects])
-            for field in self.schema_fields
+            for field in self.schema_fields or ()
         }
-        if any(each is not None for each in parsed):
+        if self.schema_fields is not None:
             fields[column_name("parsed")] = "", parsed
         answer, *others = results.items()
         return dict([answer, *fields.items(), *others])
@@ -341,7 +341,9 @@ class PolarsInput(FrameInput):
         )
 
 
-def rows_from_journal(labels: Sequence[Hashable], kind: str, fields: Sequence[str]) -> InputData:
+def rows_from_journal(
+    labels: Sequence[Hashable], kind: str, fields: Sequence[str] | None
+) -> InputData:
     """Return the rows of a map of another process, whose data is not known: only its journal is."""
     if kind not in {"pandas", "polars"}:
         return ItemsInput(tuple(labels) if kind == "tuple" else list(labels), None)

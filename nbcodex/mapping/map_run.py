@@ -15,7 +15,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from nbcodex import errors
+from nbcodex import errors, host
 from nbcodex.errors import Advice, NbcodexError, join_advice
 from nbcodex.events import Cancelled, EndAction, Ending, Parked
 from nbcodex.journal.codec import equality_key
@@ -212,6 +212,8 @@ class MapRun:
         try:
             reply = reply_or_raise(ending)
         except (NbcodexError, errors.Stopped) as failure:
+            if host.current.is_script:
+                failure.advice = errors.advice_for_script(failure.advice)
             reply = replace(ending.reply, error=str(failure))
             error = failure if isinstance(failure, NbcodexError) else NbcodexError(str(failure))
         if reply and row.entry is not None and row.request is not None:

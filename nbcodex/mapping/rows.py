@@ -154,6 +154,6 @@ def _call_function(name: str, function: RowFunction, item: Any) -> object:
         raise ConfigurationError(f"{name} failed: {detail}") from error
 
 
-def schema_fields(schema: Schema | None) -> tuple[str, ...]:
-    """Return the names of a schema's fields."""
-    return tuple(schema.definition.get("properties", ())) if schema else ()
+def schema_fields(schema: Schema | None) -> tuple[str, ...] | None:
+    """Return the names of a schema's fields; None without a schema."""
+    return tuple(schema.definition.get("properties", ())) if schema else None

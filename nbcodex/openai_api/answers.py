@@ -13,6 +13,7 @@ from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+from unicodedata import category
 
 from nbcodex import models
 from nbcodex.errors import AnswerError, shorten
@@ -44,6 +45,9 @@ _CUT_BY_ENDINGS = {
 # What the Responses API accepts of a reasoning item in its input (openai 3.54,
 # ResponseReasoningItemParam), and the member of DeepSeek's messages in Chat Completions.
 _REASONING_FIELDS = ("type", "id", "summary", "encrypted_content", "reasoning_content")
+
+# Categories of characters that show nothing: control, format, surrogate and separator characters.
+_BLANK = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
 
 MASK = "[secret]"
 MIN_SECRET_CHARS = 8  # a shorter string occurs by chance, and no provider's keys are that short
@@ -232,7 +236,8 @@ def judge(answer: CompletedAnswer) -> None:
     # and is charged, and the same request would end in the same way: no other place may decide that
     # an answer is a failure, and none may retry this one.
     text = answer.text.strip()
-    is_empty = not answer.images and all(not c.isprintable() or c.isspace() for c in text)
+    # `isprintable` is False for characters that are newer than this Python, such as an emoji.
+    is_empty = not answer.images and all(category(c) in _BLANK for c in text)
     is_call = any(re.fullmatch(p, text, re.DOTALL) for p in WORDS["tool_call_texts"])
     if answer.cut == CUT_TOOL_CALLS or answer.tool_calls or is_call:
         names = shorten(", ".join(answer.tool_calls) or "a function", 100)

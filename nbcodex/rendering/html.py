@@ -7,10 +7,10 @@ import re
 from unicodedata import category
 
 # Characters without a glyph that `str.isprintable` takes for printable: Hangul and Khmer fillers,
-# the Braille blank, variation selectors and tags.
+# the Braille blank, variation selectors and tags; and those that Unicode has reserved for more.
 _INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
-    "\U000e0000-\U000e0fff]"
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\ufff0-\ufff8\U000e0000-\U000e0fff]"
 )
 _ALLOWED_TAGS = """
 a abbr b bdi bdo blockquote br caption center cite code col colgroup dd del details dfn div dl dt em
@@ -96,7 +96,8 @@ def printable(text: str) -> str:
         return text
     # A lone CR ends a line for Python and for editors, while a terminal overwrites the line.
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return "".join(c for c in text if c.isprintable() or c in "\n\t" or category(c) == "Zs")
+    harmless = {"Zs", "Cn", "Co"}  # spaces, and characters newer than this Python or private
+    return "".join(c for c in text if c.isprintable() or c in "\n\t" or category(c) in harmless)
 
 
 def visible_code(code: str) -> str:

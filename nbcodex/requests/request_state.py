@@ -218,7 +218,7 @@ class RequestState:
     def attempt_usage(self, status: Status, completed: CompletedAnswer | None) -> Usage:
         """Return what the last attempt used: the server's figures, else estimates."""
         text = completed.text if completed else self.partial.new_text
-        estimate = _estimate_usage(self.request, text)
+        estimate = _estimate_usage(self.sent_request, text)
         stated = completed.usage if completed else Usage()
         if stated == Usage():
             # A durable answer that continues at the server is counted when it is resumed.

@@ -250,8 +250,9 @@ class RequestRunner:
             state.answer = await self._repair(answer, mismatch)
             answers.judge(state.answer)
             parsed = structured_output.parse_final_answer(
-                schema, state.answer.text, asked_twice=True
+                self._request, state.answer.text, asked_twice=True
             )
+            state.partial.add_note(structured_output.NOTE_ASKED_AGAIN)
         return replace(state.reply("done"), parsed=parsed)
 
     async def _repair(
@@ -259,20 +260,24 @@ class RequestRunner:
     ) -> CompletedAnswer:
         """Ask once more for an answer that fits; all of the time that this takes uses patience."""
         state, started_at, waited = self.state, self._clock.now(), self.state.waited
-        queued = state.queued
+        queued, first_usage = state.queued, state.attempt_usage("done", answer)
+        # It is that of the reply, too, if no second answer arrives.
+        state.answer = answer = replace(answer, usage=first_usage)
         state.sent_request = structured_output.repair_request(self._request, answer, mismatch)
-        state.partial.add_note(structured_output.NOTE_ASKED_AGAIN)
         state.partial.start_over()
         try:
             second = await self._retry()
         except errors.NbcodexError as error:
             raise structured_output.mismatch_error(
-                self._request.schema, mismatch, repair_error=error
+                self._request, mismatch, repair_error=error
             ) from error
+        except asyncio.CancelledError:
+            state.broken_usage += first_usage  # the reply has the second answer's text
+            raise
         finally:
             state.patience.waited = waited + self._clock.now() - started_at
             state.queued = queued  # what was added is part of `waited`
-        return replace(second, usage=answer.usage + second.usage)
+        return replace(second, usage=first_usage + state.attempt_usage("done", second))
 
     async def _retry(self) -> CompletedAnswer:
         """Make attempts until one brings an answer, or the patience is used up."""

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, get_origin
 
-from nbcodex.errors import AnswerError, ConfigurationError, NbcodexError, shorten
+from nbcodex.errors import Advice, AnswerError, ConfigurationError, NbcodexError, shorten
 from nbcodex.models import Reply, Request, Schema, Turn
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.sent_schema import (
@@ -107,14 +107,14 @@ def parse_answer(schema: Schema, text: str) -> Any:
         return _validate(schema, json.dumps(pruned, ensure_ascii=False))
 
 
-def parse_final_answer(schema: Schema | None, text: str, *, asked_twice: bool = False) -> object:
+def parse_final_answer(request: Request, text: str, *, asked_twice: bool = False) -> object:
     """Return the value of an answer that is not asked for again, or raise an AnswerError."""
-    if schema is None:
+    if request.schema is None:
         return None
     try:
-        return parse_answer(schema, text)
+        return parse_answer(request.schema, text)
     except SchemaMismatchError as mismatch:
-        raise mismatch_error(schema, mismatch, asked_twice=asked_twice) from None
+        raise mismatch_error(request, mismatch, asked_twice=asked_twice) from None
 
 
 def _parse_json(text: str) -> Any:
@@ -151,7 +151,7 @@ def check_repairable(
             f"The answer was cut ({shorten(answer.cut, 40)}): {mismatch}", advice=advice
         )
     if schema is None or not schema.definition or waited >= request.patience:
-        raise mismatch_error(schema, mismatch)
+        raise mismatch_error(request, mismatch)
 
 
 def repair_request(
@@ -173,20 +173,28 @@ def repair_request(
 
 
 def mismatch_error(
-    schema: Schema | None,
+    request: Request,
     mismatch: SchemaMismatchError,
     *,
     asked_twice: bool = False,
     repair_error: NbcodexError | None = None,
 ) -> AnswerError:
     """Return the error of an answer that does not fit; `repair_error` prevented another one."""
+    schema = request.schema
     wanted = f"the schema {schema.name}" if schema and schema.definition else "JSON"
     twice = ", asked twice" if asked_twice else ""
     reason = shorten(repair_error.message, 120) if repair_error else ""
     why_once = f" It could not be asked again: {reason}" if reason else ""
+    advice = Advice(
+        "Its text is kept: it is shown, in the Reply of -o, and in this error's `reply`.",
+        script="Its text is kept in this error's `reply`.",
+    )
+    if request.origin.map_id:
+        kept = "Its text is kept in the row's Reply (for a frame: in `nbcodex.map.last`)."
+        advice = Advice(kept, script=kept)
     return AnswerError(
         f"The answer does not fit {wanted}{twice}. {mismatch}{why_once}",
-        advice="Its text is kept: it is shown, in the Reply of -o, and in this error's `reply`.",
+        advice=advice,
         note=NOTE_MISMATCH,
     )
 
@@ -316,7 +324,7 @@ def _validator(definition: Mapping[str, Any]) -> Any:
 
 def _describe_violation(error: Any) -> str:
     """Return an error of jsonschema as text: ``age: a string, not of the type integer``."""
-    path = ".".join(map(str, error.absolute_path)) or "It"
+    path = ".".join(map(str, error.absolute_path)) or "The answer"
     if error.validator == "required":
         return f"{path}: {error.message}"
     if error.validator == "type":
@@ -371,7 +379,7 @@ def _describe_validation_error(error: Exception) -> str:
     try:
         found = error.errors(include_url=False, include_context=False)  # type: ignore[attr-defined]
         violations = [
-            f"{'.'.join(map(str, e['loc'])) or 'It'}: {shorten(e['msg'], MAX_ERROR_CHARS)}"
+            f"{'.'.join(map(str, e['loc'])) or 'The answer'}: {shorten(e['msg'], MAX_ERROR_CHARS)}"
             for e in found
         ]
     except Exception:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas
 import polars
+import pydantic
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 import nbcodex
 from nbcodex import api, host
@@ -29,6 +30,15 @@ FRAME = pandas.DataFrame({"order": [1, 2], "Product Name": ["lamp", "bed"]})
 class Label(BaseModel):
     label: str
     score: int
+
+
+class Unfit(BaseModel):
+    label: str
+    score: int
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Any:
+        raise ValueError("unfit")
 
 
 def last() -> Any:
@@ -221,6 +231,26 @@ def test_schema_fields_are_columns_of_one_type_after_a_resume(
     assert {type(value) for value in result["parsed"]} == {dict}
     assert str(result["score"].dtype) == "Int64"
     assert len({type(reply.parsed) for reply in last()}) == 1
+
+
+@pytest.mark.parametrize("is_script", [False, True])
+@pytest.mark.parametrize("kind", [pandas.DataFrame, polars.DataFrame])
+def test_columns_and_errors_where_no_answer_fits_the_schema(
+    simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, kind: Any, is_script: bool
+) -> None:
+    """The columns are those of other maps; the text is where the error says."""
+    monkeypatch.setattr(host.current, "is_script", is_script)
+    frame = kind({"text": ["a", "b"]})
+    result = nbcodex.map("{text}", frame, schema=Unfit)
+    assert list(result.columns)[1:5] == ["answer", "label", "score", "parsed"]
+    assert "asked twice. The answer: Value error, unfit." in result["error"][0]
+    assert "Its text is kept in the row's Reply" in result["error"][0]
+    assert all(reply.text and not reply for reply in last())
+    assert "parsed" not in nbcodex.map("{text}", frame).columns
+    long = pydantic.create_model("Long", **{f"field_{n}": (str, ...) for n in range(50)})
+    nbcodex.map("{}", ["a"], schema=long, max_output=16)
+    option = "max_output" if is_script else "--max-output"
+    assert f"Raise {option}." in last()[0].error
 
 
 def test_polars_results_with_a_schema_survive_parquet(

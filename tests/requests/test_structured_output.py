@@ -6,18 +6,27 @@ import json
 import sys
 import threading
 import typing
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field, field_validator
 
-from nbcodex.errors import AnswerError, ConfigurationError, NbcodexError, QuotaError, TransportError
+from nbcodex.errors import (
+    AnswerError,
+    ConfigurationError,
+    NbcodexError,
+    QuotaError,
+    TransportError,
+    advice_for_script,
+)
 from nbcodex.events import Event, Failed, Finished
 from nbcodex.journal import codec
-from nbcodex.models import Request, Usage
+from nbcodex.models import Origin, Request, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
 from nbcodex.openai_api.sent_schema import sent_form
 from nbcodex.ratelimit.schedule import MIN_SEND_GAP_S
+from nbcodex.rendering.html import printable
 from nbcodex.requests import structured_output
 from nbcodex.requests.structured_output import SchemaMismatchError
 from tests.scripted import STARTED, USAGE, ScriptedServices, answer, ending
@@ -248,13 +257,70 @@ def test_second_mismatch_fails_and_keeps_the_answer(
     assert message in str(last.error)
     assert last.reply.text in (BAD, "no")
     assert last.reply.usage.output_tokens in (5, 10)
-    assert last.reply.notes[-1] == "not what was asked for"
+    assert last.reply.notes == ("not what was asked for",)  # this says all of it
     assert not last.reply
 
 
 def cut(text: str, **more: Any) -> list[Any]:
     fields = {"usage": USAGE, "model": "m", "cut": None, "response_id": None, **more}
     return [STARTED, *([TextDelta(text)] if text else []), CompletedAnswer(text=text, **fields)]
+
+
+def without_usage(text: str) -> list[Any]:
+    return cut(text, usage=Usage())
+
+
+def estimate(text: str) -> Usage:
+    received, _ = run_request(without_usage(text), patience=0.0)
+    usage: Usage = ending(received).reply.usage
+    return usage
+
+
+@pytest.mark.parametrize("second", [GOOD, BAD])
+def test_estimated_usage_is_that_of_both_answers(second: str) -> None:
+    """If the server states none."""
+    received, _ = run_request(without_usage(BAD * 9), without_usage(second))
+    usage, first = ending(received).reply.usage, estimate(BAD * 9)
+    assert usage.estimated
+    assert (usage.output_tokens or 0) == (first.output_tokens or 0) + (
+        estimate(second).output_tokens or 0
+    )
+    # The second prompt holds the first prompt and its answer.
+    assert (usage.input_tokens or 0) > 2 * (first.input_tokens or 0) + (first.output_tokens or 0)
+
+
+@pytest.mark.parametrize("second", [[QuotaError("No credit.")], [60.0, *answer(GOOD)]])
+@pytest.mark.parametrize("first", [answer(BAD), without_usage(BAD)])
+def test_usage_of_the_first_answer_is_counted_without_a_second(first: Any, second: Any) -> None:
+    async def main() -> list[Event]:
+        scripted = ScriptedServices(first, second)
+        return await scripted.run(Request(prompt="Which?", schema=declared(Pet)), (5.0, "stop"))
+
+    reply = ending(run_virtual(main())).reply
+    assert reply.usage.total_tokens == (
+        15 if first[-1].usage == USAGE else estimate(BAD).total_tokens
+    )
+
+
+def test_advice_about_an_unfit_answer_is_for_the_place_where_it_is_shown() -> None:
+    asked = Request(prompt="?", schema=declared(Pet))
+    with pytest.raises(AnswerError) as caught:
+        structured_output.parse_final_answer(asked, "no")
+    assert "The answer: Invalid JSON" in str(caught.value)
+    assert "-o" in caught.value.advice
+    assert advice_for_script(caught.value.advice) == "Its text is kept in this error's `reply`."
+    row = replace(asked, origin=Origin(map_id="m1"))
+    with pytest.raises(AnswerError) as caught:
+        structured_output.parse_final_answer(row, "no")
+    assert "row's Reply" in caught.value.advice
+    assert advice_for_script(caught.value.advice) == caught.value.advice
+
+
+@pytest.mark.parametrize("text", ["\U0003fffd", "\ue000"])
+def test_character_that_this_python_does_not_know_is_an_answer(text: str) -> None:
+    """Such as an emoji of a later Unicode version, or one for private use."""
+    received, _ = run_request(cut(text), schema=None)
+    assert ending(received).reply.text == printable(text) == text
 
 
 @pytest.mark.parametrize(
@@ -297,6 +363,7 @@ def test_answer_cut_by_max_output_is_finished() -> None:
     [
         ("", None, "empty", ("the answer is empty",)),
         (" \n", None, "empty", ("the answer is empty",)),
+        ("\u200b\x00\u2028", None, "empty", ("the answer is empty",)),
         ("", "max_output_tokens", "Raise --max-output", ("the answer is empty",)),
         ("Half of", "content_filter", "the rest of the answer", ()),
         ("Half of", "banana", "banana", ()),
