@@ -83,7 +83,8 @@ class Client:
         self._transport = transport  # replaces the network, in the simulator and in tests
         self._services: Services | None = None
         self._limiters: dict[tuple[Path, Secret | None] | None, Limiter] = {}
-        self.notices = ""  # sentences to be shown to the user once; showing them empties it
+        self._notices = ""  # sentences to be shown to the user once
+        self._unannounced: set[Path] = set()  # folders of new journals that hold no request yet
         self._journals: dict[Path | None, Journal] = {}  # by folder; None: in memory
         self._journals_lock, self._services_lock = threading.Lock(), threading.Lock()
         # Weak: a handle that no thread follows lives as long as its request.
@@ -125,13 +126,23 @@ class Client:
         return self._limiters[key]
 
     def _add_notice(self, notice: str) -> None:
-        self.notices = f"{self.notices} {notice}".strip()
+        self._notices = f"{self._notices} {notice}".strip()
+
+    def take_notices(self, settings: Settings) -> str:
+        """Return the sentences to be shown once, below a request that was made with `settings`."""
+        folder = data_folder(settings)
+        # The demo says itself where its requests are kept.
+        if settings.journal and not settings.private_limits and folder in self._unannounced:
+            self._unannounced.discard(folder)
+            self._add_notice(_FIRST_USE_NOTICE.format(folder=folder))
+        notices, self._notices = self._notices, ""
+        return notices
 
     def journal(self, settings: Settings) -> Journal:
         """Return the journal for these settings, on disk or in memory; each is opened once."""
         folder = data_folder(settings) if settings.journal else None
         if folder and folder not in self._journals and not (folder / JOURNAL_FILENAME).exists():
-            self.notices = _FIRST_USE_NOTICE.format(folder=folder)
+            self._unannounced.add(folder)
         return self._open_journal(folder)
 
     def journal_on_disk(self, settings: Settings) -> Journal | None:

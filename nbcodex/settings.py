@@ -92,6 +92,7 @@ def parse_duration(text: str | float) -> float:
 
 
 JOURNAL_FILENAME = "journal.sqlite3"  # prompts and answers
+DEMO_FOLDER_NAME = "demo"  # below the data folder: the journal of simulated requests
 LIMITER_FILENAME = "ledger.sqlite"  # what is known of limits: numbers, under names that are hashes
 
 

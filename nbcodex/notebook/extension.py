@@ -100,7 +100,11 @@ def load(shell: InteractiveShell) -> None:
     shell.events.register("post_run_cell", _record_error)
     completion.install(shell, config)
     if config.journal:
-        _report_unfinished(shell, config)
+        path = data_folder(config.settings()) / JOURNAL_FILENAME
+        if may_have_unfinished(path, notebook_id(shell)):
+            from nbcodex.notebook.session import Session
+
+            Session(shell, config).report_unfinished()
 
 
 def _record_error(result: ExecutionResult) -> None:
@@ -140,26 +144,6 @@ def connect_host() -> None:
 
         with contextlib.suppress(ConfigurationError):  # the next request reports it
             Session(shell, cast("Codex", configs[0]))
-
-
-def _report_unfinished(shell: InteractiveShell, config: Codex) -> None:
-    """Print in one line which requests and maps of this notebook can be resumed; send nothing."""
-    path = data_folder(config.settings()) / JOURNAL_FILENAME
-    if not may_have_unfinished(path, notebook_id(shell)):
-        return
-    from nbcodex.notebook.session import Session
-
-    journal, notebook = Session(shell, config).journal, notebook_id(shell)
-    ids = [entry.id for entry in journal.resumable_entries(notebook=notebook)]
-    ids += [f"map {map_id}" for map_id in journal.maps.unfinished(notebook=notebook)]
-    if ids:
-        listed = ", ".join(ids[:3]) + (" …" if len(ids) > 3 else "")
-        print(
-            f"{len(ids)} parked or abandoned here ({listed}): `%codex resume` resumes them, "
-            "`%codex journal` lists them."
-        )
-    elif journal.problem:
-        print(journal.problem)  # because entries may exist that could not be read
 
 
 def unload(shell: InteractiveShell) -> None:

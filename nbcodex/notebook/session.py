@@ -63,6 +63,23 @@ class Session:
         """The journal that the settings name."""
         return current().journal(self.settings)
 
+    def unfinished_ids(self, notebook: str | None) -> list[str]:
+        """Return the ids of what is parked or abandoned in a notebook, or in all."""
+        ids = [entry.id for entry in self.journal.resumable_entries(notebook=notebook)]
+        return ids + [f"map {map_id}" for map_id in self.journal.maps.unfinished(notebook=notebook)]
+
+    def report_unfinished(self) -> None:
+        """Print in one line which requests and maps of this notebook can be resumed."""
+        if ids := self.unfinished_ids(self.notebook):
+            listed = ", ".join(ids[:3]) + (" …" if len(ids) > 3 else "")
+            them = "it" if len(ids) == 1 else "them"
+            print(
+                f"{len(ids)} parked or abandoned here ({listed}): `%codex resume` resumes {them}, "
+                f"`%codex journal` lists {them}."
+            )
+        elif self.journal.problem:
+            print(self.journal.problem)  # because entries may exist that could not be read
+
     def run_cell(self, args: Namespace, cell: str) -> None:
         """Answer the prompt of a cell with the options `args`."""
         __tracebackhide__ = True
@@ -227,8 +244,8 @@ class Session:
 
     def _take_notice(self) -> str:
         """Return the journal's problem, or else the notice where prompts are kept, only once."""
-        notice, current().notices = current().notices, ""
-        return self.journal.problem or notice
+        notices = current().take_notices(self.settings)
+        return self.journal.problem or notices
 
     def _create_output(self, handle: Handle, options: OutputOptions) -> CellOutput:
         def act(action: ActionName) -> None:

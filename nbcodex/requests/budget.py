@@ -72,8 +72,9 @@ class SpendingCap:
         return f"${amount:,.2f}" if amount >= 0.01 or not amount else f"${amount:.4f}"
 
     def describe_used(self, used: float) -> str:
-        """Return text such as ``50 tokens of 200 tokens for today used (25%)``."""
-        return f"{self.format(used)} of {self} used ({used / self.amount:.0%})"
+        """Return text such as ``50 of 200 tokens for today used (25%)``."""
+        number = self.format(used).split()[0]
+        return f"{number} of {self} used ({used / self.amount:.0%})"
 
     def allows(self, amount: SpendAmount, *, used: float) -> bool:
         """Return whether `amount` may be used in addition to `used`."""

@@ -63,6 +63,26 @@ def test_a_parked_request_is_listed_and_resumed(server: Simulated, tmp_path: Pat
         assert "Nothing is parked" in cell.run("%codex resume").stream
 
 
+def test_a_killed_demo_is_continued_by_the_next_one(server: Simulated, tmp_path: Path) -> None:
+    """The demo has a journal on disk, and its requests may go to the next demo's simulator."""
+    with started_kernel(server, tmp_path) as cell:
+        load_extension(cell)
+        cell.run("%codex demo calm")
+        pid = int(cell.run("import os; os.getpid()").plain)
+        execution = cell.start("%%codex -o a\n[[tokens=6000]] a long one")
+        cell.wait_for(execution, "tokens/s")
+        os.kill(pid, signal.SIGKILL)
+    with started_kernel(server, tmp_path) as cell:
+        assert load_extension(cell) == ""
+        assert "1 parked or abandoned here" in cell.run("%codex demo calm").stream
+        execution = cell.start("%codex resume")
+        cell.wait_for(execution, "tokens/s")
+        cell.interrupt()
+        cell.finish(execution)
+        assert "interrupted" in cell.run("%codex journal").stream
+    assert server.prompts == []
+
+
 def test_a_killed_kernels_request_is_resumed(server: Simulated, tmp_path: Path) -> None:
     """After SIGKILL in mid-stream the prompt is abandoned, its text kept, its answer complete."""
     with started_kernel(server, tmp_path) as cell:

@@ -218,13 +218,40 @@ def test_demo_calm_switches_to_high_limits_and_back(
         ip.run_line_magic("codex", "demo loud")
 
 
-def test_demo_writes_neither_journal_nor_limits(ip: Any, tmp_path: Path) -> None:
+def test_demo_writes_only_a_journal_of_its_own(ip: Any) -> None:
     """Simulated requests come neither into the user's journal nor into the limiter's files."""
     ip.run_line_magic("codex", "demo calm")
     ip.run_cell_magic("codex", "-o r", "[[echo: hello]]")
     ip.run_line_magic("codex", "demo off")
     assert ip.user_ns["r"].text == "hello"
-    assert not [*tmp_path.rglob("*.sqlite*")]
+    home = Path(os.environ["NBCODEX_HOME"])
+    assert {path.parent for path in home.rglob("*.sqlite*")} == {home / "demo"}
+
+
+def test_new_demo_empties_the_journal_of_the_last_one_unless_a_request_is_open(
+    ip: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is parked stays, and the demo names it; the budget of a finished demo goes."""
+    ip.run_line_magic("codex", "demo calm")
+    ip.run_line_magic("codex", "budget 100/day")
+    with pytest.raises(BudgetError):
+        ip.run_cell_magic("codex", "--max-output 400", "[[echo: an open request]]")
+    ip.run_line_magic("codex", "demo off")
+    ip.run_line_magic("codex", "demo calm")
+    assert "1 parked or abandoned here" in capsys.readouterr().out
+    ip.run_line_magic("codex", "budget off")
+    ip.run_line_magic("codex", "resume")
+    ip.run_line_magic("codex", "budget 100/day")
+    for mode in ("on", "calm"):  # the same demo with other limits
+        ip.run_line_magic("codex", f"demo {mode}")
+        ip.run_line_magic("codex", "journal")
+        assert "an open request" in capsys.readouterr().out
+    ip.run_line_magic("codex", "demo off")
+    ip.run_line_magic("codex", "demo calm")
+    ip.run_line_magic("codex", "journal")
+    assert "The journal is empty." in capsys.readouterr().out
+    ip.run_cell_magic("codex", "--max-output 400", "[[echo: within no budget]]")
+    ip.run_line_magic("codex", "demo off")
 
 
 def test_demo_refuses_other_local_users(ip: Any) -> None:
@@ -378,7 +405,7 @@ def test_dry_run_shows_the_rest_of_the_budget(
     ip.run_line_magic("codex", "budget 10M")
     ip.run_cell_magic("codex", "--dry-run --max-output 40", "hello")
     printed = capsys.readouterr().out
-    assert re.search(r"budget: [\d,]+ tokens of 10,000,000 tokens for this session used", printed)
+    assert re.search(r"budget: [\d,]+ of 10,000,000 tokens for this session used", printed)
     ip.run_cell_magic("codex", "--dry-run --max-output 10000000", "hello")
     printed = capsys.readouterr().out
     assert re.search(r"more than is left of your budget: [\d,]+ tokens of 10,000,000", printed)
@@ -534,7 +561,7 @@ def test_budget_reset_counts_from_zero(ip: Any, capsys: pytest.CaptureFixture[st
         ip.run_line_magic("codex", f"budget {words}")
         printed.append(capsys.readouterr().out)
     ip.run_line_magic("codex", "budget off")
-    used = [re.findall(r"([\d,]+) tokens of 10,000 tokens", text) for text in printed]
+    used = [re.findall(r"([\d,]+) of 10,000 tokens", text) for text in printed]
     assert int(used[0][0].replace(",", "")) >= 300
     assert used[1] == ["0"]
 
@@ -641,6 +668,23 @@ def test_first_answer_says_where_prompts_are_kept(
     for _ in range(2):
         ip.run_cell_magic("codex", "", "[[echo: hi]]")
     assert capsys.readouterr().out.count("from now on prompts and answers are kept in") == 1
+
+
+def test_where_prompts_are_kept_is_said_below_the_first_that_is_kept(
+    ip: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not below a prompt of the demo, nor below one that is kept in memory only."""
+    ip.run_line_magic("codex", "resume")
+    ip.run_line_magic("codex", "demo calm")
+    ip.run_cell_magic("codex", "", "[[echo: simulated]]")
+    ip.run_line_magic("codex", "demo off")
+    ip.run_line_magic("config", "Codex.journal = False")
+    ip.run_cell_magic("codex", "", "[[echo: in memory]]")
+    assert "from now on" not in capsys.readouterr().out.replace("From now on", "")
+    ip.run_line_magic("config", "Codex.journal = True")
+    ip.run_cell_magic("codex", "", "[[echo: stored]]")
+    kept = f"from now on prompts and answers are kept in {os.environ['NBCODEX_HOME']} for"
+    assert kept in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_request_that_would_pass_the_cap_is_parked_unsent() -> None:
 
 @pytest.mark.parametrize(
     ("cap", "warned"),
-    [("10k", []), ("20k", ["15,000 tokens of 20,000 tokens for this session used (75%)"])],
+    [("10k", []), ("20k", ["15,000 of 20,000 tokens for this session used (75%)"])],
 )
 def test_reply_warns_at_75_90_and_95_percent(cap: str, warned: list[str]) -> None:
     usage = Usage(input_tokens=14_000, output_tokens=1_000)
@@ -156,12 +156,12 @@ def test_local_server_passes_a_dollar_cap() -> None:
 
 def test_reused_answer_uses_nothing_of_the_cap() -> None:
     own, _ = asyncio.run(budget_after(replace(USED, reused=True, attempts=0), caps=["500"]))
-    assert own.usage_lines(["500"]) == ["0 tokens of 500 tokens for this session used (0%)"]
+    assert own.usage_lines(["500"]) == ["0 of 500 tokens for this session used (0%)"]
 
 
 def test_answer_without_usage_counts_as_reserved() -> None:
     own, _ = asyncio.run(budget_after(replace(USED, usage=Usage()), caps=["500"]))
-    assert own.usage_lines(["500"]) == ["19 tokens of 500 tokens for this session used (4%)"]
+    assert own.usage_lines(["500"]) == ["19 of 500 tokens for this session used (4%)"]
 
 
 def test_refused_request_releases_its_reservation() -> None:
@@ -283,9 +283,7 @@ def test_day_and_session_count_the_same() -> None:
             await journal.finish(reply, assumed=reserved)
             seen = await journal.read_spending(date.today().isoformat())
             assert seen.day == reserved == SpendAmount(tokens=50)
-            assert own.usage_lines(["9k"]) == [
-                "50 tokens of 9,000 tokens for this session used (1%)"
-            ]
+            assert own.usage_lines(["9k"]) == ["50 of 9,000 tokens for this session used (1%)"]
         finally:
             journal.close()
 

@@ -33,7 +33,7 @@ from nbcodex.requests.handle import Handle
 from nbcodex.requests.options import build_request
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_time
-from nbcodex.settings import Settings
+from nbcodex.settings import DEMO_FOLDER_NAME, Settings, data_folder
 
 MAX_LISTED_ENTRIES = 20
 MAP_END_TIMEOUT_S = 3.0  # `cancel` and `park` wait no longer for a map of another thread to end
@@ -199,9 +199,13 @@ def _end_running(action: EndAction, prefix: str) -> list[MapRunner]:
 
 def forget(session: Session, prefix: str) -> None:
     """Delete an entry, or the whole journal, permanently: forget ID|all."""
-    # The journal on disk is erased, too, while `Codex.journal` is off or the demo is on.
-    on_disk = current().journal_on_disk(session.settings)
-    journals = list(dict.fromkeys(filter(None, (session.journal, on_disk))))
+    # The journals on disk are erased, too, while `Codex.journal` is off, and the demo is on or off.
+    home = data_folder(Settings.read())
+    on_disk = [
+        current().journal_on_disk(replace(session.settings, home=folder))
+        for folder in (home, home / DEMO_FOLDER_NAME)
+    ]
+    journals = list(dict.fromkeys(filter(None, (session.journal, *on_disk))))
     # Found before their rows are deleted.
     jobs_in_use = {
         tag for each in journals for tag in event_loop.run(each.batch_jobs.tags_in_use())
@@ -221,7 +225,7 @@ def forget(session: Session, prefix: str) -> None:
     counts = []
     for journal in journals:
         count = journal.count_entries()
-        if count or journal is on_disk:
+        if count or journal is on_disk[0]:
             counts.append(f"{count:,} request{'s' * (count != 1)} {journal.location}")
     contents = " and ".join(counts) or f"0 requests {journals[0].location}"
     # In a front end that cannot ask, the word "all" in the command is the confirmation.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import re
 import secrets
@@ -15,14 +16,14 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from nbcodex.client import current
 from nbcodex.doctor import Finding, report
-from nbcodex.errors import NbcodexError
+from nbcodex.errors import EntryError, NbcodexError
 from nbcodex.notebook import cell_options, identity
 from nbcodex.notebook.display import can_show_widgets
 from nbcodex.notebook.session import Session
 from nbcodex.openai_api.endpoints import configured_host
 from nbcodex.rendering.html import printable
 from nbcodex.runtime import event_loop
-from nbcodex.settings import DEFAULT_MODEL, Secret, Settings
+from nbcodex.settings import DEFAULT_MODEL, DEMO_FOLDER_NAME, Secret, Settings, data_folder
 
 if TYPE_CHECKING:
     from nbcodex.simulator.server import SimulatorServer
@@ -122,21 +123,32 @@ def demo(session: Session, mode: str = "on") -> None:
                 for seconds in _DEMO_REFUSALS_S
             )
         _demo_server = SimulatorServer(simulator)
+    was_on = session.config.demo is not None
     # Simulated requests stay out of the user's journal and limiter files: the next simulator may
     # have the same port, and other limits.
     session.config.demo = Settings(
         api_key=Secret(_DEMO_KEY),
         base_url=f"{_demo_server.url or _demo_server.start()}/v1",
         model=DEFAULT_MODEL,
-        journal=False,
-        home=Settings.read().home,
+        home=data_folder(Settings.read()) / DEMO_FOLDER_NAME,
         private_limits=True,
     )
+    session.settings = session.config.settings()
     effect = "no limit is reached" if mode == "calm" else "you see limits at work"
     print(
         f"From now on a simulator answers, with {settings.tpm:,} tokens a minute, so that "
-        f"{effect}. Nothing leaves this machine. `%codex demo off` ends it."
+        f"{effect}. Nothing leaves this machine. The journal of the demo survives the kernel; the "
+        "next demo empties it if nothing in it is open. `%codex demo off` ends the demo."
     )
+    if was_on:
+        return
+    session.report_unfinished()
+    if not session.unfinished_ids(None) and not session.journal.other_kernels().requests:
+        journal, budget = session.journal, current().services().budget
+        with contextlib.suppress(EntryError):  # the file cannot be written
+            event_loop.run(journal.delete())
+        event_loop.run(journal.reset_spending())
+        event_loop.run(budget.set_shared_cap(journal, None))
 
 
 def run_doctor(session: Session) -> None:
