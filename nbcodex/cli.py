@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -120,9 +121,12 @@ def _run_cell(client: BlockingKernelClient, cell: dict[str, Any]) -> bool:
                 text, end = content["text"], ""
             case "execute_result" | "display_data" | "update_display_data":
                 text = content["data"].get("text/plain", "").removesuffix("\n")
-                # While a request runs, its output ends with a status line. Only that is printed.
+                # While a request runs, its output ends with a status line. Only that is printed,
+                # and its hint for pages that miss the end only once.
                 last = text.rpartition("\n")[2]
                 text = last if last.startswith("[") and last.endswith("]") else text
+                if message["msg_type"] == "update_display_data":
+                    text = re.sub(r" · if it stays open: .*\]$", "]", text)
             case "error":
                 text, error = "\n".join(content["traceback"]), content["ename"]
             case _:

@@ -36,9 +36,11 @@ class Finding:
     text: str  # what was found
     advice: str = ""  # what to do about it
     is_problem: bool = False  # whether requests fail, or lose a feature, because of it
+    is_known: bool = True  # whether it was found, or has to wait for the first request
 
     def __str__(self) -> str:
-        line = f"{self.title:<10} {'✗' if self.is_problem else '✓'} {self.text}"
+        mark = "✗" if self.is_problem else "✓" if self.is_known else "·"
+        line = f"{self.title:<10} {mark} {self.text}"
         return f"{line}\n{'':<13}→ {self.advice}" if self.advice else line
 
 
@@ -187,14 +189,15 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
         yield _check_model(settings, endpoint, names)
     detected_apis = api_client.capabilities.detected_apis
     api = "responses" if endpoint.kind == "openai" else detected_apis.get(endpoint.base_url)
-    text = api or "detected with the first request"
-    yield Finding("API", text if settings.api == "auto" else f"{settings.api}, as set")
+    text = (api or "") if settings.api == "auto" else f"{settings.api}, as set"
+    yield Finding("API", text or "detected with the first request", is_known=bool(text))
     by_label = event_loop.run(client.limits(settings))
     # A label is `MODEL at BASE_URL`; the limits of other servers are left out.
     server = f" at {endpoint.base_url}"
     limits = [state for label, state in by_label.items() if label.endswith(server)]
-    if not limits:
-        yield Finding("limits", "unknown until the first request")
+    # A list of models may state limits before any request was sent.
+    if not any(state.was_used or state.is_declared for state in limits):
+        yield Finding("limits", "unknown until the first request", is_known=False)
         return
     declared = any(state.is_declared for state in limits)
     policies = {each.policy for each in limits if each.output_share is not None}  # else assumed

@@ -118,6 +118,17 @@ def test_valid_settings_have_no_wrong_finding_and_cost_one_request(
     assert [seen.path for seen in simulator.core.log] == ["/v1/models"]
 
 
+def test_what_the_first_request_will_show_is_not_ticked(
+    simulator: Simulated, tmp_path: Path
+) -> None:
+    found = findings_by_title(simulator, home=tmp_path / "home")
+    assert str(found["API"]) == "API        · detected with the first request"
+    assert str(found["limits"]) == "limits     · unknown until the first request"
+    assert str(found["key"]).startswith("key        ✓ ")
+    found = findings_by_title(simulator, home=tmp_path / "home", api="chat")
+    assert str(found["API"]) == "API        ✓ chat, as set"
+
+
 @pytest.mark.parametrize(
     ("knobs", "values", "title", "says"),
     [

@@ -26,7 +26,7 @@ def test_the_demo_shows_a_limit_and_its_recovery() -> None:
         timeout=300,
     )
     assert ran.returncode == 0, ran.stdout
-    assert ran.stdout.count("You asked about *What is a token bucket*") == 1  # not once per update
+    assert ran.stdout.count("You asked about *What is a token bucket?*") == 1  # not once per update
     first, last = ran.stdout.split("Parked:")
     for part, least in ((first, 2), (last, 1)):
         waits = [

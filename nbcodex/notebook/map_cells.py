@@ -137,7 +137,8 @@ def journal_line(session: Session, map_id: str, entry: Entry, now: float) -> str
     total = entry.request.origin.row_count or 0
     of = f" of {total:,} rows" if total > counts.total() else ""
     when = format_time(entry.added_at, now=now)
-    return f"{map_id} map: {rows}{of}  {when}  {shorten(entry.request.prompt, 40)}"
+    # In the columns of `_entry_line`: the id of a request has twelve characters.
+    return f"{map_id:<12}  {'map':<11} {when:<16} {shorten(entry.request.prompt, 40)}: {rows}{of}"
 
 
 def find_rows(session: Session, id_or_prefix: str) -> list[Entry]:

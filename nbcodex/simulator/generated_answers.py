@@ -34,9 +34,11 @@ _TOKENS = re.compile(r"[ \n]?\S{1,5}|\s")
 _DIRECTIVE = re.compile(r"\[\[(tokens|fault)=([^\]]*)\]\]")
 _LENGTH = re.compile(r"\[\[tokens=(\d+)\]\]")
 _ECHO = re.compile(r"\[\[echo: ?(.*)\]\]", re.DOTALL)
-_WORD = re.compile(r"[^\W_]{1,24}")
+# Punctuation that is syntax of Markdown or HTML is left out.
+_WORD = re.compile(r"(?:[^\W_]|[-'\u2019,;:.?!%()+]){1,24}")
 # Text for the length that a prompt requests.
-_SENTENCES = """ A limit counts tokens and requests apart, and either can run out first.
+_SENTENCES = """\
+A limit counts tokens and requests apart, and either can run out first.
 The reset in the headers is the time until the bucket is full, not the time to wait.
 What is cached still counts towards the limit, though it costs less.
 Two notebooks on one key share one bucket, even if neither knows of the other.
@@ -169,7 +171,7 @@ def _text_tokens(prompt: str, earlier: str) -> tuple[str, ...]:
 def _topic(prompt: str) -> str:
     """Return the first words of the prompt without Markdown syntax."""
     words = _WORD.findall(_ECHO.sub("", _DIRECTIVE.sub("", prompt)))
-    return " ".join(words[:8]) + (" …" * (len(words) > 8)) or "nothing"
+    return (" ".join(words[:8]) + " …" * (len(words) > 8)).rstrip(".,;:") or "nothing"
 
 
 def _filler(length: int, rng: random.Random) -> list[str]:

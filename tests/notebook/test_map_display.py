@@ -161,6 +161,17 @@ def test_first_failures_are_listed() -> None:
     assert shown["failures"] == ["a: too large", "… and 6 more: nbcodex.map.last.failed"]
 
 
+def test_rows_that_failed_for_one_reason_share_a_line() -> None:
+    """The figures and ids in the reason may differ: the line has those of the first row."""
+    failures = (
+        ("a", "300 of 500 used: resume m1-0"),
+        ("b", "too large"),
+        ("c", "310 of 500 used: resume m1-2"),
+    )
+    shown = map_data(state_after(HALF | {"failed": 3, "failures": failures}), WALL)
+    assert shown["failures"] == ["a, c: 300 of 500 used: resume m1-0", "b: too large"]
+
+
 def test_stop_click_interrupts_only_a_running_map(monkeypatch: pytest.MonkeyPatch) -> None:
     """A click that arrives when the map has ended must not interrupt the next cell."""
     interrupts: list[None] = []

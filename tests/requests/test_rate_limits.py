@@ -319,7 +319,7 @@ def test_panel_says_queued_for_capacity() -> None:
         state = apply_event(state, event)
     line = status_line(state, state.phase_started_at + 3.0, 1e9)
     assert line.startswith("queued for capacity 3.0 s")
-    assert "limit" not in line
+    assert line.endswith(" · tokens per minute (TPM)")
     assert not state.is_waiting
     assert state.total_waited(state.phase_started_at + 3.0) == 0.0
     assert BackingOff not in {type(e) for e in received}

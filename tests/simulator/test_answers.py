@@ -36,7 +36,7 @@ def test_joined_tokens_equal_the_text(text: str) -> None:
 
 def test_answer_has_heading_notice_list_and_closed_code_fence() -> None:
     text = planned("How do buckets work?").text
-    assert text.startswith("# How do buckets work\n")
+    assert text.startswith("# How do buckets work?\n")
     assert SIMULATED_NOTICE in text
     assert "\n- " in text
     assert "```python\n" in text

@@ -5,6 +5,7 @@ The speed, the time left and the expected cost are computed here. All functions 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,9 +153,15 @@ def map_data(state: MapState, wall: float) -> dict[str, Any]:
 
 
 def failure_lines(stats: MapStats) -> list[str]:
-    """Return a line for each of the first failed rows, and one for the number of the others."""
-    lines = [f"{shorten(row, 60)}: {shorten(error, 200)}" for row, error in stats.failures]
-    if (unlisted := stats.failed - len(lines)) > 0:
+    """Return a line for each cause of the first failures, and one for the number of the others."""
+    causes: dict[str, list[tuple[str, str]]] = {}  # by the message without its figures and ids
+    for row, error in stats.failures:
+        causes.setdefault(re.sub(r"\S*\d\S*", "", error), []).append((shorten(row, 60), error))
+    lines = [
+        f"{', '.join(row for row, _ in failures)}: {shorten(failures[0][1], 200)}"
+        for failures in causes.values()
+    ]
+    if (unlisted := stats.failed - len(stats.failures)) > 0:
         lines.append(f"… and {unlisted:,} more: nbcodex.map.last.failed")
     return lines
 
