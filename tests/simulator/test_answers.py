@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -41,6 +42,8 @@ def test_answer_has_heading_notice_list_and_closed_code_fence() -> None:
     assert "\n- " in text
     assert "```python\n" in text
     assert text.count("```") == 2
+    sentences = [planned(f"{n} [[tokens=400]]").text.rpartition("```")[2] for n in range(20)]
+    assert not any(re.search(r"\s ", text) for text in sentences)
 
 
 @settings(deadline=None)
