@@ -188,7 +188,7 @@ class PendingRows:
         except errors.AnswerError as error:
             state.partial.add_note(error.note)
             return Failed(request_id=request.id, at=now, error=error, reply=state.reply("failed"))
-        if result.refused:
+        if result.declined:
             state.partial.add_note(NOTE_REFUSED)
         reply = replace(state.reply("done"), parsed=parsed)
         return Finished(request_id=request.id, at=now, reply=reply)

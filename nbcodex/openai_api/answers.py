@@ -22,14 +22,14 @@ from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.dialects import WORDS, has_code
 from nbcodex.openai_api.pricing import IMAGE_TOOL
 
-# Of tokens, events or requests: twice the longest context. More would use up any budget.
+# Of tokens, events or requests: twice the longest context window. More would use up any budget.
 MAX_PLAUSIBLE_COUNT = 20_000_000
 MAX_STATED_COST = 1e4  # US dollars for one request; more is not believed
 MAX_REASONING_CHARS = 1_000_000  # of the reasoning that the next turn can send back
 MAX_SOURCES, MAX_URL_CHARS = 100, 2000  # of the web pages that an answer cites
 MAX_HOSTED_TOOL_CALLS = 1_000  # of one answer; more are not believed
 
-MAX_CALLS = 100_000  # of one answer, with the deltas of their arguments
+MAX_ARGUMENT_DELTAS = 100_000  # of the arguments of all calls of one answer
 
 NOTE_EMPTY = "the answer is empty"  # in the line of figures
 
@@ -106,7 +106,7 @@ class CompletedAnswer:
     response_id: str | None  # the server's id of the answer
     reasoning: tuple[dict[str, Any], ...] = ()  # what the next turn can send back of it
     images: tuple[Image, ...] = ()
-    refused: bool = False
+    declined: bool = False  # the model itself declined to answer
     simulated: bool = False  # only set for batches: for a stream, `ResponseStarted` states it
     tool_calls: tuple[str, ...] = ()  # the names of the functions that the model asked to call
     sources: tuple[Source, ...] = ()  # the web pages that the answer cites
@@ -129,11 +129,11 @@ class RawAnswer:
     cut: str | None = None
     response_id: str | None = None
     text: str = ""
-    reasoning_text: str = ""  # of an answer in one piece
-    reasoning: list[dict[str, Any]] = field(default_factory=list)
+    reasoning_text: str = ""  # to show, of an answer in one piece
+    reasoning: list[dict[str, Any]] = field(default_factory=list)  # items for the next turn
     reasoning_content: list[str] = field(default_factory=list)  # deltas of this member, as in Chat
     images: list[Image] = field(default_factory=list)
-    refused: bool = False
+    declined: bool = False
     tool_calls: list[str] = field(default_factory=list)
     tool_arguments: list[str] = field(default_factory=list)  # deltas of their JSON
     hosted_tool_calls: tuple[str, ...] = ()  # names of paid tools that the provider ran
@@ -143,7 +143,7 @@ class RawAnswer:
         """Add a function that the model asks to call, or more of its arguments."""
         if called := name_value(name):
             self.tool_calls.append(called)
-        if arguments and len(self.tool_arguments) < MAX_CALLS:
+        if arguments and len(self.tool_arguments) < MAX_ARGUMENT_DELTAS:
             self.tool_arguments.append(text_value(arguments))
 
     def add_image(self, value: object) -> None:
@@ -187,16 +187,16 @@ class RawAnswer:
         return True
 
     def completed(
-        self, text: str, redactor: Redactor, request: models.Request, server: str = "openai"
+        self, text: str, redactor: Redactor, request: models.Request, server_kind: str = "openai"
     ) -> CompletedAnswer:
         """Return the answer without secrets; `text` has been cleaned as it arrived.
 
-        `server` is the endpoint's kind.
+        `server_kind` is `Endpoint.kind`: the endings of compatible servers are not trusted.
         """
         # Some servers say that an answer ended normally where they cut it (openclaw #142778).
-        if server == "compatible" and request.max_output == (self.usage.output_tokens or -1):
+        if server_kind == "compatible" and request.max_output == (self.usage.output_tokens or -1):
             self.cut = self.cut or CUT_MAX_OUTPUT
-        # Bedrock and LiteLLM answer a schema by the call of a function that has its name.
+        # Bedrock and LiteLLM answer a schema by calling a function with one of these names.
         names = {*self.tool_calls} - {"json_tool_call", request.schema and request.schema.name}
         if request.schema and self.tool_calls and not (names or text):
             text = redactor.clean("".join(self.tool_arguments))
@@ -224,7 +224,7 @@ class RawAnswer:
             response_id=clean(self.response_id) if self.response_id else None,
             reasoning=tuple(reasoning),
             images=tuple(self.images),
-            refused=self.refused,
+            declined=self.declined,
             tool_calls=tuple(map(clean, self.tool_calls)),
             sources=tuple(Source(clean(url), clean(title)) for url, title in self.sources.items()),
         )
@@ -232,7 +232,7 @@ class RawAnswer:
 
 def judge(answer: CompletedAnswer) -> None:
     """Raise an AnswerError if an answer is empty, or neither the model nor a limit ended it."""
-    # Broken and failed answers never get here; they are retried. What is refused here was generated
+    # Broken and failed answers never get here; they are retried. What fails here was generated
     # and is charged, and the same request would end in the same way: no other place may decide that
     # an answer is a failure, and none may retry this one.
     text = answer.text.strip()
@@ -329,7 +329,7 @@ def _stated_cost(figures: dict[str, Any]) -> float | None:
 
 
 def plausible_cost(value: object, unit: float = 1.0) -> float | None:
-    """Return a figure for one request that is plausible in dollars, `unit` of which make one."""
+    """Return the cost of one request in its unit, `unit` of which are a dollar; None if absurd."""
     with contextlib.suppress(ValueError, OverflowError):
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             number = float(value)
@@ -357,7 +357,7 @@ def count_value(payload: Mapping[str, Any], *names: str) -> int | None:
 
 
 def text_value(value: object) -> str:
-    """Return a string, with lone surrogates replaced: they cannot be encoded; else ""."""
+    """Return a string with its lone surrogates, which cannot be encoded, replaced; else ""."""
     if not isinstance(value, str):
         return ""
     whole, half = whole_characters(value)
@@ -375,7 +375,7 @@ def whole_characters(text: str) -> tuple[str, str]:
 
 
 def name_value(value: object) -> str | None:
-    """Return a short one-line string, or None."""
+    """Return a string, cut to one short line; None for an empty one, or for another type."""
     return (shorten(value, 100) or None) if isinstance(value, str) else None
 
 
@@ -431,20 +431,21 @@ class Redactor:
     def feed(self, text: str) -> str:
         """Return what can be shown of the text so far and was not returned before."""
         text = self.tail + text
-        cut = len(text)
+        safe_end = len(text)  # no secret begins before it and goes on after the text
         for secret in self.secrets:
             at = text.find(secret[0], max(0, len(text) - len(secret) + 1))
             while at >= 0 and not secret.startswith(text[at:]):
                 at = text.find(secret[0], at + 1)
             if at >= 0:
-                cut = min(cut, at)
-        if cut < len(text):
-            # A complete match that reaches over the cut is held back whole, else its first half
+                safe_end = min(safe_end, at)
+        if safe_end < len(text):
+            # A complete match that reaches over this end is held back whole, else its first half
             # would be shown.
             matches = self._pattern.finditer(text)
-            cut = next((m.start() for m in matches if m.start() < cut < m.end()), cut)
-        self.tail = text[cut:]
-        return self.clean(text[:cut])
+            crossing = (m.start() for m in matches if m.start() < safe_end < m.end())
+            safe_end = next(crossing, safe_end)
+        self.tail = text[safe_end:]
+        return self.clean(text[:safe_end])
 
     def flush(self) -> str:
         """Return what was held back, at the end of the text."""

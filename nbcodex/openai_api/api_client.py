@@ -37,7 +37,7 @@ NOT_DURABLE_NOTICE = "not durable: this server keeps no answers"
 FLEX_ADVICE = "It is retried automatically; the service tier `auto` has more capacity."
 SHORT_CALL_TIMEOUT_S = 5.0
 # A prompt was cut if so many tokens are missing, and no more than this share was read: estimates
-# are good to some 15 %, of rare scripts to a half.
+# err by some 15 %, for rare scripts by a half.
 MIN_CUT_TOKENS, MAX_READ_SHARE = 1_000, 0.5
 
 # The statuses of a server that lacks an answer, or the call that retrieves it.
@@ -142,7 +142,7 @@ class ApiClient:
                 )
                 # Azure states the wait in the headers of the HTTP 200 whose stream fails.
                 headers = response.headers
-                # An answer without an ending is charged: `judge` reports the second in a row.
+                # An answer without an ending is charged: the second one in a row is accepted.
                 reader.accepts_unfinished = empty_streams > 0
                 # The server accepted the parameters: no failure after this is due to them.
                 if not follows_empty_streams:
@@ -190,7 +190,7 @@ class ApiClient:
         if prepared.has_schema_in_prompt:
             yield answers.Notice(request_body.SCHEMA_IN_PROMPT_NOTICE)
         answer = reader.answer.completed(stream.text, redactor, request, endpoint.kind)
-        if answer.text != stream.text:
+        if answer.text != stream.text:  # the arguments of a call that answers the schema
             yield answers.TextDelta(answer.text)
         if notice := _prompt_cut_notice(prepared, answer.usage.input_tokens):
             yield answers.Notice(notice)
@@ -205,7 +205,7 @@ class ApiClient:
     ) -> AsyncGenerator[StreamEvent]:
         """Continue a durable answer, at no further charge; yield what `stream` yields.
 
-        `text` is the answer up to `position`; `CompletedAnswer` contains it, too. Raises a
+        `text` is the answer up to `position`; `CompletedAnswer` contains it, too. Raises an
         AnswerLostError if the answer is lost, so that only sending the request again can help.
         """
         if safe_response_id(position.response_id) is None:
@@ -308,7 +308,7 @@ class ApiClient:
             yield client, redactor
         except Exception as error:
             failure = self.translate(error, redactor)
-            if path:  # the block calls no other
+            if path:  # the only one that the block calls
                 api_errors.explain_wrong_address(failure, str(client.base_url).rstrip("/"), path)
             raise failure from None
 
@@ -386,8 +386,8 @@ class ApiClient:
                         settings,
                         secrets=redactor.secrets,
                         patience=prepared.request.patience,
-                        # A durable answer could not be resumed within tags around reasoning.
-                        server="openai" if prepared.durable else prepared.endpoint.kind,
+                        # "openai": no tags are searched for; a stream cannot resume between them.
+                        server_kind="openai" if prepared.durable else prepared.endpoint.kind,
                     )
                     if "json" in response.headers.get("content-type", ""):
                         await stream.prefetch()  # raises an error in it, to which `adapt` reacts

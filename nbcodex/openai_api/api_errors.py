@@ -97,13 +97,13 @@ def from_status(
 ) -> NbcodexError:
     """Return the error for an HTTP status other than 200; `wall_time` is Unix time."""
     if 300 <= status < 400:
-        host = ""
+        target = ""
         with contextlib.suppress(ValueError):
             location = urlsplit(clean(headers.get("location", "")))
-            host = shorten(location.netloc.rpartition("@")[2], 100)
+            target = shorten(location.netloc.rpartition("@")[2], 100)
         return errors.RequestError(
-            f"The server redirects (HTTP {status}) to {host or 'another address'}; neither the key "
-            "nor the prompt was sent there.",
+            f"The server redirects (HTTP {status}) to {target or 'another address'}; neither the "
+            "key nor the prompt was sent there.",
             advice="If you trust that address, make it the base URL.",
         )
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
@@ -145,8 +145,8 @@ def from_exception(
             reason = _reason(error, clean)
             advice = _CERTIFICATE_ADVICE if "CERTIFICATE" in reason else ""
             message = f"The connection to the server failed{reason}."
-            is_refused = any(isinstance(e, httpx2.ConnectError) for e in exception_chain(error))
-            if is_refused and not advice:
+            is_unconnected = any(isinstance(e, httpx2.ConnectError) for e in exception_chain(error))
+            if is_unconnected and not advice:
                 message += " Is the server running?"
             return _disconnected(error, message, advice=advice)
         case openai.APIError():  # of an SSE `error` event: it has neither status nor headers
@@ -173,7 +173,7 @@ def is_api_exception(error: Exception) -> bool:
     import httpx2
     import openai
 
-    ours = NbcodexError | AnswerFailedError | RecursionError  # the latter from deeply nested JSON
+    ours = NbcodexError | AnswerFailedError | RecursionError  # that of deeply nested JSON
     return isinstance(error, ours | openai.OpenAIError | httpx2.HTTPError | OSError | ValueError)
 
 
@@ -301,7 +301,7 @@ def _error_object(payload: object) -> Mapping[str, Any] | str:
         if not isinstance(inner, dict | str) or not inner:
             return payload
         if isinstance(inner, str) and _first_value(payload, "message", "detail"):
-            return payload  # the HTTP library's name of the status (FastAPI, Spring)
+            return payload  # `error` only names the status, "Bad Request" (FastAPI, Spring)
         if isinstance(inner, str):
             return {**payload, "message": inner}  # TGI and xAI: the code is not in `error`
         payload = inner
@@ -347,13 +347,13 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
         or rate_limits.clamp_wait(rate_limits.parse_reset(info.stated_wait, wall_time))
         or rate_limits.wait_in_message(info.message, wall_time=wall_time)
     )
-    is_refusal = status == 429 or info.has_code("limit_codes")
-    is_refusal |= status in {None, 400, 403} and info.has_phrase("limit_phrases")
+    is_limit_error = status == 429 or info.has_code("limit_codes")
+    is_limit_error |= status in {None, 400, 403} and info.has_phrase("limit_phrases")
     # Gemini's per-minute limits are also "exceeded your current quota": a stated wait or limit
     # shows that waiting helps.
     is_quota = info.has_phrase("quota_phrases") and not (wait or limit.limit)
     is_credit = (status or 400) < 500 and info.has_phrase("credit_phrases")
-    is_quota = is_credit or (is_refusal and is_quota)
+    is_quota = is_credit or (is_limit_error and is_quota)
     if info.has_code("quota_codes") or status == 402 or is_quota:
         return _quota_error(info, wall_time)
     excess = limit.requested - limit.limit if limit.limit and limit.requested else 0.0
@@ -361,14 +361,14 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     is_described = (status or 400) < 500 or bool(info.code or info.kind)
     is_too_large = is_described and info.has_phrase("too_large_phrases")
     is_too_large |= status == 413 or info.has_code("too_large_codes")
-    if is_too_large or (is_refusal and excess > 0):
+    if is_too_large or (is_limit_error and excess > 0):
         message = info.sentence("The request is too large")
         if excess > 0:
             over = f"{excess:,.0f} over the limit of {limit.limit:,.0f} {limit.name}"
             message = f"The request is too large: {over}."
         stated = limit if limit.limit is not None else None
         return TooLargeError(message, advice=_ADVICE[TooLargeError], limit=stated)
-    if is_refusal and limit.limit == 0:
+    if is_limit_error and limit.limit == 0:
         return errors.QuotaError(
             info.sentence("The plan does not include this model: its limit is 0"),
             advice="Choose another model (`%codex models`, `nbcodex doctor`), or another plan.",
@@ -378,12 +378,12 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     if info.has_code("growth_codes"):
         return _limit_error(info, Limit(resource="traffic growth"), wait, headers, wall_time)
     # Before limits: overload also arrives as 429, and closes no limit of this account.
-    is_overload = is_refusal and info.has_phrase("overloaded_phrases")
+    is_overload = is_limit_error and info.has_phrase("overloaded_phrases")
     if status is None or status == 429 or status >= 500:  # not a 400 such as "model_unavailable"
         is_overload |= info.has_code("overloaded_codes")
-    if status in {498, 503, 529} or is_overload:
+    if status in {498, 503, 529} or is_overload:  # 498 is Groq's, 529 Anthropic's
         return _new_error(errors.OverloadedError, info, "The server is overloaded", wait=wait)
-    if is_refusal:
+    if is_limit_error:
         return _limit_error(info, limit, wait, headers, wall_time)
     return _classify_status(info, status, wait)
 
@@ -393,14 +393,14 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
     if status == 403 and info.message == _WEB_PAGE:
         advice = "A firewall or a proxy refused it: check the network, the VPN and the base URL."
         return errors.RequestError(info.sentence("Refused on the way to the server"), advice=advice)
-    is_key_refused = status is None and info.has_phrase("credentials_phrases")
-    if status in {401, 403, 407} or info.has_code("credentials_codes") or is_key_refused:
+    is_key_rejected = status is None and info.has_phrase("credentials_phrases")
+    if status in {401, 403, 407} or info.has_code("credentials_codes") or is_key_rejected:
         return _new_error(errors.CredentialsError, info, "The server does not accept the key")
     # If the message does not name the model, a 404 usually means a wrong base URL.
     names_model = info.code or "model" in info.message.lower()
     is_page = status is None and info.message == _WEB_PAGE
-    is_no_call = is_page or info.has_phrase("no_such_call_phrases")
-    if is_no_call or (status in {404, 405} and not names_model):
+    has_no_such_call = is_page or info.has_phrase("no_such_call_phrases")
+    if has_no_such_call or (status in {404, 405} and not names_model):
         words = "The server does not have this address"
         return errors.ModelError(info.sentence(words), advice=_ADDRESS_ADVICE)
     if status == 404:
@@ -417,8 +417,8 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
     return failure
 
 
-def _new_error(kind: type[Any], info: ErrorInfo, words: str, **details: Any) -> NbcodexError:
-    error: NbcodexError = kind(info.sentence(words), advice=_ADVICE[kind], **details)
+def _new_error(error_class: type[Any], info: ErrorInfo, words: str, **details: Any) -> NbcodexError:
+    error: NbcodexError = error_class(info.sentence(words), advice=_ADVICE[error_class], **details)
     return error
 
 
@@ -428,8 +428,8 @@ def _limit_error(
     """Return the error of a rate limit, with figures from the headers that the body lacks."""
     if info.has_code("parallel_codes") and limit.resource is None:
         limit = replace(limit, resource="parallel requests")
-    by_time = limit.resource in (None, "tokens", "requests")
-    limits = rate_limits.header_limits(headers, wall_time=wall_time) if by_time else []
+    is_per_window = limit.resource in (None, "tokens", "requests")
+    limits = rate_limits.header_limits(headers, wall_time=wall_time) if is_per_window else []
     exhausted = max(
         (each for each in limits if each.is_exhausted),
         key=lambda each: each.reset_in or 0.0,
@@ -447,7 +447,7 @@ def _limit_error(
     reset_in = exhausted.reset_in if exhausted else None
     wait = wait or rate_limits.computed_wait(limit) or rate_limits.clamp_wait(reset_in)
     if wait is None and limit.window and limit.window >= DAY:
-        # Nothing says when it ends: a day's limit is tried again each hour.
+        # Nothing says when the window ends: a day's limit is tried again each hour.
         wait = rate_limits.clamp_wait(limit.window / 24)
     if info.is_google and limit.window == DAY:
         wait = max(wait or 0.0, rate_limits.seconds_to_pacific_midnight(wall_time))
@@ -466,7 +466,7 @@ def _limit_error(
 
 
 def _quota_error(info: ErrorInfo, wall_time: float) -> NbcodexError:
-    """Return the error of billing: credit, or a spend limit, which resets each month."""
+    """Return the error for missing credit, or for a spend limit, which resets each month."""
     words, advice = dialects.QUOTA_TEXTS.get(info.code.lower(), ("", ""))
     if "fewer max_tokens" in info.message:  # OpenRouter: "... can only afford 1234"
         words, advice = "The credit does not suffice", "Lower --max-output, or add credit."
@@ -478,7 +478,7 @@ def _quota_error(info: ErrorInfo, wall_time: float) -> NbcodexError:
 
 
 def _disconnected(error: BaseException, message: str, *, advice: str = "") -> TransportError:
-    """Return the error of a connection that failed; one that was never made costs nothing."""
+    """Return the error for a failed connection; a request without a connection costs nothing."""
     import httpx2
 
     unconnected = httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout

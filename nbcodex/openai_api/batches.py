@@ -41,7 +41,7 @@ class Batch:
 
     id: str
     status: str
-    total: int = 0  # requests
+    total: int = 0  # of requests, like the next two
     answered: int = 0
     failed: int = 0
     files: tuple[str, ...] = ()  # the ids of the files with answers and errors
@@ -96,7 +96,7 @@ class BatchClient:
     async def create_batch(
         self, file: str, request: Request, *, metadata: Mapping[str, str]
     ) -> Batch:
-        """Create a batch from an uploaded file; after a `TransientError`, look for it first."""
+        """Create a batch from an uploaded file; after a `TransientError`, first `find_batch`."""
         path: Any = f"/v1{PATHS[self.api_for(request)]}"
         async with self._api_client.connected(request, self._settings) as (client, redactor):
             created = await client.batches.create(
@@ -155,7 +155,7 @@ class BatchClient:
 
         async with self._api_client.connected(request, self._settings) as (client, _):
             for file in filter(None, (batch.input_file, *batch.files)):
-                # An earlier, interrupted deletion may have reached it.
+                # An earlier deletion that was interrupted may have deleted this file.
                 with contextlib.suppress(openai.NotFoundError):
                     await client.files.delete(file)
 
@@ -172,15 +172,17 @@ class BatchClient:
         if status != 200:
             text = json.dumps(body)
             return api_errors.from_status(status, {}, text, wall_time=wall_time, clean=clean)
-        # The line does not name its API; only a response of Responses has `output`.
+        # The line does not name its API; only a response of Responses has `output`. A body of Chat
+        # Completions that does not state how the answer ended is accepted: nothing can follow it.
         reader = ResponsesReader() if "output" in body else ChatReader(accepts_unfinished=True)
         try:
             reader.read_body(body)
         except (AnswerFailedError, NbcodexError) as error:
             return api_errors.from_exception(error, wall_time=wall_time, clean=clean)
-        kind = self._api_client.endpoint(request, self._settings).kind
-        text, _ = split_reasoning(reader.answer.text, kind)
-        return reader.answer.completed(clean(text), redactor, request, kind)
+        # Whose server it is decides whether tags in the text enclose reasoning.
+        server_kind = self._api_client.endpoint(request, self._settings).kind
+        text, _ = split_reasoning(reader.answer.text, server_kind)
+        return reader.answer.completed(clean(text), redactor, request, server_kind)
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:

@@ -1,7 +1,7 @@
 """Makes and keeps the SDK's clients; no other module makes one.
 
 The clients never retry: with ``Retry-After: 90`` the SDK would block for 180 s in silence, and it
-never retries a stream that has begun. They follow no redirect: the prompt must not travel to a host
+never retries a stream that has begun. They follow no redirect: the prompt must not go to a server
 that the user did not configure. The SDK takes 0.7 s to import, so it is imported at the first use.
 """
 
@@ -76,8 +76,8 @@ class Connections:
             except Exception as error:
                 raise factory_error(error) from None
             if inspect.iscoroutine(made):
-                # Python would warn that it was never awaited. `custom_client` calls the factory
-                # again.
+                # Python would warn of a coroutine that was never awaited. `custom_client` calls
+                # the factory again.
                 made.close()
             if not inspect.isawaitable(made):
                 self._keep_client(factory, made)
@@ -147,14 +147,14 @@ def _open_pool(transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClien
         return httpx2.AsyncClient(
             transport=transport,
             follow_redirects=False,
-            # No cookies: a jar is shared by all keys, and by all ports of a host.
+            # No cookies: a jar is shared by all keys, and by all ports of a machine.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S, write=WRITE_TIMEOUT_S),
             limits=httpx2.Limits(
                 max_connections=1000, max_keepalive_connections=MAX_IDLE_CONNECTIONS
             ),
             # The key for a server on this machine must not go through the proxy.
-            mounts={f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")},
+            mounts={f"all://{name}": None for name in ("localhost", "127.0.0.1", "[::1]")},
             event_hooks={"response": [_read_bounded_body]},
         )
     except (ValueError, TypeError, ImportError, OSError, httpx2.InvalidURL) as error:
@@ -180,7 +180,7 @@ def _make_client(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:
         )
     else:
         client = openai.AsyncOpenAI(base_url=f"{endpoint.base_url}/", api_key=key, **shared)
-    # The SDK fills these from the environment for any host, OPENAI_CUSTOM_HEADERS (which may hold
+    # The SDK fills these from the environment for any server, OPENAI_CUSTOM_HEADERS (which may hold
     # credentials) included.
     client.organization = endpoint.organization
     client.project = endpoint.project

@@ -12,6 +12,7 @@ from nbcodex.models import Resource
 _TABLE: dict[str, Any] = tomllib.loads(
     files("nbcodex.openai_api").joinpath("dialects.toml").read_text("utf-8")
 )
+# The lists by name: of codes, phrases, names of members, and regular expressions.
 WORDS: dict[str, list[str]] = {name: v for name, v in _TABLE.items() if isinstance(v, list)}
 REASONING_TAGS: dict[str, str] = _TABLE["reasoning_tags"]
 QUOTA_TEXTS: dict[str, tuple[str, str]] = _TABLE["quota_texts"]

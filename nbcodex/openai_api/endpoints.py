@@ -1,6 +1,6 @@
 """Decides where a request goes, and with which key, before anything is sent.
 
-Owns the rule that a key goes only to the host that it was configured for. Opens no connection.
+Owns the rule that a key goes only to the (network) host it was configured for. Opens no connection.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CALL_PATHS = ("/responses", "/chat/completions", "/completions", "/models")
 class Endpoint:
     """A server, and the account that requests to it use."""
 
-    kind: ServerKind  # whose server it is
+    kind: ServerKind  # whose server it is: ``compatible`` is any that is not OpenAI's or Azure's
     # Without a slash at the end; on a classic Azure endpoint, the part before ``/openai``.
     base_url: str
     host: str  # name, and the port unless it is the scheme's default
@@ -240,26 +240,26 @@ def parse_base_url(text: str, name: str) -> SplitResult:
 
     The host is in lower case; the scheme's default port and slashes at the end are left out.
     """
-    fault = ""
+    problem = ""
     try:
         url = urlsplit(text.strip())
         port = url.port
         if url.scheme not in {"http", "https"}:
-            fault = "does not begin with https://"
+            problem = "does not begin with https://"
         elif "@" in url.netloc:
             # HTTP libraries turn it into credentials that replace the key.
-            fault = "contains a user name or password"
+            problem = "contains a user name or password"
         elif not _HOST.fullmatch(url.netloc.removesuffix(f":{port}")):
-            fault = "does not contain a host"
+            problem = "does not contain a host"
         elif url.query or url.fragment or not text.strip().isprintable() or " " in text.strip():
-            fault = "contains more than a host and a path"
+            problem = "contains more than a host and a path"
         elif url.path.rstrip("/").endswith(_CALL_PATHS):
-            fault = "is the address of one API call; leave out its last part"
+            problem = "is the address of one API call; leave out its last part"
     except ValueError:
-        fault = "is not a URL"
-    if fault:
+        problem = "is not a URL"
+    if problem:
         raise ConfigurationError(
-            f"{name} {fault}.", advice="Write it like https://host.example/v1."
+            f"{name} {problem}.", advice="Write it like https://host.example/v1."
         )
     netloc = url.netloc.lower().removesuffix(f":{_DEFAULT_PORTS[url.scheme]}")
     return url._replace(netloc=netloc, path=url.path.rstrip("/"))

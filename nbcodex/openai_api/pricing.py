@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from nbcodex.models import Rates, Request, Turn, Usage
 
-_RATE_TOKENS = 1_000  # the price of one token is the price of these, divided
+_RATE_TOKENS = 1_000  # a token's price is computed from the price of this many
 
 # Tools that OpenAI runs and charges for besides tokens (its price list), by the beginning of their
 # `type`, such as ``web_search_preview`` and ``web_search_call``. genai-prices knows the price of a
@@ -31,8 +31,8 @@ _OPENAI_HOST = "api.openai.com"  # and regional ones such as eu.api.openai.com
 _AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
 
 # Tokens per character with the o200k vocabulary: of ASCII (English prose and code), of other
-# alphabets, of Chinese, Japanese, Korean and emoji. Good to some 15 %; the limiter fits the rest to
-# what the server charges. tiktoken is more exact, but downloads its tables.
+# alphabets, of Chinese, Japanese, Korean and emoji. They err by some 15 %; the limiter learns the
+# ratio to what the server charges. tiktoken is more exact, but downloads its tables.
 ASCII_TOKENS, OTHER_TOKENS, WIDE_TOKENS = 1 / 4, 1 / 2.5, 0.9
 _WIDE = re.compile("[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\U00010000-\U0010ffff]+")
 
@@ -52,25 +52,25 @@ _loader: threading.Thread | None = None
 
 def provider_of(base_url: str) -> Literal["openai", "azure"] | None:
     """Return ``openai`` or ``azure``, or None for a server without known prices."""
-    host = _host(base_url).rstrip(".")
-    if f".{host}".endswith(f".{_OPENAI_HOST}"):
+    hostname = _hostname(base_url).rstrip(".")
+    if f".{hostname}".endswith(f".{_OPENAI_HOST}"):
         return "openai"
-    return "azure" if host.endswith(_AZURE_HOSTS) else None
+    return "azure" if hostname.endswith(_AZURE_HOSTS) else None
 
 
 def is_local_server(base_url: str) -> bool:
     """Return whether a server runs on this machine, where answers are free."""
-    host = _host(base_url)
+    hostname = _hostname(base_url)
     # RFC 6761: every name under .localhost is this machine.
-    if host == "localhost" or host.endswith(".localhost"):
+    if hostname == "localhost" or hostname.endswith(".localhost"):
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(hostname).is_loopback
     except ValueError:
         return False
 
 
-def _host(base_url: str) -> str:
+def _hostname(base_url: str) -> str:
     try:
         return urlsplit(base_url).hostname or ""
     except ValueError:
@@ -188,7 +188,7 @@ def unpriced_parts(usage: Usage, model: str | None, base_url: str) -> tuple[str,
     missing += ["audio"] * bool(usage.audio_tokens)
     # Newer models cost 10 % more at eu.api.openai.com and the like (OpenAI's price list), which
     # genai-prices does not have.
-    is_regional = provider == "openai" and _host(base_url) != _OPENAI_HOST
+    is_regional = provider == "openai" and _hostname(base_url) != _OPENAI_HOST
     return tuple(sorted([*missing, *["the regional surcharge"] * is_regional]))
 
 
@@ -231,6 +231,6 @@ def estimate_request_tokens(request: Request) -> int:
     if request.system:
         total += estimate_text_tokens(request.system) + MESSAGE_TOKENS
     # The schema is a part of the input, and so are the tools in the params.
-    for record in (request.schema and request.schema.definition, request.params):
-        total += estimate_text_tokens(json.dumps(dict(record), default=str)) if record else 0
+    for part in (request.schema and request.schema.definition, request.params):
+        total += estimate_text_tokens(json.dumps(dict(part), default=str)) if part else 0
     return total

@@ -19,7 +19,7 @@ from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, Limit, LimitReading, LimitSnapshot, Resource
 from nbcodex.openai_api.dialects import RESOURCES, UNITS_S, WORDS
 
-Headers = Mapping[str, str]  # lower-case names; httpx2's own, which ignore case, will do
+Headers = Mapping[str, str]  # lower-case names; httpx2's headers, which ignore case, fit too
 
 MAX_LIMIT = 1e15  # larger values are treated as "no limit stated"
 MAX_SEARCHED_CHARS = 4000  # of an error message
@@ -70,8 +70,8 @@ def parse_duration(text: str | None) -> float | None:
 
 def clamp_wait(seconds: float | None) -> float | None:
     """Return a usable wait: above zero and at most a day; else None."""
-    # To retry at once would flood the server, so that backoff decides where no time is left. More
-    # than a day means "long", which a day is.
+    # None lets the backoff decide: to retry at once would flood the server. A day stands for all
+    # longer waits.
     if seconds is None or not math.isfinite(seconds) or seconds <= 0:
         return None
     return min(seconds, DAY)
@@ -144,6 +144,7 @@ def header_limits(headers: Headers, *, wall_time: float) -> list[HeaderLimit]:
     now = _server_time(headers, wall_time)
     limits: dict[tuple[object, ...], HeaderLimit] = {}
     for name, value in headers.items():
+        # Mistral's ``ratelimitbysize-limit`` counts tokens.
         lower = name.lower().replace("rate-limit", "ratelimit").replace("bysize", "-tokens")
         if "ratelimit" not in lower or len(lower) > 100:
             continue
@@ -156,14 +157,14 @@ def header_limits(headers: Headers, *, wall_time: float) -> list[HeaderLimit]:
         if figure is None:
             continue
         words.remove(figure)
-        kinds = [word for word in words if word in WORDS["header_resources"]]
-        resource = RESOURCES[kinds[0]] if kinds else None
+        counted = [word for word in words if word in WORDS["header_resources"]]
+        resource = RESOURCES[counted[0]] if counted else None
         # The window is named like ``minute``, ``1h`` or ``5-minute``.
-        counted = _COUNTED_WORD.findall("-".join(words))
+        units = _COUNTED_WORD.findall("-".join(words))
         # Shorter words of the table, such as "us", have another meaning here.
-        windows = [float(n or 1) * UNITS_S[w] for n, w in counted if UNITS_S.get(w, 0.0) >= 1.0]
+        windows = [float(n or 1) * UNITS_S[w] for n, w in units if UNITS_S.get(w, 0.0) >= 1.0]
         window = windows[0] if windows else None
-        scope = tuple(word for word in words if word not in kinds)
+        scope = tuple(word for word in words if word not in counted)
         key = (resource, window, *scope)
         limit = limits.setdefault(key, HeaderLimit(resource, window, scope))
         if figure == "reset":
@@ -194,7 +195,7 @@ def read_snapshot(
     """Return the limits that the headers state, which arrived at the instant `at`."""
     # Source: ``x-ratelimit-*`` in OpenAI's guide "Rate limits", and the headers of other providers.
     stated = header_limits(headers, wall_time=0.0)
-    # The snapshot was taken at admission: this much before the answer arrived.
+    # The server read the limits at admission: these milliseconds before the headers arrived.
     milliseconds = parse_number(headers.get("openai-processing-ms"))
     processing = None if milliseconds is None or milliseconds > DAY * 1e3 else milliseconds / 1e3
     return LimitSnapshot(
@@ -230,7 +231,7 @@ def limit_in_message(message: str, *, kind: str = "") -> Limit:
     # "Rate limit reached for M in organization O on tokens per min (TPM): Limit 30000, Used 22999,
     # Requested 12528."
     stated: dict[str, str] = {}
-    # They are compiled at the first refusal, not at import: that takes 20 ms.
+    # The patterns are compiled at the first refusal, not at import: that takes 20 ms.
     for pattern in WORDS["limit_patterns"]:
         for match in re.finditer(pattern, message[:MAX_SEARCHED_CHARS], re.IGNORECASE):
             groups = {name: text for name, text in match.groupdict().items() if text}

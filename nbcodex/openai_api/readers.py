@@ -17,15 +17,15 @@ from nbcodex.openai_api.answers import RawAnswer, count_value, dict_items, dict_
 from nbcodex.openai_api.api_errors import AnswerFailedError, broken_connection
 
 # Event types of OpenAI's reference "Streaming events" of the Responses API.
-_REFUSAL_DELTA = "response.refusal.delta"
+_REFUSAL_DELTA = "response.refusal.delta"  # of the text by which the model declines to answer
 _TEXT_DELTAS = {"response.output_text.delta", _REFUSAL_DELTA}
 _REASONING_DELTAS = {"response.reasoning_summary_text.delta", "response.reasoning_text.delta"}
 _DONE_TEXTS = {"response.output_text.done", "response.refusal.done", "response.content_part.done"}
-_ENDS = {"response.completed", "response.incomplete", "response.done"}
+_FINAL_EVENTS = {"response.completed", "response.incomplete", "response.done"}
 
 # Where a choice of Chat Completions has its text: some servers put a message into a chunk, a delta
 # into a body, or the text of the older API into both.
-_MESSAGES = ("delta", "message", "text")
+_MESSAGE_MEMBERS = ("delta", "message", "text")
 
 _SPECIAL_TOKENS = rf"(?:(?:{'|'.join(map(re.escape, dialects.WORDS['special_tokens']))})\s*)"
 _POSSIBLE_ENDING = re.compile(rf"{_SPECIAL_TOKENS}*(?:<[^<>\n]{{0,30}})?\Z")  # also half a token
@@ -62,7 +62,7 @@ class _Reader:
             self.answer.add_sources(part.get("annotations"))
             self.answer.add_image(part)
             refusal = text_value(part.get("refusal"))
-            self.answer.refused |= bool(refusal)
+            self.answer.declined |= bool(refusal)
             inner = dict_member(part, "text").get("value") or part.get("text")
             more, _ = self._read_content(part.get("thinking") or inner or part.get("summary"))
             if part.get("type") in ("thinking", "reasoning"):  # Magistral, Databricks
@@ -80,7 +80,8 @@ class ResponsesReader(_Reader):
     _has_reasoning: bool = False
     _items: list[dict[str, Any]] = field(default_factory=list)  # {} for one that is not done
     _done_texts: dict[tuple[object, object], str] = field(default_factory=dict)
-    _commentary: set[int | None] = field(default_factory=set)  # output indexes of such messages
+    # Output indexes of the messages that come before the answer, and are shown as reasoning.
+    _commentary: set[int | None] = field(default_factory=set)
 
     def read_event(self, name: str, data: str) -> tuple[str, str]:
         """Return the text and the reasoning that an event adds."""
@@ -90,9 +91,9 @@ class ResponsesReader(_Reader):
             return "", ""
         event = answers.json_object(data)
         number = count_value(event, "sequence_number")
-        last = self.position.sequence if self.position else None
+        last_number = self.position.sequence if self.position else None
         # A server that ignores `starting_after` repeats the events from the first one.
-        if number is not None and last is not None and number <= last:
+        if number is not None and last_number is not None and number <= last_number:
             return "", ""
         added = self._read(event, name)
         if self.position and number is not None:
@@ -122,38 +123,38 @@ class ResponsesReader(_Reader):
             self._finish({})
 
     def _read(self, event: dict[str, Any], name: str) -> tuple[str, str]:
-        kind = event.get("type") or name
-        if kind in _TEXT_DELTAS:
-            self.answer.refused |= kind == _REFUSAL_DELTA
+        event_type = event.get("type") or name
+        if event_type in _TEXT_DELTAS:
+            self.answer.declined |= event_type == _REFUSAL_DELTA
             delta = event.get("delta")
             delta = delta if isinstance(delta, str) else ""
             is_commentary = count_value(event, "output_index") in self._commentary
             return ("", delta) if is_commentary else (delta, "")
-        if kind in _REASONING_DELTAS:
+        if event_type in _REASONING_DELTAS:
             self._has_reasoning = True
             return "", text_value(event.get("delta"))
         # Summaries come in parts without a separator.
-        if kind == "response.reasoning_summary_part.added" and self._has_reasoning:
+        if event_type == "response.reasoning_summary_part.added" and self._has_reasoning:
             return "", "\n\n"
         response, item = dict_member(event, "response"), dict_member(event, "item")
         is_error = answers.is_error_object(event) and "response" not in event
-        if kind in _ENDS:
-            self._finish(response, kind)
-        elif kind == "response.output_item.added":
+        if event_type in _FINAL_EVENTS:
+            self._finish(response, event_type)
+        elif event_type == "response.output_item.added":
             self._items.append({})
             if item.get("phase") == "commentary":
                 self._commentary.add(count_value(event, "output_index"))
-        elif kind == "response.output_item.done":
+        elif event_type == "response.output_item.done":
             self._items.append(item)
             self._read_items({}, [item])
-        elif kind == "response.output_text.annotation.added":
+        elif event_type == "response.output_text.annotation.added":
             self.answer.add_sources([event.get("annotation")])
-        elif kind in {"response.failed", "response.cancelled"}:
+        elif event_type in {"response.failed", "response.cancelled"}:
             # Azure sends `response.failed` without a reason, then an `error` event with it.
             raise AnswerFailedError(event, final=bool(response.get("error")))
-        elif kind == "error" or is_error or "choices" in event:  # Chat Completions has `choices`
+        elif event_type == "error" or is_error or "choices" in event:  # of Chat Completions
             raise AnswerFailedError(event)
-        elif kind in _DONE_TEXTS:
+        elif event_type in _DONE_TEXTS:
             place = (count_value(event, "output_index"), count_value(event, "content_index"))
             self._done_texts[place], _ = self._read_content([dict_member(event, "part") or event])
         elif response:
@@ -168,10 +169,10 @@ class ResponsesReader(_Reader):
         if self.durable and self.position is None and id_ and response.get("background") is True:
             self.position = StreamPosition(id_)
 
-    def _finish(self, response: dict[str, Any], kind: str = "") -> None:
+    def _finish(self, response: dict[str, Any], event_type: str = "") -> None:
         if answers.is_error_object(response):
             raise AnswerFailedError(response)
-        status = "incomplete" if kind == "response.incomplete" else None
+        status = "incomplete" if event_type == "response.incomplete" else None
         status = status or response.get("status", "completed")
         if status in ("queued", "in_progress"):
             raise broken_connection("The answer is still being generated.")
@@ -205,11 +206,11 @@ class ResponsesReader(_Reader):
     def _read_items(self, response: dict[str, Any], items: list[dict[str, Any]]) -> None:
         """Note the pictures and the calls among output items."""
         for item in items:
-            kind = item.get("type")
-            if kind == "image_generation_call":  # OpenAI's guide to image generation
+            item_type = item.get("type")
+            if item_type == "image_generation_call":  # OpenAI's guide to image generation
                 self.answer.add_image(item.get("result"))
-            elif kind in dialects.WORDS["client_calls"]:
-                name = item.get("name") or str(kind).removesuffix("_call")
+            elif item_type in dialects.WORDS["client_calls"]:
+                name = item.get("name") or str(item_type).removesuffix("_call")
                 self.answer.add_call(name, item.get("arguments"))
         self.answer.hosted_tool_calls += _read_hosted_calls(response, items)
 
@@ -218,10 +219,10 @@ class ResponsesReader(_Reader):
 class ChatReader(_Reader):
     """Reads the chunks of Chat Completions."""
 
-    _unrecognized: dict[str, Any] | None = None
+    _unrecognized: dict[str, Any] | None = None  # the last chunk without choices and usage
     _service_tier: object = None
     _has_choices: bool | None = None  # None before the first chunk
-    _message: str = ""  # which of `_MESSAGES` has the text
+    _message: str = ""  # which of `_MESSAGE_MEMBERS` has the text
     _has_ending: bool = False
     _has_text_after_ending: bool = False
 
@@ -253,7 +254,7 @@ class ChatReader(_Reader):
             raise broken_connection("The answer does not state that it is complete.")
 
     def read_end(self, *, is_marked: bool = False) -> None:
-        """Decide, at the end of the body, whether the answer is whole."""
+        """Decide at the end whether the answer is whole; `is_marked`: ``[DONE]`` marked the end."""
         has_usage = self.answer.usage.output_tokens is not None
         if self.is_ended or (self._has_ending and (is_marked or has_usage)):
             self.is_complete = True
@@ -272,7 +273,7 @@ class ChatReader(_Reader):
             answer.response_id = answers.name_value(payload.get("id"))
         self._service_tier = payload.get("service_tier") or self._service_tier
         # With `include_usage`, the last chunk has the usage and an empty list of choices.
-        # Groq's is in `x_groq`, Moonshot's in the choice; others send the figures in parts.
+        # Groq's usage is in `x_groq`, Moonshot's in the choice; others send it in parts.
         groq = dict_member(payload, "x_groq")
         for part in (groq, *choices, payload):
             if isinstance(part.get("usage"), dict):
@@ -300,7 +301,7 @@ class ChatReader(_Reader):
             more_text, more_reasoning = self._read_choice(choice)
             text, reasoning = text + more_text, reasoning + more_reasoning
         # Some servers state an ending in each chunk (litellm #2195). One beside or before a text
-        # does not complete the answer: `read_end` decides. Usage may still follow one that does.
+        # does not complete the answer: `read_end` decides. After any other, usage may still follow.
         if text or reasoning:
             self._has_text_after_ending |= self._has_ending
             self.is_complete = False
@@ -311,7 +312,7 @@ class ChatReader(_Reader):
         return text, reasoning
 
     def _read_choice(self, choice: dict[str, Any]) -> tuple[str, str]:
-        for name in (self._message,) if self._message else _MESSAGES:
+        for name in (self._message,) if self._message else _MESSAGE_MEMBERS:
             message = choice.get(name)
             if isinstance(message, str):
                 message = {"content": message}
@@ -327,14 +328,15 @@ class ChatReader(_Reader):
         old_call = {"function": message.get("function_call")}
         for call in [*dict_items(message, "tool_calls"), old_call]:
             function = dict_member(call, "function")
-            unnamed = "a function" if call.get("id") and not answer.tool_calls else None
-            answer.add_call(function.get("name") or unnamed, function.get("arguments"))
+            # Only the first delta of a call has its id, and a name if the server gives one.
+            default_name = "a function" if call.get("id") and not answer.tool_calls else None
+            answer.add_call(function.get("name") or default_name, function.get("arguments"))
         answer.add_sources(message.get("annotations"))
         images = message.get("images")
         for image in images if isinstance(images, list) else []:
             answer.add_image(image)
         refusal = text_value(message.get("refusal"))
-        answer.refused |= bool(refusal)
+        answer.declined |= bool(refusal)
         audio = dict_member(message, "audio").get("transcript")
         content = message.get("content") or message.get("parsed") or audio
         text, reasoning = self._read_content(content)
@@ -376,18 +378,18 @@ def _read_hosted_calls(response: dict[str, Any], output: list[dict[str, Any]]) -
 class ReasoningSplitter:
     """Separates the reasoning that local models put before an answer, as ``<think>…</think>``.
 
-    `server` is the kind of the endpoint: OpenAI's answers have no such tags.
+    `server_kind` is `Endpoint.kind`: OpenAI's answers have no such tags.
     """
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server_kind: str) -> None:
         # Some chat templates open the tag in the prompt, so that only the closing tag is in the
         # text: then all text before it was reasoning, and this is true until the next call.
         self.has_restarted = False
         self._tail = ""  # held back: it may be the beginning of a tag
-        self._token = ""  # held back, too: special tokens, which count only within the text
+        self._token = ""  # held back, too: special tokens, dropped at the end
         self._closing_tag = ""  # the tag that ends the reasoning; empty outside of it
-        self._has_tags = self._is_undecided = server != "openai"  # an opening tag may come next
-        self._may_be_unopened = server == "compatible"  # a closing tag may come without one
+        self._has_tags = self._is_undecided = server_kind != "openai"  # an opening tag may follow
+        self._may_be_unopened = server_kind == "compatible"  # a closing tag may come without one
         self._possible_reasoning: list[str] = []  # the text so far
         self._last_char, self._backticks = "", 0  # of `_possible_reasoning`
 
@@ -470,9 +472,9 @@ class ReasoningSplitter:
         return text
 
 
-def split_reasoning(text: str, server: str) -> tuple[str, str]:
+def split_reasoning(text: str, server_kind: str) -> tuple[str, str]:
     """Return the text and the reasoning of a whole answer."""
-    splitter = ReasoningSplitter(server)
+    splitter = ReasoningSplitter(server_kind)
     answer, reasoning = splitter.feed(text)
     more, more_reasoning = splitter.flush()
     return answer + more, reasoning + more_reasoning

@@ -77,7 +77,7 @@ _OUTPUT_PARAMS = ("max_completion_tokens", "max_tokens")
 _OPTIONAL_PARAMS = ("stream_options", *_OUTPUT_PARAMS, "include")
 
 _STORAGE_WORDS = ("background", "store", "retention")
-# These stand among the parameters that a server refuses; a server is known for one of them at most.
+# Stand for turns among the parameters that a server refuses; of the two, only one at a time.
 _BARE_TURNS, _REASONING_IN_TURNS = "turns without reasoning", "reasoning in turns"
 _NO_SUCH_CALL_STATUSES = {404, 405, 501}
 _REJECTED_STATUSES = {400, 422}
@@ -96,7 +96,7 @@ class PreparedRequest:
     is_api_assumed: bool = False  # whether the server may turn out to have only the other API
     # What the server does not accept: parameters, ``system``, or turns without or with reasoning.
     unsupported: frozenset[str] = frozenset()
-    adaptations: int = 0
+    adaptations: int = 0  # so far
     reasoning_refusals: int = 0  # of turns without reasoning, or with it
     durable: bool = False  # whether the server is asked to store the answer
 
@@ -259,12 +259,12 @@ class ServerCapabilities:
         chosen = settings.api if request.api == "auto" else request.api
         detected = self.detected_apis.get(endpoint.base_url)
         api: DetectedApi = (detected or "responses") if chosen == "auto" else chosen
-        # What was learned is stored under these keys.
-        account = endpoint.base_url, endpoint.account, model
-        server = endpoint.base_url, api, model
-        keys = server, (*server, _definition_text(request))
+        # What was learned is stored under these.
+        at_account = endpoint.base_url, endpoint.account, model
+        at_server = endpoint.base_url, api, model
+        keys = at_server, (*at_server, _definition_text(request))
         unsupported = frozenset[str]().union(*(self._unsupported.get(key, ()) for key in keys))
-        # Other models and servers cannot decrypt the reasoning of this one, but could store it.
+        # Only the model that reasoned can decrypt its reasoning; another server could store it.
         recipient = (model, endpoint.base_url)
         turns = tuple(
             turn
@@ -281,14 +281,14 @@ class ServerCapabilities:
             is_api_assumed=chosen == "auto" and detected is None and endpoint.kind != "openai",
             # A server has an API for all its models, but parameters differ between them.
             unsupported=unsupported,
-            durable=request.durable and api == "responses" and account not in self._not_durable,
+            durable=request.durable and api == "responses" and at_account not in self._not_durable,
         )
 
     def mark_not_durable(self, prepared: PreparedRequest) -> bool:
         """Remember that a server keeps no answers of a model; return whether that is new."""
-        account = prepared.endpoint.base_url, prepared.endpoint.account, prepared.model
-        is_new = account not in self._not_durable
-        self._not_durable.add(account)
+        at_account = prepared.endpoint.base_url, prepared.endpoint.account, prepared.model
+        is_new = at_account not in self._not_durable
+        self._not_durable.add(at_account)
         return is_new
 
     def learn(self, prepared: PreparedRequest) -> None:
@@ -296,12 +296,12 @@ class ServerCapabilities:
         base_url = prepared.endpoint.base_url
         if prepared.is_api_assumed:
             self.detected_apis[base_url] = prepared.api
-        server = base_url, prepared.api, prepared.model
+        at_server = base_url, prepared.api, prepared.model
         if unsupported := prepared.unsupported.difference(_SCHEMA_PARAM_OF.values()):
-            self._unsupported[server] = unsupported
+            self._unsupported[at_server] = unsupported
         if prepared.has_schema_in_prompt:
-            key = (*server, _definition_text(prepared.request))
-            self._unsupported[key] = frozenset({_SCHEMA_PARAM_OF[prepared.api]})
+            for_schema = (*at_server, _definition_text(prepared.request))
+            self._unsupported[for_schema] = frozenset({_SCHEMA_PARAM_OF[prepared.api]})
 
 
 def _definition_text(request: Request) -> str:

@@ -35,8 +35,8 @@ _KEPT_KEYWORDS = (
 _KNOWN_FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
 )
-# Without these, a closed object would forbid what the user's schema requires.
-_REFUSED_KEYWORDS = frozenset(
+# Strict mode lacks these; without them, it would forbid what the user's schema requires.
+_FATAL_KEYWORDS = frozenset(
     ("patternProperties", "if", "then", "else", "dependentSchemas", "$dynamicRef", "$recursiveRef")
 )
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
@@ -130,7 +130,7 @@ def _sent_form(text: str, strict: bool) -> tuple[str, bool]:
         for subschema in subschemas(sent):
             if "$ref" in subschema and not isinstance(resolve(subschema["$ref"], sent), dict):
                 raise _NotStrictError
-    except (_NotStrictError, AttributeError, TypeError):  # the latter: malformed keywords
+    except (_NotStrictError, AttributeError, TypeError):  # malformed keywords raise the others
         for subschema in subschemas(user_schema):
             # `oneOf` is refused more often than `anyOf`, which accepts all that it accepts.
             if "anyOf" not in subschema and isinstance(subschema.get("oneOf"), list):
@@ -142,7 +142,7 @@ def _sent_form(text: str, strict: bool) -> tuple[str, bool]:
 
 def _strict(schema: Any, depth: int) -> JsonSchema:
     """Return a schema in the terms of strict mode, without its definitions."""
-    if not isinstance(schema, dict) or depth > MAX_SCHEMA_DEPTH or _REFUSED_KEYWORDS & {*schema}:
+    if not isinstance(schema, dict) or depth > MAX_SCHEMA_DEPTH or _FATAL_KEYWORDS & {*schema}:
         raise _NotStrictError
     if "$ref" in schema:
         return {"$ref": schema["$ref"]}

@@ -121,16 +121,16 @@ class AnswerStream:
         *,
         secrets: Iterable[str],
         patience: float = 0.0,  # seconds that keep-alives alone can hold a stream open
-        server: str = "openai",  # the endpoint's kind: others put reasoning into the text
+        server_kind: str = "openai",  # `Endpoint.kind`: others put reasoning into the text
         resumed_text: str = "",  # what earlier streams brought of a durable answer
     ) -> None:
         self._chunks, self._reader = chunks, reader
         self._idle_timeout, self._patience = settings.idle_timeout, patience
-        self._max_chars, self._char_count = settings.max_answer, 0
+        self._max_chars, self._char_count = settings.max_answer, 0  # of the deltas so far
         # Each holds back the tail of its own text.
         self._redactor, self._reasoning_redactor = Redactor(secrets), Redactor(secrets)
         self._decoder = SseDecoder()
-        self._server, self._splitter = server, ReasoningSplitter(server)
+        self._server_kind, self._splitter = server_kind, ReasoningSplitter(server_kind)
         self._has_restarted = False  # all text so far turned out to be reasoning
         self._first_chunk = b""  # the first chunk, which shows what kind of body it is
         self._payload: dict[str, Any] | None = None  # a body in one piece
@@ -197,24 +197,24 @@ class AnswerStream:
                         yield event
                     raise
             emitted = self.text
-            rest, tagged = self._splitter.flush()
+            rest, reasoning = self._splitter.flush()
             if self._half_character:
                 rest += "\ufffd"
             text = self._withheld_text + self._redactor.feed(rest) + self._redactor.flush()
             self._texts.append(text)
             # The final event, or a body in one piece, has the whole text, which counts: deltas can
             # be lost, sent twice, or be what the model said before its answer.
-            final, thought = split_reasoning(self._reader.answer.text, self._server)
+            final, final_reasoning = split_reasoning(self._reader.answer.text, self._server_kind)
             final = self._redactor.clean(final)
             differs = final.strip() not in ("", (emitted + text).strip())
             if differs:
                 self._has_restarted = not final.startswith(emitted)
                 text = final if self._has_restarted else final.removeprefix(emitted)
                 self._resumed_text, self._texts = "", [final]
-            tagged += self._reader.answer.reasoning_text if differs or self._payload else ""
-            tagged += "" if self._char_count else thought
-            reasoning = self._reasoning_redactor.feed(tagged) + self._reasoning_redactor.flush()
-            for event in self._emit(text, reasoning):
+            reasoning += self._reader.answer.reasoning_text if differs or self._payload else ""
+            reasoning += "" if self._char_count else final_reasoning
+            shown = self._reasoning_redactor.feed(reasoning) + self._reasoning_redactor.flush()
+            for event in self._emit(text, shown):
                 yield event
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(DRAIN_TIMEOUT_S):
@@ -248,8 +248,8 @@ class AnswerStream:
             if any(map(_is_progress, sse_events)) or self._decoder.pending > pending:
                 progress_at = loop.time()
             else:
-                silence = deadline - loop.time()
-                deadline = min(deadline, progress_at + max(silence, self._patience))
+                allowed_silence = deadline - loop.time()
+                deadline = min(deadline, progress_at + max(allowed_silence, self._patience))
             if self._texts and self._waited_for_chunk:
                 await asyncio.sleep(PACKET_GATHERING_S)
             chunk = await self._next_chunk(deadline)
@@ -271,10 +271,10 @@ class AnswerStream:
     def _deadline(self) -> float:
         """Return the loop's time until which the server may stay silent."""
         if self._reader.is_complete or self._unexplained_failure:
-            silence = min(self._idle_timeout, TRAILER_TIMEOUT_S)
+            allowed_silence = min(self._idle_timeout, TRAILER_TIMEOUT_S)
         else:
-            silence = self._idle_timeout * (1 if self._has_text else FIRST_TEXT_FACTOR)
-        return asyncio.get_running_loop().time() + silence
+            allowed_silence = self._idle_timeout * (1 if self._has_text else FIRST_TEXT_FACTOR)
+        return asyncio.get_running_loop().time() + allowed_silence
 
     async def _next_chunk(self, deadline: float) -> bytes:
         """Return the next chunk; b"" at the end, or if the connection is lost after the answer."""

@@ -120,7 +120,7 @@ class ChargePolicyEstimator:
         total = input_tokens + max_output
         rate = TYPICAL_REQUEST_LEARNING_RATE if self.typical_request else 1.0
         self.typical_request += (total - self.typical_request) * rate
-        charges = (total, total, input_tokens)
+        charges = (total, total, input_tokens)  # in the order of CHARGE_POLICIES
         return tuple(b.take(c, now) for b, c in zip(self.buckets, charges, strict=True))
 
     def settle(self, max_output: float, used_output: float, now: float) -> tuple[float, ...]:
@@ -139,7 +139,7 @@ class ChargePolicyEstimator:
     def observe(
         self, permit: Permit, remaining: float, elapsed: float, now: float, *, by_others: bool
     ) -> None:
-        """Correct the buckets by the `remaining` tokens that the response to a permit states."""
+        """Correct the buckets by the `remaining` tokens stated `elapsed` seconds after a permit."""
         taken_at = permit.issued_at + elapsed
         pairs = zip(self.buckets, permit.token_marks, strict=True)
         for index, (bucket, mark) in enumerate(pairs):
@@ -218,7 +218,7 @@ class OutputEstimator:
         mean = self.answer_seconds / self.ended_answers
         age = now - self.start_times_sum / self.in_flight
         # If the answers started at regular intervals, an answer of mean age has half as long to go
-        # as the youngest one.
+        # as the youngest one, which is the last to end.
         return max(0.0, min(mean, 2 * (mean - age)))
 
     def used_share(self, now: float) -> float:

@@ -180,7 +180,7 @@ class LimitModel:
         return self.output.in_flight + before < self.parallel.allowed_at(now)
 
     def slow_down_rate_at(self, now: float) -> float:
-        """Return the tokens per second that may be sent after a `slow_down`, else infinity."""
+        """Return the tokens per second allowed after the error `slow_down`, else infinity."""
         periods = max(0.0, now - self.slowed_down_at) / RAMP_PERIOD_S
         return self.slow_down_rate * math.pow(RAMP_FACTOR, min(30.0, periods))
 
@@ -258,8 +258,8 @@ class LimitModel:
         if permit.has_ended:
             return
         self._end(permit)
-        # Servers that end the stream of another request state no limits. Where limits are stated,
-        # streams end early for other reasons: all at once, when a gateway restarts.
+        # Servers that end one stream when another request arrives state no limits. Where limits are
+        # stated, streams end early for other reasons: all at once, when a gateway restarts.
         if ended_early and not (self.tokens.bucket.is_known or self.requests.is_known):
             self.parallel.record_end(self.output.in_flight, now, is_early=True)
 
@@ -314,7 +314,7 @@ class LimitModel:
         self.undeclared.drop_declared(resource, limit)
         taken_at = permit.issued_at + elapsed
         bucket = self.requests if resource == "requests" else self.tokens.bucket
-        # If only refusals bring snapshots, or the limit has changed, that explains the error.
+        # A changed limit, or the lack of snapshots between refusals, causes errors by itself.
         by_others = not self.is_headerless and bucket.has_limit(limit)
         if resource == "requests":
             error = bucket.error(permit.request_mark, remaining, elapsed=elapsed)

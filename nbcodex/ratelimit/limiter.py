@@ -1,6 +1,6 @@
 """The async side of the rate limiter: waits for permits, and reports how each attempt ended.
 
-`RateLimiter` decides; it is asked again here when its answer may have changed.
+`RateLimiter` decides; it is asked again here when its decision may have changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OnWait = Callable[[Wait | Cooldown], Awaitable[None]]
 MIN_REPORTED_WAIT_S = 1.0  # shorter waits only space requests out
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # an exception has to be hashable
 class CooldownTooLongError(Exception):
     """The cooldown ends later than the patience allows."""
 
@@ -101,12 +101,12 @@ class Waiter:
         if self._probes_next:
             self._probes_next, self.permit = False, core.probe(entry, now)
             return None
-        answer = core.try_acquire(entry, now, may_probe=self._may_probe)
-        if isinstance(answer, Wait | Cooldown):
-            return answer
-        self.permit = answer
+        result = core.try_acquire(entry, now, may_probe=self._may_probe)
+        if isinstance(result, Wait | Cooldown):
+            return result
+        self.permit = result
         # The journal commits first: until `Reservation.mark_sent`, nothing is on its way.
-        answer.sent_at = math.inf
+        result.sent_at = math.inf
         return None
 
     def withdraw(self, core: RateLimiter, now: float) -> None:
@@ -146,7 +146,7 @@ class Waiter:
 
 
 class Reservation:
-    """A permit in use. Its calls take effect in order, and only the first ending counts."""
+    """A permit in use. Calls take effect in order; of those that end it, only the first counts."""
 
     def __init__(self, limiter: Limiter, permit: Permit, clock: Clock) -> None:
         self._limiter, self._permit, self._clock = limiter, permit, clock

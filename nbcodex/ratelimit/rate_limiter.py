@@ -49,7 +49,7 @@ class Cooldown:
 
     until: float
     limit: Limit | None = None
-    inherited: bool = False  # by a refusal of another process, which may have ended
+    inherited: bool = False  # another process's refusal caused it; it may be over by now
     inferred: bool = False  # without a refusal: a limit over hours is exhausted, as projected
 
 
@@ -60,7 +60,7 @@ class QueueEntry:
     name: str
     need: Need
     wake: Callable[[], None]
-    arrival: int
+    arrival: int  # its number in the order of arrival
     priority: float = 0.0  # the lowest comes first, and of equal ones the first arrival
     is_waiting: bool = False
 
@@ -69,14 +69,14 @@ class QueueEntry:
 class WaitQueue:
     """The requests of this process that wait for one model, and those in flight."""
 
-    heap: list[tuple[float, int, QueueEntry]] = field(default_factory=list)
+    heap: list[tuple[float, int, QueueEntry]] = field(default_factory=list)  # priority, arrival
     waiting_tokens: float = 0.0
     peak_waiting_tokens: float = 0.0  # the most that `waiting_tokens` has been
     new_entry_priority: float = 0.0
     cooldown: Cooldown | None = None
     limit: Limit | None = None  # what the first request waits for
     own_cooldown_until: float = -math.inf  # end of the cooldowns that this process caused itself
-    # After a cooldown, the first request is sent when the server said, even if it is due later.
+    # The first request is sent when the server said that the cooldown ends, even if due later.
     trusts_cooldown_end: bool = False
     in_flight: int = 0
     probes_in_flight: int = 0
@@ -108,7 +108,7 @@ class WaitQueue:
             self.waiting_tokens -= entry.need.total_tokens
 
     def order_remaining_by_size(self, limit: float) -> None:
-        """Order the last requests of a long job by size, the smallest first."""
+        """Order the last requests of a long queue by size, the smallest first."""
         # Where the server refunds unused output, fewer answers are then in flight at the very end,
         # when no request is left to use their refunds: 6,000 prompts take 0.6 to 2.9 % less time
         # (eight seeds). A request has waited for more tokens than those that can overtake it now,
@@ -127,7 +127,7 @@ class WaitQueue:
             head.wake()
 
     def set_cooldown(self, cooldown: Cooldown | None, now: float) -> None:
-        """Begin or end a cooldown; wake all requests if their kind of wait changes."""
+        """Begin or end a cooldown; wake all requests if this changes what they wait for."""
         previous, self.cooldown = self.cooldown, cooldown
         if cooldown is None:
             must_wake = previous is not None
@@ -185,15 +185,15 @@ class RateLimiter:
                 return Wait(now + FALLBACK_RECHECK_S, limit=queue.limit)
             return cooldown
         decide = partial(self._decide, queue=queue, entry=entry, now=now)
-        answer = self.store.transaction(entry.name, decide)
-        if isinstance(answer, Permit):
-            self._record_sent(queue, entry, answer)
-        elif isinstance(answer, Cooldown) and answer.inherited and may_probe:
+        decision = self.store.transaction(entry.name, decide)
+        if isinstance(decision, Permit):
+            self._record_sent(queue, entry, decision)
+        elif isinstance(decision, Cooldown) and decision.inherited and may_probe:
             if queue.probes_in_flight:
                 return Wait(now + FALLBACK_RECHECK_S)
         elif queue.head() is not entry:
             queue.wake_first()
-        return answer
+        return decision
 
     def _decide(
         self, shared: SharedModel, queue: WaitQueue, entry: QueueEntry, now: float

@@ -16,7 +16,7 @@ from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, TokenBucket
 # not limit the throughput (4 ms would allow only 15,000 requests a minute), so it is at most a
 # quarter of the interval at which the limit admits typical requests.
 MIN_SEND_GAP_S, BURST_RATE_FACTOR = 0.004, 4.0
-MAX_MARGIN_OF_WAITING = 0.02  # share of the waiting tokens: the end of a job uses the margin, too
+MAX_MARGIN_OF_WAITING = 0.02  # share of the waiting tokens: the last requests use the margin, too
 RESPONSE_TIMEOUT_S = 10.0  # while limits are unknown, after this time another request is sent
 # Without headers, requests are sent at most at the limit's rate times this: if the assumed charge
 # policy is wrong, few requests are sent before the first refusal arrives.

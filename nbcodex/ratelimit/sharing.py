@@ -1,4 +1,4 @@
-"""One limit model shared by several holders (processes of one or more hosts), fair by tokens.
+"""One limit model shared by several holders (processes of one or more machines), fair by tokens.
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1996): each holder's next request is scheduled after
 those of the holders that have been served fewer tokens, so no holder has to poll. A holder has a
@@ -20,13 +20,13 @@ from nbcodex.ratelimit.schedule import earliest_start
 from nbcodex.ratelimit.token_bucket import TokenBucket
 
 TURN_GRACE_S = 0.3  # a holder that sends nothing for so long after its turn is passed over
-# After this time it counts as idle, and gets no tokens for the time in which it did not ask. Not
+# After this time a holder is idle, and gets no tokens for the time in which it did not ask. Not
 # sooner: on a busy machine all holders are late now and then, and the punctual ones would keep
-# their turns for good (four busy hosts: Jain's index 0.655 without, 0.999 with these 3 s).
+# their turns for good (four busy machines: Jain's index 0.655 without, 0.999 with these 3 s).
 IDLE_AFTER_S = 3.0
 LEASE_S = 5.0  # a holder that has not renewed its lease for so long counts as dead
-# A long job leaves capacity for so many typical requests while other holders are idle. This delays
-# the long job once, and lets the first request of a short job go 0.1 to 0.4 s sooner.
+# A long queue leaves capacity for so many typical requests while other holders are idle. It takes
+# that much longer, but the first request of another holder is sent 0.1 to 0.4 s sooner.
 IDLE_RESERVE_REQUESTS = 4
 MAX_AHEAD_S = 60.0  # no instant but the end of a cooldown lies further in the future
 MAX_COOLDOWN_S = 2 * DAY  # waits that servers state are cut to about one day
@@ -112,14 +112,14 @@ class SharedModel:
         waiting = [s for s in others if s.due_at + TURN_GRACE_S >= now]
         if share.due_at + IDLE_AFTER_S < now:
             share.served_tokens = max(share.served_tokens, self.virtual_time)
-        first = [s for s in waiting if s.served_tokens < share.served_tokens]
+        ahead = [s for s in waiting if s.served_tokens < share.served_tokens]
         leaves_room = len(waiting) < len(others) and waiting_tokens > need.total_tokens
         share.due_at = earliest_start(
             self.model,
             need,
             now,
             waiting_tokens=waiting_tokens + sum(s.waiting_tokens for s in waiting),
-            before=[Need(s.input_tokens, s.max_output) for s in first],
+            before=[Need(s.input_tokens, s.max_output) for s in ahead],
             spare_requests=IDLE_RESERVE_REQUESTS if leaves_room else 0,
         )
         share.input_tokens, share.max_output = need.input_tokens, need.max_output
@@ -171,7 +171,7 @@ class SharedModel:
             output.start_times_sum -= share.start_times_sum
 
     def move_clock(self, seconds: float) -> None:
-        """Add seconds to all instants, to convert them to another host's clock."""
+        """Add seconds to all instants, to convert them to another machine's clock."""
         _move_instants(self, seconds)
 
 

@@ -1,6 +1,6 @@
 """A server's token bucket as seen from outside: projected forward, and corrected by snapshots.
 
-Pure arithmetic: every function is given the time.
+A snapshot is what the headers of one response state. Pure: every function is given the time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FOREIGN_LEARNING_RATE, FOREIGN_TRUST_S = 0.1, 10.0
 
 @dataclass(frozen=True, slots=True)
 class LevelMark:
-    """A bucket's level just after a request was charged, to compare with its snapshot later."""
+    """A bucket's level just after a request was charged, to compare with that of its response."""
 
     level: float
     correction: float  # the bucket's `correction` then
@@ -84,13 +84,13 @@ class TokenBucket:
             return now
         # A request larger than the bucket is sent when the bucket is full: the server decides.
         amount = min(amount + self.hidden_floor, self.limit * (1 - FULL_TOLERANCE))
-        unseen = min(FOREIGN_TRUST_S, max(0.0, now - self.observed_at))
+        unobserved = min(FOREIGN_TRUST_S, max(0.0, now - self.observed_at))
         level = self.level + max(0.0, now - self.updated_at) * self.rate
-        missing = amount - min(self.limit, level - self.foreign_rate * unseen)
+        missing = amount - min(self.limit, level - self.foreign_rate * unobserved)
         if missing <= 0:
             return now
         # Others are assumed to continue for the rest of FOREIGN_TRUST_S; then the full rate counts.
-        trusted, net_rate = FOREIGN_TRUST_S - unseen, self.rate - self.foreign_rate
+        trusted, net_rate = FOREIGN_TRUST_S - unobserved, self.rate - self.foreign_rate
         if missing <= trusted * net_rate:
             return now + missing / net_rate
         return now + trusted + (missing - trusted * net_rate) / self.rate
@@ -126,7 +126,7 @@ class TokenBucket:
         self.undo(error, now)
 
     def set_limit(self, limit: float, rate: float, *, now: float, since: float) -> None:
-        """Adopt a stated limit. The first one also counts the refill since the instant `since`."""
+        """Adopt a limit that was stated at `since`; the first one adds the refill from then on."""
         if self.is_known:
             self.hidden_floor *= limit / self.limit
             self.lowest_hidden_floor *= limit / self.limit

@@ -22,7 +22,7 @@ from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Secret
 
 HEARTBEAT_INTERVAL_S = 1.0  # while any request is active
-STORE_RETRY_S = 60.0  # until a store that failed is opened again; doubles with each failure
+STORE_RETRY_S = 60.0  # until a store that failed is opened again; doubled after each failure
 # No task waits for a posted operation, so it may be delayed to share a wake-up of the thread, which
 # costs more than the operation itself.
 POST_DELAY_S = 0.004
@@ -38,7 +38,7 @@ _NOT_SHARED = "{} Requests are paced for this kernel alone, not across kernels t
 
 
 @dataclass(slots=True)
-class _Job:
+class _Job:  # an operation for the thread, and its result
     operation: Operation[Any]
     future: asyncio.Future[Any] | None  # None if no task waits for it
     result: Any = None
@@ -223,7 +223,7 @@ def open_store(
     """
     from nbcodex.ratelimit.stores.sqlite import open_in
 
-    report_damage = cache(partial(notify, DAMAGE_NOTICE))  # once
+    report_damage = cache(partial(notify, DAMAGE_NOTICE))  # its second call does nothing
     local: Store = MemoryStore()
     try:
         local = open_in(folder)

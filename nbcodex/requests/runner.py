@@ -239,7 +239,7 @@ class RequestRunner:
         state, schema = self.state, self._request.schema
         state.answer = answer = await self._retry()
         answers.judge(answer)
-        if answer.refused:
+        if answer.declined:
             state.partial.add_note(structured_output.NOTE_REFUSED)
         if schema is None:
             return state.reply("done")

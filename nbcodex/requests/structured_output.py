@@ -141,7 +141,7 @@ def check_repairable(
 ) -> None:
     """Raise an AnswerError if asking once more cannot help, or the patience is used up."""
     schema = request.schema
-    if answer.refused:
+    if answer.declined:
         raise AnswerError(
             f"The model refuses: {shorten(answer.text, 200)}", advice="Rephrase the prompt."
         )

@@ -369,7 +369,7 @@ def test_refusal_is_read_in_every_shape(part: dict[str, Any]) -> None:
         body({"choices": [{"message": part, "finish_reason": "stop"}]}),
     ):
         done = answer(parts)
-        assert (done.text, done.refused) == ("no", True)
+        assert (done.text, done.declined) == ("no", True)
 
 
 @pytest.mark.parametrize(

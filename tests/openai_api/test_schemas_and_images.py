@@ -86,14 +86,14 @@ def test_schema_that_contains_the_key_is_refused() -> None:
 )
 def test_refusal_of_responses_is_text_and_marked(parts: list[bytes]) -> None:
     done = ending_of(play(Server(Script(parts))))
-    assert (done.text, done.refused) == ("No.", True)
+    assert (done.text, done.declined) == ("No.", True)
 
 
 def test_refusal_of_chat_is_text_and_marked() -> None:
     choice = {"index": 0, "delta": {"refusal": "No."}, "finish_reason": "stop"}
     parts = event({"choices": [choice]}) + b"data: [DONE]\n\n"
     done = ending_of(play(Server(Script([parts])), chosen=settings(api="chat")))
-    assert (done.text, done.refused) == ("No.", True)
+    assert (done.text, done.declined) == ("No.", True)
 
 
 @pytest.mark.parametrize("twice", [False, True])

@@ -327,7 +327,7 @@ def test_character_that_this_python_does_not_know_is_an_answer(text: str) -> Non
     ("attempt", "asked", "message", "notes"),
     [
         (
-            cut("I will not.", refused=True),
+            cut("I will not.", declined=True),
             {},
             "The model refuses: I will not.",
             ("the model refuses",),

@@ -1,6 +1,6 @@
 """Stores of limit models: the protocol, a store in memory, and the stored form.
 
-`sqlite` shares the models between the processes of a machine, `redis` between hosts.
+`sqlite` shares the models between the processes of a machine, `redis` between machines.
 """
 
 from __future__ import annotations

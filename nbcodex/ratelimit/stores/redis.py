@@ -1,9 +1,9 @@
-"""Limit models of all hosts that share a key, in Redis, with a local store while it is unreachable.
+"""Limit models of all machines that share an API key, in Redis; in a local store while it is lost.
 
 The only module that imports redis-py. Optimistic locking: an operation is run on the newest model
-that this process knows, and a script commits the result if no other host has committed meanwhile;
-otherwise the operation is run again on the committed model. Instants are stored in Redis's time,
-which all hosts share. Each step blocks for up to `TIMEOUT_S`, so it is used off the event loop.
+that this process knows, and a script commits the result if no other process has committed
+meanwhile; otherwise the operation is run again on the committed model. Instants are stored in
+Redis's time, which all machines share. A step blocks for up to `TIMEOUT_S`: not on the event loop.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, StoreError, decode,
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret
 
-# For each step, and for an operation that is repeated because other hosts commit before it.
+# For each step, and for an operation that is repeated because other machines commit before it.
 TIMEOUT_S, BUSY_TIMEOUT_S = 0.25, 0.5
-# A host that has failed to commit this often claims the model for up to CLAIM_S, in its next failed
-# commit; the others read it again after each CLAIM_PAUSE_S. A host 5 ms away from Redis, beside
+# A store that failed to commit this often claims the model for up to CLAIM_S, in its next failed
+# commit; the others read it again after each CLAIM_PAUSE_S. A machine 5 ms away from Redis, beside
 # three near ones with 200 operations/s each, needed 505 ms for an operation without claims and
 # often gave up; with them 28 ms, and it never did. A lock would take two more round trips.
 TRIES_BEFORE_CLAIM, CLAIM_S, CLAIM_PAUSE_S = 3, 0.05, 0.001
 EXPIRY_S = 600.0  # after its last use, a model expires
-MAX_STATE_BYTES = 1_000_000  # a larger state is dropped; that of a thousand hosts is smaller
+MAX_STATE_BYTES = 1_000_000  # a larger state is dropped; that of a thousand machines is smaller
 MAX_STATE_AHEAD_S = 1.0  # a state from further in the future shows that Redis's clock was set back
 CLOCK_DRIFT = 5e-4  # seconds per second by which two clocks may drift apart while one is slewed
 # How long an operation waits for the first connection; and for a new one after a loss.
@@ -45,33 +45,33 @@ MIN_LOCAL_S = LEASE_S + 1.0
 FIRST_CHECK_INTERVAL_S, MAX_CHECK_INTERVAL_S = 0.05, 5.0
 NOTICE_INTERVAL_S = 60.0  # a loss of Redis is reported at most once in this time
 
-# Hosts have no secret in common, so names are hashed by a slow function instead (`key_of`).
+# Machines have no secret in common, so names are hashed by a slow function instead (`key_of`).
 COMMON_SALT = b"nbcodex, shared by hosts"
 _KEY_SALT = b"nbcodex, a bucket's name in Redis"
 _FORM = "9de2eb31"  # names the stored form, as the table's name does in SQLite
 
-# Commits a state if the stored version is still the known one. Otherwise, or if another host has a
+# Commits a state if the stored version is still the known one. Otherwise, or if another store has a
 # claim, or without a new version, it returns the stored state. The reply is a list: 1 if committed,
 # Redis's time in seconds and microseconds, and if not committed the version, the state, and 1 if
-# another host has a claim. ARGV: the known version, the new version, the new state, the expiry in
-# ms, this host, and the duration of its claim or "".
+# another store has a claim. ARGV: the known version, the new version, the new state, the expiry in
+# ms, this store, and the duration of its claim or "".
 _SCRIPT = f"""
 local now = redis.call('TIME')
 local instant = now[1] + now[2] / 1000000
 local key = KEYS[1]
-local kept = redis.pcall('HMGET', key, 'version', 'state', 'claimed_by', 'claimed_until')
-if kept.err or redis.call('HSTRLEN', key, 'state') > {MAX_STATE_BYTES} then
+local stored = redis.pcall('HMGET', key, 'version', 'state', 'claimed_by', 'claimed_until')
+if stored.err or redis.call('HSTRLEN', key, 'state') > {MAX_STATE_BYTES} then
   redis.call('DEL', key)
-  kept = {{}}
+  stored = {{}}
 end
-local ends = tonumber(kept[4] or 0) or 0
-local claimed = kept[3] ~= ARGV[5] and ends > instant and ends < instant + 1
-if ARGV[2] == '' or claimed or (kept[1] or '') ~= ARGV[1] then
+local claim_end = tonumber(stored[4] or 0) or 0  -- one in the far future is damaged
+local claimed = stored[3] ~= ARGV[5] and claim_end > instant and claim_end < instant + 1
+if ARGV[2] == '' or claimed or (stored[1] or '') ~= ARGV[1] then
   if ARGV[6] ~= '' and not claimed then
     redis.call('HSET', key, 'claimed_by', ARGV[5], 'claimed_until', instant + ARGV[6])
     redis.call('PEXPIRE', key, ARGV[4])
   end
-  return {{0, now[1], now[2], kept[1] or '', kept[2] or '', claimed and 1 or 0}}
+  return {{0, now[1], now[2], stored[1] or '', stored[2] or '', claimed and 1 or 0}}
 end
 redis.call('HSET', key, 'version', ARGV[2], 'state', ARGV[3], 'claimed_until', 0)
 redis.call('PEXPIRE', key, ARGV[4])
@@ -106,7 +106,7 @@ class UnreachableError(StoreError):
 
 @cache
 def key_of(name: str) -> str:
-    """Return the key of a model, the same on all hosts, with its cluster tag in braces."""
+    """Return the key of a model, the same on all machines, with its cluster tag in braces."""
     # A slow hash, so that a weak API key behind the name cannot be guessed cheaply.
     tag = hashlib.scrypt(name.encode(), salt=_KEY_SALT, n=2**14, r=8, p=1, dklen=16).hex()
     return f"nbcodex:{{{tag}}}:{_FORM}"
@@ -114,7 +114,7 @@ def key_of(name: str) -> str:
 
 @dataclass(slots=True)
 class ClockOffset:
-    """Redis's time minus this host's, within bounds.
+    """Redis's time minus this machine's, within bounds.
 
     The server makes its time stamp between our sending and our receiving, which bounds the offset
     from both sides. The narrowest bounds are kept, and widened by the clocks' drift.
@@ -147,11 +147,11 @@ class _State:
     version: bytes  # empty if Redis has no such model
     shared: SharedModel
     is_new: bool  # Redis had no model, or a damaged one
-    is_claimed: bool = False  # by another host
+    is_claimed: bool = False  # by another store
 
 
 class RedisStore(Store):
-    """Keeps models in a Redis that several hosts use at once. Connects at the first operation.
+    """Keeps models in a Redis that several machines use at once. Connects at the first operation.
 
     The `url` is ``redis://``, ``rediss://`` or ``unix://``, with the password in it. Raises
     `StoreError` if it is not valid, or if redis-py is missing.
@@ -163,7 +163,7 @@ class RedisStore(Store):
         self._client = _client(url)
         self._script = self._client.register_script(_SCRIPT)
         self._offset = ClockOffset()
-        self._host = secrets.token_hex(8)
+        self._id = secrets.token_hex(8)
         self._is_steady = True  # no clock has jumped since the last reply
         self._states: dict[str, _State] = {}
         # By key, an operation whose reply was lost, with the version that Redis may have committed,
@@ -216,7 +216,7 @@ class RedisStore(Store):
         self._client.connection_pool.disconnect()
 
     def _perform(self, state: _State, operation: Callable[[SharedModel], ResultT]) -> ResultT:
-        """Run an operation in the host's time."""
+        """Run an operation in the machine's time."""
         offset = self._offset.value
         try:
             state.shared.move_clock(-offset)
@@ -254,7 +254,7 @@ class RedisStore(Store):
         """Run the script and learn from its time stamp; without a `version` it only reads."""
         from redis.exceptions import RedisError
 
-        args = (known, version, state, int(EXPIRY_S * 1000), self._host, CLAIM_S if claims else "")
+        args = (known, version, state, int(EXPIRY_S * 1000), self._id, CLAIM_S if claims else "")
         sent_at = self._now()
         try:
             reply = self._script(keys=[key], args=args)
