@@ -347,7 +347,7 @@ def test_refusal_cut_or_filtered_answer_is_not_repaired(
 
 
 def test_refusal_without_schema_is_an_answer_with_a_note() -> None:
-    received, _ = run_request(cut("I will not.", refused=True), schema=None)
+    received, _ = run_request(cut("I will not.", declined=True), schema=None)
     assert ending(received).reply
     assert ending(received).reply.notes == ("the model refuses",)
 
