@@ -47,7 +47,7 @@ def finite_or_none(number: float | None) -> float | None:
 
 
 def encode(record: Any) -> str:
-    """Return a record as JSON."""
+    """Return a record, a dataclass of `models`, as JSON."""
     # In ASCII, because SQLite cannot hold the lone surrogates that a prompt may contain.
     return json.dumps(record, default=_to_json, skipkeys=True)
 
@@ -113,7 +113,7 @@ def equality_key(request: Request, *, base_url: str) -> bytes:
         if field.name not in _NOT_IN_KEY
     }
     target = [base_url.rstrip("/"), request.model, request.api]
-    # The keys in existing files were computed with the two empty lists.
+    # The equality keys in existing files were computed with the two empty lists.
     canonical = json.dumps(_canonical([target, content, [], []]))
     return hashlib.sha256(canonical.encode("ascii")).digest()
 

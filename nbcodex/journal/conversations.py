@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from nbcodex.journal.codec import decode, storable
 from nbcodex.journal.owner import Connection
-from nbcodex.journal.sqlite_worker import JobLevel, SqliteWorker, blocking_transaction
+from nbcodex.journal.sqlite_worker import Commit, SqliteWorker, blocking_transaction
 from nbcodex.models import CarriedReasoning, Reply, Request, Turn
 
 
@@ -40,12 +40,12 @@ class StoredConversation:
 
 
 class ConversationStore:
-    """The conversations of one journal. Its methods block the calling thread."""
+    """A journal's conversations. Methods block; if the database fails, they give `on_failure()`."""
 
     def __init__(self, worker: SqliteWorker) -> None:
         self._worker = worker
 
-    @blocking_transaction(StoredConversation)
+    @blocking_transaction(on_failure=StoredConversation)
     def find_conversation(
         self, connection: Connection, notebook: str | None, thread: str
     ) -> StoredConversation:
@@ -64,13 +64,13 @@ class ConversationStore:
             "SELECT max(id) FROM chapters WHERE thread = :thread AND notebook IS :notebook",
             where,
         ).fetchone()
-        # A chapter may have no entries yet, and one whose row has expired may still have some.
+        # A chapter may have no entries yet, and one that has expired may still have some.
         chapters = [candidate.chapter for candidate in candidates]
         return StoredConversation(max([latest or 0, *chapters]), candidates)
 
-    @blocking_transaction(list)
+    @blocking_transaction(on_failure=list)
     def read_turns(self, connection: Connection, entries: Collection[int]) -> list[Turn]:
-        """Return the turns of these entries, in order, without those that were deleted."""
+        """Return the turns of the entries with these numbers, in order, without deleted ones."""
         return [turn for number in entries if (turn := _read_turn(connection, number))]
 
     @blocking_transaction()
@@ -81,7 +81,7 @@ class ConversationStore:
         request = row and decode(Request, row["request"])
         return request.prompt if request else None
 
-    @blocking_transaction(int, level=JobLevel.SAFE)
+    @blocking_transaction(on_failure=int, level=Commit.POWER_SAFE)
     def start_chapter(self, connection: Connection, notebook: str | None, thread: str) -> int:
         """Start the next chapter; return its number."""
         inserted = connection.execute(
@@ -95,8 +95,8 @@ def compact_turns(connection: Connection, turns: Iterable[Turn]) -> tuple[Turn, 
     """Return turns as they are stored: those of entries as references, without their words."""
     compact = []
     for turn in turns:
-        # The answer is compared, too: since the turn was read, memory may have replaced the file,
-        # or a new file the old one, and another entry may have the same number there.
+        # The answer is compared, too: since the turn was read, the journal may have changed from
+        # its file to memory, or to a new file, where another entry may have the same number.
         found = turn.entry and connection.execute(
             "SELECT 1 FROM entries WHERE seq = ? AND status = 'done' AND text = ?",
             (turn.entry, turn.answer),

@@ -20,15 +20,9 @@ from nbcodex.journal import spending
 from nbcodex.journal.codec import decode, encode
 from nbcodex.journal.conversations import compact_turns, resolve_turns
 from nbcodex.journal.owner import HEARTBEAT_INTERVAL_S, Connection, Owner, write_heartbeat
-from nbcodex.journal.schema import (
-    DAMAGED,
-    FILE_RETRY_S,
-    UnusableFileError,
-    open_file,
-    open_memory,
-)
+from nbcodex.journal.schema import DAMAGED, FILE_RETRY_S, UnusableFileError, open_file, open_memory
 from nbcodex.journal.spending import SpendAmount
-from nbcodex.journal.sqlite_worker import Job, JobLevel
+from nbcodex.journal.sqlite_worker import Commit, Job
 from nbcodex.models import DAY, Request
 from nbcodex.runtime.clock import CLOCK_RECHECK_S, Clock
 from nbcodex.runtime.sqlite_files import BUSY_CODES, leak_connection, primary_code
@@ -39,10 +33,10 @@ Insertion = Callable[[Connection], None]  # inserts one entry
 # Longest waits for other processes' locks: usually, to copy memory back, and where failing does no
 # harm.
 LOCK_TIMEOUT_S, RETURN_LOCK_TIMEOUT_S, SHORT_LOCK_TIMEOUT_S = 10.0, 1.0, 0.1
-# Deleting this many takes milliseconds: jobs that wait behind it are not delayed noticeably.
+# Deleting so many entries takes milliseconds: jobs that wait behind it are not delayed noticeably.
 EXPIRED_PER_STEP = 100
 CHECKPOINT_RETRY_S = 1.0
-RETENTION_S = 90.0 * DAY  # of entries, after their last change
+RETENTION_S = 90.0 * DAY  # after an entry's last change; README, docs and client.py name it, too
 OWNER_RETENTION_S = 1.0 * DAY  # of owners without open entries
 
 _PERMANENT = "Prompts work, but this kernel keeps them in memory only, until it ends."
@@ -56,7 +50,7 @@ _CAUSES = {
     sqlite3.SQLITE_CANTOPEN: "{path} cannot be opened.",
     sqlite3.SQLITE_CORRUPT: DAMAGED,
     sqlite3.SQLITE_NOTADB: DAMAGED,
-    sqlite3.SQLITE_ERROR: DAMAGED,
+    sqlite3.SQLITE_ERROR: DAMAGED,  # a table or a column is missing
 }
 # Caused by the values that are written, not by the file.
 _DATA_CODES = {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}
@@ -67,7 +61,7 @@ class JournalDatabase:
 
     def __init__(self, folder: Path | None, clock: Clock) -> None:
         self.folder, self._clock = folder, clock
-        self.groups_commits = folder is not None  # a commit to a disk is expensive
+        self.groups_commits = folder is not None  # whether writes wait to share commits to a disk
         self._reset()
 
     def _reset(self) -> None:
@@ -76,10 +70,10 @@ class JournalDatabase:
         self._connection: Connection | None = None
         self._owner: Owner | None = None
         self._inode: tuple[int, int] | None = None  # device and inode of the open file
-        self._synchronous = JobLevel.READ  # for which level `PRAGMA synchronous` is set
+        self._synchronous = Commit.READ_ONLY  # for which level `PRAGMA synchronous` is set
         self._retry_at = math.inf  # when the file that failed is tried again
-        # The ids of entries, maps and batch jobs that get heartbeats. An entry has the function
-        # that inserts it: memory needs that if the file cannot be read.
+        # The ids of entries, maps and batch jobs for whose sake heartbeats are written. An entry
+        # has the function that inserts it: memory needs that if the file cannot be read.
         self._active: dict[str, Insertion | None] = {}
         self._heartbeat_at = 0.0  # when the next one is due
         self._is_expiring = False  # whether expired entries may be left
@@ -117,20 +111,21 @@ class JournalDatabase:
         level = max(job.level for job in jobs)
         connection = self._connection or self._open()
         connection.gone_owners = {}
-        if level is JobLevel.NO_TRANSACTION:  # such a job is passed alone
+        if level is Commit.NO_TRANSACTION:  # such a job is passed alone
             return [job.work(connection) for job in jobs]
-        if level is JobLevel.SAFE and not self.is_fallback and self._found_inode() != self._inode:
+        is_safe = level is Commit.POWER_SAFE
+        if is_safe and not self.is_fallback and self._found_inode() != self._inode:
             # SQLite would continue with a file that no other process can open any more.
             message = f"The journal in {self.folder} was deleted while it was open."
             raise UnusableFileError(message, retry_in=0.0)
         # NORMAL survives the process; FULL waits for the disk, and so survives a power failure.
-        if level > JobLevel.READ and level is not self._synchronous:
-            mode = "FULL" if level is JobLevel.SAFE else "NORMAL"
+        if level > Commit.READ_ONLY and level is not self._synchronous:
+            mode = "FULL" if is_safe else "NORMAL"
             connection.execute(f"PRAGMA synchronous = {mode}")
             self._synchronous = level
         with connection:  # commits, or after an error rolls back
             # If a transaction that began as a read wrote, SQLite would not wait for a lock.
-            connection.execute("BEGIN" if level is JobLevel.READ else "BEGIN IMMEDIATE")
+            connection.execute("BEGIN" if level is Commit.READ_ONLY else "BEGIN IMMEDIATE")
             return [job.work(connection) for job in jobs]
 
     def _open(self) -> Connection:
@@ -148,7 +143,7 @@ class JournalDatabase:
         self._owner = connection.owner = self._owner or Owner.of_this_process()
         connection.clock = self._clock
         _set_lock_timeout(connection, LOCK_TIMEOUT_S)
-        self._connection, self._synchronous = connection, JobLevel.READ
+        self._connection, self._synchronous = connection, Commit.READ_ONLY
         self._inode = self._found_inode()
         self.problem, self.is_fallback, self._retry_at = problem, problem is not None, math.inf
 
@@ -179,12 +174,12 @@ class JournalDatabase:
         self._reset()
 
     def activate(self, connection: Connection, id_: str, insert: Insertion | None = None) -> None:
-        """Send heartbeats for an entry, a map or a batch job until `deactivate`."""
+        """Keep writing heartbeats for this entry, map or batch job until `deactivate`."""
         self._active[id_] = insert
         self.ensure_heartbeat(connection)
 
     def deactivate(self, id_: str) -> None:
-        """End the heartbeats that `activate` has started."""
+        """Note that the entry, map or batch job needs no more heartbeats."""
         self._active.pop(id_, None)
 
     def ensure_heartbeat(self, connection: Connection) -> None:
@@ -196,7 +191,7 @@ class JournalDatabase:
     def maintain(self) -> float | None:
         """Do a step of what is due; return seconds until the next one, None if none is due."""
         if self._due_in() <= 0:
-            self.perform([Job(self._maintain, JobLevel.NO_TRANSACTION, None, lambda *_: None)])
+            self.perform([Job(self._maintain, Commit.NO_TRANSACTION, None, lambda *_: None)])
         due = max(0.0, self._due_in())
         # A laptop's sleep stops timers, so a long wait is taken in steps.
         return None if due == math.inf else min(due, CLOCK_RECHECK_S)
@@ -278,14 +273,14 @@ class JournalDatabase:
         with contextlib.suppress(sqlite3.Error):
             self._budget_at_fallback = spending.read_budget(file), spending.spending_by_day(file)
             spending.set_budget(memory, self._budget_at_fallback[0])
-            for table in ("spending", "asides", "owners"):  # asides: reservations of the budget
+            for table in ("spending", "asides", "owners"):  # asides: what is reserved of the budget
                 _copy_rows(file, memory, table)
         with contextlib.suppress(sqlite3.Error):
             memory.execute(
                 "UPDATE salt SET value = ?", file.execute("SELECT * FROM salt").fetchone()
             )
             _copy_rows(file, memory, "chapters")
-            _copy_rows(file, memory, "parts")
+            _copy_rows(file, memory, "parts")  # the batch jobs
             _copy_entries(file, memory, f"owner = {memory.owner.id:d} AND status <> 'done'")
         for insert in filter(None, self._active.values()):
             insert(memory)
@@ -314,7 +309,7 @@ class JournalDatabase:
         """Copy back what was written in memory, without entries that other owners have claimed."""
         _copy_rows(memory, file, "chapters")
         _copy_rows(memory, file, "parts")
-        _copy_entries(memory, file, "1")
+        _copy_entries(memory, file)
         budget_then, spending_then = self._budget_at_fallback
         if (budget := spending.read_budget(memory)) != budget_then:
             spending.set_budget(file, budget)
@@ -355,8 +350,8 @@ def _set_lock_timeout(connection: Connection, seconds: float) -> None:
     connection.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
 
 
-def _copy_rows(source: Connection, target: Connection, table: str, where: str = "1") -> None:
-    """Copy the rows that the target lacks; to batch jobs that it has, ids that it lacks."""
+def _copy_rows(source: Connection, target: Connection, table: str, where: str = "TRUE") -> None:
+    """Copy rows that the target lacks; for batch jobs that it has, the ids that it lacks."""
     rows = [dict(r) for r in source.execute(f"SELECT * FROM {table} WHERE {where}")]  # noqa: S608
     for row in rows:
         names, places = ", ".join(row), ", ".join(f":{name}" for name in row)
@@ -369,7 +364,7 @@ def _copy_rows(source: Connection, target: Connection, table: str, where: str = 
         )
 
 
-def _copy_entries(source: Connection, target: Connection, where: str) -> None:
+def _copy_entries(source: Connection, target: Connection, where: str = "TRUE") -> None:
     query = f"SELECT * FROM entries WHERE {where} ORDER BY seq"  # noqa: S608 - from this module
     for row in source.execute(query):
         values = dict(row)
@@ -384,7 +379,7 @@ def _copy_entries(source: Connection, target: Connection, where: str) -> None:
         )
         if updated.rowcount:
             continue
-        if row["batch"] is None:  # the rows of a map have no turns
+        if row["batch"] is None:  # no map run: the rows of a map have no turns
             request = decode(Request, row["request"])
             if request and request.turns and isinstance(request.turns, tuple):
                 # The target may lack earlier turns, which the request then holds in full.
@@ -397,6 +392,6 @@ def _copy_entries(source: Connection, target: Connection, where: str) -> None:
             f"""INSERT INTO entries (seq, {", ".join(columns)})
             SELECT CASE WHEN NOT EXISTS (SELECT 1 FROM entries WHERE seq = :seq) THEN :seq END,
             {", ".join(f":{name}" for name in columns)}
-            WHERE NOT EXISTS (SELECT 1 FROM entries WHERE id = :id)""",  # noqa: S608 - our columns
+            WHERE NOT EXISTS (SELECT 1 FROM entries WHERE id = :id)""",  # noqa: S608 - columns
             values,
         )

@@ -45,6 +45,7 @@ class EntryWriter:
         self._journal, self._request, self._clock = journal, request, clock
         self._answer = answer
         self._stored_response_id: str | None = None
+        # Inserts the entry; None before `insert`, and once the insertion has begun.
         self._insert: Callable[..., Coroutine[Any, Any, None]] | None = None
         self._insert_timer: asyncio.TimerHandle | None = None
         self._inserting: asyncio.Future[None] | None = None
@@ -71,7 +72,7 @@ class EntryWriter:
         return await self._journal.find_answer(key, id_=self._request.id)
 
     async def claim(self, base_url: str, server: str | None, *, reuse: bool) -> Reply | None:
-        """Claim the entry, which exists already; return an equal request's answer if `reuse`."""
+        """Claim the entry; return an equal request's answer if `reuse` and the request allow it."""
         if not await self._journal.claim(self._request.id, server=server):
             raise not_resumable(self._request.id)
         if not (reuse and self._request.reuse):

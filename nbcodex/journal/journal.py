@@ -20,7 +20,7 @@ from nbcodex.journal.maps import BatchJobs, Maps
 from nbcodex.journal.owner import Connection
 from nbcodex.journal.reads import Entry, JournalReads
 from nbcodex.journal.spending import SpendAmount, Spending
-from nbcodex.journal.sqlite_worker import JobLevel, SqliteWorker, transaction
+from nbcodex.journal.sqlite_worker import Commit, SqliteWorker, transaction
 from nbcodex.models import Reply, Request, UsageTotals
 from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.settings import JOURNAL_FILENAME
@@ -51,7 +51,7 @@ class Journal(JournalReads):
         folder = self._database.folder
         return f"in {folder / JOURNAL_FILENAME}" if folder else "in this kernel's memory"
 
-    @transaction(JobLevel.SAFE)
+    @transaction(Commit.POWER_SAFE)
     def insert(
         self,
         connection: Connection,
@@ -69,9 +69,9 @@ class Journal(JournalReads):
         insert(connection)
         self._database.activate(connection, request.id, insert)
 
-    # WRITE, not SAFE: a power failure may lose this, and with it only the warning that the request
-    # may be charged twice.
-    @transaction(JobLevel.WRITE)
+    # PROCESS_SAFE: a power failure may lose this, and with it only the warning that the request may
+    # be charged twice.
+    @transaction(Commit.PROCESS_SAFE)
     def start_attempt(
         self, connection: Connection, id_: str, attempt: int, *, continues: bool = False
     ) -> None:
@@ -117,12 +117,12 @@ class Journal(JournalReads):
         )
         self._worker.post(change)
 
-    @transaction(JobLevel.SAFE)
+    @transaction(Commit.POWER_SAFE)
     def set_response_id(self, connection: Connection, id_: str, response_id: str) -> None:
         """Commit which durable response carries the answer."""
         _update(connection, id_, "response_id = :response", response=storable(response_id))
 
-    @transaction(JobLevel.SAFE)
+    @transaction(Commit.POWER_SAFE)
     def finish(
         self,
         connection: Connection,
@@ -141,7 +141,7 @@ class Journal(JournalReads):
         writes.finish(connection, reply, error=error, resume_at=resume_at, assumed=assumed)
         self._database.deactivate(reply.id)
 
-    @transaction(JobLevel.SAFE, bool)
+    @transaction(Commit.POWER_SAFE, on_failure=bool)  # not claimed
     def claim(self, connection: Connection, id_: str, *, server: str | None = None) -> bool:
         """Take over a resumable entry as `running`; return whether this kernel owns it now.
 
@@ -151,7 +151,7 @@ class Journal(JournalReads):
             self._database.activate(connection, id_)
         return claimed
 
-    @transaction(JobLevel.WRITE, Spending)
+    @transaction(Commit.PROCESS_SAFE, on_failure=Spending)  # nothing is spent
     def reserve_budget(
         self,
         connection: Connection,
@@ -174,7 +174,7 @@ class Journal(JournalReads):
             self._database.ensure_heartbeat(connection)
         return before
 
-    @transaction(JobLevel.SAFE)
+    @transaction(Commit.POWER_SAFE)
     def count_spending(
         self,
         connection: Connection,
@@ -186,12 +186,12 @@ class Journal(JournalReads):
         for reply in replies:
             writes.settle_spending(connection, reply, assumed)
 
-    @transaction(JobLevel.SAFE)
+    @transaction(Commit.POWER_SAFE)
     def reset_spending(self, connection: Connection) -> None:
         """Set the counters of all days to zero; what running requests have reserved stays."""
         connection.execute("DELETE FROM spending")
 
-    @transaction(JobLevel.SAFE)
+    @transaction(Commit.POWER_SAFE)
     def set_budget(self, connection: Connection, budget: str) -> None:
         """Commit the budget that all kernels keep to; an empty one lifts it."""
         spending.set_budget(connection, budget)
@@ -199,9 +199,9 @@ class Journal(JournalReads):
     async def delete(self, prefix: str | None = None) -> int:
         """Delete the entry or map whose id begins with `prefix`, or all; return how many entries.
 
-        Their text is in no file any more as soon as no other process reads the log. The totals
-        stay. Raises EntryError if no id or several begin with `prefix`, or if the file cannot be
-        written now.
+        Their text is in no file any more as soon as no other process reads SQLite's write-ahead
+        log. The totals stay. Raises EntryError if no id or several begin with `prefix`, or if the
+        file cannot be written now.
         """
 
         def work(connection: Connection) -> int:
@@ -214,7 +214,7 @@ class Journal(JournalReads):
             self._database.checkpoint_at = 0.0
             return connection.execute(f"DELETE FROM entries {where}", values).rowcount  # noqa: S608 - constants
 
-        deleted = await self._worker.run(work, level=JobLevel.SAFE, default=0)
+        deleted = await self._worker.run(work, level=Commit.POWER_SAFE, default=0)
         # The checkpoint follows that transaction, and is over before another one begins.
         await self._worker.run(lambda _: None, default=None)
         return deleted
@@ -239,12 +239,12 @@ class Journal(JournalReads):
         """Close the file; what is unfinished here is abandoned from now on."""
         self._worker.close()
 
-    @transaction(JobLevel.READ)
+    @transaction(Commit.READ_ONLY)
     def find_answer(self, connection: Connection, key: bytes, *, id_: str) -> Reply | None:
-        """Return the newest answer to an equal request as the free reply to the request `id_`."""
+        """Return the newest answer to an equal request, as a reply to `id_` that costs nothing."""
         return reads.find_answer(connection, key, id_)
 
-    @transaction(JobLevel.READ, Spending)
+    @transaction(Commit.READ_ONLY, on_failure=Spending)
     def read_spending(self, connection: Connection, today: str) -> Spending:
         """Return what is spent on this day (an ISO date) and in its month, and reserved."""
         return spending.read_spending(connection, today=today)
@@ -265,6 +265,6 @@ def _update(connection: Connection, id_: str, changes: str, **values: object) ->
     """Change columns of an entry, unless another kernel has claimed it."""
     ours = {"id": storable(id_), "owner": connection.owner.id}
     connection.execute(
-        f"UPDATE entries SET {changes}, updated_at = :at WHERE id = :id AND owner = :owner",  # noqa: S608 - ours
+        f"UPDATE entries SET {changes}, updated_at = :at WHERE id = :id AND owner = :owner",  # noqa: S608 - constants
         {**values, **ours, "at": connection.clock.wall()},
     )

@@ -15,11 +15,14 @@ from nbcodex.journal.codec import storable
 from nbcodex.journal.database import JournalDatabase
 from nbcodex.journal.owner import Connection, is_abandoned
 from nbcodex.journal.reads import KEY_IS_ANSWERED, Entry, entries_of, find_answer, find_id
-from nbcodex.journal.sqlite_worker import JobLevel, SqliteWorker, blocking_transaction, transaction
+from nbcodex.journal.sqlite_worker import Commit, SqliteWorker, blocking_transaction, transaction
 from nbcodex.models import Reply, Request
 
 KeyedRequest = tuple[Request, bytes]  # a request and its `equality_key`
 
+# In the file, `batch` is the map run of an entry, `part` is its batch job, `parts` are the batch
+# jobs, `asides` what is reserved of the budget, and `book` the entries with their owners' columns.
+# `storable` makes a text fit for SQLite, which holds no lone surrogates.
 _SELECT_JOBS = "SELECT tag, base_url, file AS file_id, remote AS remote_id FROM parts"
 
 
@@ -28,7 +31,7 @@ class BatchJob:
     """A batch job that this process has claimed."""
 
     tag: str  # our name for the job, which the provider stores with it
-    base_url: str  # the provider
+    base_url: str  # the provider's
     file_id: str | None  # the provider's id of the input file; None if it is not stored yet
     remote_id: str | None  # the provider's id of the job; None likewise
     requests: tuple[Request, ...] = ()  # its rows without an answer
@@ -36,7 +39,7 @@ class BatchJob:
 
 @dataclass(frozen=True, slots=True)
 class InsertResult:
-    """What `insert_rows` found in the journal; the keys are the rows' ids."""
+    """What `insert_rows` found in the journal, by the rows' ids."""
 
     answers: dict[str, Reply] = field(default_factory=dict)  # answers to equal requests
     # Tags of jobs that hold an equal request, and that no kernel is waiting for.
@@ -46,7 +49,7 @@ class InsertResult:
 
 
 class Maps:
-    """The map runs of a journal. Its reads block the calling thread."""
+    """A journal's map runs. Reads block; where the database fails, they return `on_failure()`."""
 
     def __init__(self, worker: SqliteWorker) -> None:
         self._worker = worker
@@ -64,9 +67,10 @@ class Maps:
 
         self._worker.post(work)
 
-    @blocking_transaction(set)
+    @blocking_transaction(on_failure=set)
     def answered_keys(self, connection: Connection, keys: Collection[bytes]) -> set[bytes]:
         """Return those of `keys` that have an answer."""
+        # The condition salts the key, like `_find_other_job`: the file holds salted keys only.
         query = f"SELECT 1 FROM entries WHERE {KEY_IS_ANSWERED}"  # noqa: S608 - a constant
         return {key for key in keys if connection.execute(query, (key,)).fetchone()}
 
@@ -74,7 +78,7 @@ class Maps:
         """Return the id of the map that begins with `prefix`; EntryError if several do."""
         return self._worker.call(lambda c: find_id(c, "batch", prefix), default=None)
 
-    @blocking_transaction(list)
+    @blocking_transaction(on_failure=list)
     def entries(self, connection: Connection, map_id: str) -> list[Entry]:
         """Return the rows of a map that are in the journal, in order."""
         rows = connection.execute("SELECT * FROM book WHERE batch = ?", (map_id,))
@@ -87,7 +91,7 @@ class Maps:
         """Return the number of a map's rows in each status, ``abandoned`` included."""
         return self._count_rows("batch = ?", map_id).get(map_id, Counter())
 
-    @blocking_transaction(bool)
+    @blocking_transaction(on_failure=bool)
     def has_batch_job(self, connection: Connection, map_id: str) -> bool:
         """Return whether rows of a map are in a batch job, or may be."""
         query = """SELECT EXISTS (SELECT 1 FROM entries WHERE batch = ? AND part IS NOT NULL
@@ -103,7 +107,7 @@ class Maps:
         )
         return [id_ for id_, n in counts_by_map.items() if n["parked"] or n["abandoned"]]
 
-    @blocking_transaction(dict)
+    @blocking_transaction(on_failure=dict)
     def _count_rows(
         self, connection: Connection, condition: str, value: str | None
     ) -> dict[str, Counter[str]]:
@@ -127,7 +131,7 @@ class BatchJobs:
     def __init__(self, worker: SqliteWorker, database: JournalDatabase) -> None:
         self._worker, self._database = worker, database
 
-    @transaction(JobLevel.SAFE, InsertResult)
+    @transaction(Commit.POWER_SAFE, on_failure=InsertResult)
     def insert_rows(
         self, connection: Connection, rows: Sequence[KeyedRequest], *, existing: Collection[str]
     ) -> InsertResult:
@@ -153,7 +157,7 @@ class BatchJobs:
             self._database.activate(connection, first.origin.map_id or first.id)
         return inserted
 
-    @transaction(JobLevel.SAFE)
+    @transaction(Commit.POWER_SAFE)
     def insert_job(
         self, connection: Connection, tag: str, requests: Collection[Request], *, base_url: str
     ) -> None:
@@ -168,7 +172,7 @@ class BatchJobs:
         )
         self._database.activate(connection, tag)
 
-    @transaction(JobLevel.SAFE)
+    @transaction(Commit.POWER_SAFE)
     def set_remote_ids(
         self,
         connection: Connection,
@@ -184,7 +188,7 @@ class BatchJobs:
             (storable(file_id), storable(remote_id), tag),
         )
 
-    @transaction(JobLevel.SAFE)
+    @transaction(Commit.POWER_SAFE)
     def claim_job(self, connection: Connection, tag: str) -> BatchJob | None:
         """Claim the unfinished rows of a job; None if there is no such job."""
         job = connection.execute(f"{_SELECT_JOBS} WHERE tag = ?", (tag,)).fetchone()
@@ -200,7 +204,7 @@ class BatchJobs:
         self._database.activate(connection, tag)
         return BatchJob(**dict(job), requests=claimed)
 
-    @transaction(JobLevel.SAFE)
+    @transaction(Commit.POWER_SAFE)
     def finish_rows(
         self, connection: Connection, endings: Sequence[tuple[Reply, str | None]]
     ) -> None:
@@ -213,7 +217,7 @@ class BatchJobs:
             [(storable(reply.id), connection.owner.id) for reply, _ in endings],
         )
 
-    @transaction(JobLevel.SAFE)
+    @transaction(Commit.POWER_SAFE)
     def withdraw_job(self, connection: Connection, tag: str) -> None:
         """Commit that the provider did not accept a job: its rows are pending, and in no job."""
         # The rows are not parked: this kernel uploads them again, or ends them.
@@ -225,14 +229,14 @@ class BatchJobs:
         _delete_job(connection, tag)
         self._database.deactivate(tag)
 
-    @transaction(JobLevel.SAFE)
+    @transaction(Commit.POWER_SAFE)
     def close_job(self, connection: Connection, tag: str, *, erased: bool) -> None:
         """End the heartbeats of a job; delete it if its files at the provider are `erased`."""
         if erased:  # otherwise the job stays, so that its files are erased later
             _delete_job(connection, tag)
         self._database.deactivate(tag)
 
-    @transaction(JobLevel.SAFE)
+    @transaction(Commit.POWER_SAFE)
     def park_rows(
         self,
         connection: Connection,
@@ -260,12 +264,12 @@ class BatchJobs:
         for name in filter(None, (map_id, *tags)):
             self._database.deactivate(name)
 
-    @transaction(JobLevel.READ)
+    @transaction(Commit.READ_ONLY)  # writes nothing, but must run on the worker's thread
     def end_map_heartbeats(self, _: Connection, map_id: str) -> None:
         """End the heartbeats of a map whose rows are all in a job, or have ended."""
         self._database.deactivate(map_id)
 
-    @transaction(JobLevel.READ, list)
+    @transaction(Commit.READ_ONLY, on_failure=list)
     def unerased_jobs(self, connection: Connection) -> list[BatchJob]:
         """Return the jobs whose rows have all ended, but whose files were not erased yet."""
         # Their files hold prompts, and the kernel that should have erased them may have died.
@@ -275,12 +279,11 @@ class BatchJobs:
         )
         return [BatchJob(**dict(row)) for row in rows]
 
-    @transaction(JobLevel.READ, set)
+    @transaction(Commit.READ_ONLY, on_failure=set)
     def tags_in_use(self, connection: Connection) -> set[str]:
         """Return the tags of the jobs that a kernel is waiting for."""
-        rows = connection.execute(
-            "SELECT * FROM book WHERE part IS NOT NULL AND status = 'waiting'"
-        )
+        query = "SELECT * FROM book WHERE part IS NOT NULL AND status = 'waiting'"
+        rows = connection.execute(query)
         return {str(r["part"]) for r in rows if not is_abandoned(connection, r)}
 
 
@@ -291,7 +294,8 @@ def _find_other_job(connection: Connection, key: bytes) -> str | None:
         salted(?, (SELECT value FROM salt)) AND book.status IN ('waiting', 'parked')""",
         (key,),
     )
-    # While another kernel waits for that job, the row is sent anew: the job might never end.
+    # While another kernel waits for that job, only that kernel fetches its answers, and it may
+    # never do so: the row is then sent by itself.
     for row in rows:
         if row["status"] == "parked" or is_abandoned(connection, row):
             return str(row["part"])

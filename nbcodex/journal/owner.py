@@ -38,7 +38,7 @@ class Owner:
     """One journal in one process, distinguished from all others."""
 
     id: int  # random, and new for each journal that is opened
-    host: str  # the host's name
+    machine: str  # its host name
     boot: str  # the boot id; empty where the platform has none, like the next one
     # Two containers of one machine share the boot id, and each has its own pid 1.
     pid_namespace: str
@@ -54,7 +54,7 @@ class Owner:
         process = read_process(os.getpid())
         return cls(
             id=secrets.randbits(62),
-            host=socket.gethostname(),
+            machine=socket.gethostname(),
             boot=boot_id(),
             pid_namespace=pid_namespace,
             pid=os.getpid(),
@@ -67,7 +67,7 @@ def write_heartbeat(connection: Connection) -> None:
     from nbcodex.journal.codec import storable  # here, because `%load_ext` has to be fast
 
     owner, wall, now = connection.owner, connection.clock.wall(), connection.clock.now()
-    host = storable(owner.host)
+    host = storable(owner.machine)
     connection.execute(
         """INSERT INTO owners (id, host, boot, space, pid, start, beat_at, beat_now)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?)
@@ -91,7 +91,7 @@ def is_gone(connection: Connection, row: sqlite3.Row) -> bool:
         return True
     owner = Owner(
         id=row["owner"],
-        host=row["host"],
+        machine=row["host"],
         boot=row["boot"],
         pid_namespace=row["space"],
         pid=row["pid"],
@@ -101,8 +101,8 @@ def is_gone(connection: Connection, row: sqlite3.Row) -> bool:
     # A kernel that was killed is recognised at once, not after a minute without a heartbeat.
     if is_provably_dead(owner, observer=observer):
         return True
-    # Within one boot the boot clock decides, because nothing can set it. Between hosts there is
-    # only the wall clock: a heartbeat from the future counts as a sign of life.
+    # Within one boot the boot clock decides, because nothing can set it. Between machines there
+    # is only the wall clock: a heartbeat from the future counts as a sign of life.
     if owner.boot and owner.boot == observer.boot:
         silence: float = clock.now() - row["beat_now"]
     else:
@@ -125,15 +125,16 @@ def read_process(pid: int) -> tuple[str, int] | None:
     except OSError:
         return "?", 0
     # The name of the program, in parentheses, may hold spaces and parentheses itself.
+    # After it come the fields from the third, the state, on; `starttime` is the 22nd.
     fields = line[line.rfind(b")") + 2 :].split()
     return fields[0].decode("ascii", "replace"), int(fields[19])
 
 
 def is_provably_dead(owner: Owner, *, observer: Owner) -> bool:
     """Return whether `owner` was a process of the observer's machine that has ended."""
-    # Across hosts, boots and pid namespaces, or where the platform does not name these, a pid
+    # Across machines, boots and pid namespaces, or where the platform does not name these, a pid
     # proves nothing: only the heartbeat counts.
-    scopes = [(each.host, each.boot, each.pid_namespace) for each in (owner, observer)]
+    scopes = [(each.machine, each.boot, each.pid_namespace) for each in (owner, observer)]
     starts = owner.start_ticks, observer.start_ticks
     if scopes[0] != scopes[1] or not all((*scopes[0][1:], *starts)):
         return False

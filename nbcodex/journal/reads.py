@@ -1,6 +1,7 @@
 """What is read from a journal, each query as one function on a connection.
 
-`book` is the view of entries with their owners, see schema.sql. A damaged row is left out.
+`book` is the view of entries with their owners, see schema.sql; `batch` is an entry's map run, and
+`part` its batch job. A damaged row is left out.
 """
 
 from __future__ import annotations
@@ -97,9 +98,9 @@ def may_be_claimed(status: str, *, map_id: str | None) -> bool:
 
 
 def find_answer(connection: Connection, key: bytes, id_: str) -> Reply | None:
-    """Return the newest answer to an equal request as the free reply to the request `id_`."""
+    """Return the newest answer to an equal request, as a reply to `id_` that costs nothing."""
     rows = connection.execute(
-        f"SELECT * FROM book WHERE {KEY_IS_ANSWERED} ORDER BY seq DESC LIMIT 1",  # noqa: S608 - ours
+        f"SELECT * FROM book WHERE {KEY_IS_ANSWERED} ORDER BY seq DESC LIMIT 1",  # noqa: S608 - constant
         (key,),
     )
     # If the answer is damaged, there is no entry, and the request is sent.
@@ -132,7 +133,7 @@ def find_id(connection: Connection, column: Literal["id", "batch"], prefix: str)
     found = [str(row[0]) for row in rows]
     # A complete id is never ambiguous, even if longer ids begin with it.
     if len(found) > 1 and start not in found:
-        more = ", …" if len(found) > 7 else ""
+        more = ", …" if len(found) > 7 else ""  # of the eight at most, seven are named
         raise EntryError(
             f"{prefix[:40]!r} may be {', '.join(found[:7])}{more}.", advice="Type more of the id."
         )
@@ -150,6 +151,7 @@ def where_clause(connection: Connection, prefix: str | None) -> tuple[str, tuple
 
 # SQLite uses the index `entries_open` only for a query that repeats its condition word for word
 # (so `parked` is excluded separately). With it, only open rows are read, and none of their texts.
+# `min(e.status)` stands for all of an owner's statuses: `is_abandoned` needs an active one.
 OTHER_KERNELS_QUERY = """SELECT e.owner, min(e.status) AS status, count(*) AS requests,
     sum(e.status = 'waiting') AS waiting,
     min(CASE e.status WHEN 'waiting' THEN e.resume_at END) AS resume_at, o.*
@@ -160,15 +162,15 @@ GROUP BY e.owner"""
 
 
 class JournalReads:
-    """The reads of a `Journal`; they block the calling thread."""
+    """The reads of a `Journal`: they block; if the database fails, they return `on_failure()`."""
 
     _worker: SqliteWorker
 
-    @blocking_transaction(list)
+    @blocking_transaction(on_failure=list)
     def recent_entries(
         self, connection: Connection, limit: int = 20, *, notebook: str | None = None
     ) -> list[Entry]:
-        """Return entries, newest first: of one notebook, or of all; a row represents its map."""
+        """Return entries, newest first: of one notebook, or of all; one row represents a map."""
         # Not `:notebook IS NULL OR …`: SQLite's planner uses no index for that.
         condition = "" if notebook is None else "AND notebook = :notebook"
         rows = connection.execute(
@@ -177,12 +179,12 @@ class JournalReads:
         )
         return entries_of(connection, rows)
 
-    @blocking_transaction(int)
+    @blocking_transaction(on_failure=int)
     def count_entries(self, connection: Connection) -> int:
         """Return how many entries there are."""
         return int(connection.execute("SELECT count(*) FROM entries").fetchone()[0])
 
-    @blocking_transaction(list)
+    @blocking_transaction(on_failure=list)
     def resumable_entries(
         self, connection: Connection, *, notebook: str | None = None
     ) -> list[Entry]:
@@ -196,15 +198,15 @@ class JournalReads:
         entries = [entry for entry in entries_of(connection, rows) if entry.resumable]
         return [_with_turns(connection, entry) for entry in entries]
 
-    @blocking_transaction(list)
+    @blocking_transaction(on_failure=list)
     def durable_entries(self, connection: Connection, prefix: str | None = None) -> list[Entry]:
-        """Return those that `Journal.delete` would delete whose answers the provider may have."""
+        """Return what `Journal.delete` would delete and whose answers the provider may have."""
         where, values = where_clause(connection, prefix)
         rows = connection.execute(f"SELECT * FROM book {where}", values)  # noqa: S608 - constants
         with_id = (row for row in rows if row["response_id"])
         return [entry for entry in entries_of(connection, with_id) if entry.stream_position]
 
-    @blocking_transaction(OtherKernels)
+    @blocking_transaction(on_failure=OtherKernels)
     def other_kernels(self, connection: Connection) -> OtherKernels:
         """Return what other kernels of this user are doing, without those that are gone."""
         rows = connection.execute(OTHER_KERNELS_QUERY, (connection.owner.id,)).fetchall()

@@ -35,6 +35,7 @@ MIGRATIONS: list[list[str]] = []
 # number names one entry only, also when the entries are copied to the file.
 MEMORY_FIRST_NUMBER = 2**40
 
+# What SQLite raises where a write-ahead log cannot have the memory that processes share.
 _NO_SHARED_MEMORY_CODES = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 
 
@@ -70,7 +71,7 @@ def open_memory(*, after: int = 0) -> Connection:
     """Return a connection to a new journal in memory, whose numbers are larger than `after`."""
     connection = _connect(":memory:", timeout=0.0)
     migrate(connection)
-    # Several kernels may fall back at once, and return to one file: each starts at its own number.
+    # Several kernels may fall back at once, and return to one file: each gets a million numbers.
     first = max(after, MEMORY_FIRST_NUMBER) + ((1 + secrets.randbits(20)) << 20)
     connection.executemany(
         "INSERT INTO sqlite_sequence VALUES (?, ?)", [("entries", first), ("chapters", first)]
@@ -117,8 +118,8 @@ def _connect(target: str, *, timeout: float) -> Connection:
     connection.create_function("salted", 2, _salted, deterministic=True)
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     connection.execute("PRAGMA secure_delete = ON")  # `forget` overwrites with zeros
-    connection.execute("PRAGMA cell_size_check = ON")
-    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")  # finds damaged pages
+    connection.execute("PRAGMA trusted_schema = OFF")  # a file must not call SQL functions
     return connection
 
 
@@ -138,7 +139,7 @@ def _set_journal_mode(connection: sqlite3.Connection, *, network: bool) -> None:
 
 
 def _check_length(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file that was truncated: SQLite would read the missing part as zeros."""
+    """Raise an error if the file was truncated: SQLite would read the missing part as zeros."""
     log = path.with_name(path.name + "-wal")
 
     def has_log() -> bool:
@@ -157,18 +158,18 @@ def _pending_statements(connection: sqlite3.Connection) -> list[str]:
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     application = int(connection.execute("PRAGMA application_id").fetchone()[0])
     tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-    refusal = ""
+    problem = ""
     if application != APPLICATION_ID:
         if not (version or application or tables):
             return [*_SCHEMA, *(statement for step in MIGRATIONS for statement in step)]
-        refusal = "The journal's file belongs to another program."
+        problem = "The journal's file belongs to another program."
     elif version > SCHEMA_VERSION + len(MIGRATIONS):
-        refusal = "The journal was written by a newer nbcodex: update this one."
+        problem = "The journal was written by a newer nbcodex: update this one."
     elif version < SCHEMA_VERSION:
-        refusal = (
+        problem = (
             "The journal was written by an nbcodex from before its first release. "
             "To begin a new journal, move its file away."
         )
-    if refusal:
-        raise UnusableFileError(refusal, retry_in=math.inf)
+    if problem:
+        raise UnusableFileError(problem, retry_in=math.inf)
     return [statement for step in MIGRATIONS[version - SCHEMA_VERSION :] for statement in step]

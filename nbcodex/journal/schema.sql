@@ -8,11 +8,11 @@ CREATE TABLE entries (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- later entries have larger numbers
     id TEXT NOT NULL UNIQUE,
     status TEXT NOT NULL,
-    owner INTEGER,
+    owner INTEGER,  -- `owners.id`
     notebook TEXT,
-    cell TEXT,
-    variable TEXT,
-    key BLOB,  -- the salted `equality_key`
+    cell TEXT,  -- the id of the cell that sent the prompt
+    variable TEXT,  -- the variable that the reply is assigned to
+    key BLOB,  -- the `equality_key` of codec.py, salted
     added_at REAL NOT NULL,
     updated_at REAL NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0,
@@ -31,7 +31,7 @@ CREATE TABLE entries (
     chapter INTEGER NOT NULL DEFAULT 0,  -- how often its thread was started afresh before it
     place INTEGER,  -- its turn's number in the chapter
     begins INTEGER NOT NULL DEFAULT 0,  -- whether a new conversation starts with it
-    part TEXT  -- the tag of its batch job
+    part TEXT  -- the tag of its batch job, see `parts`
 );
 
 -- Partial indexes, because the open entries are few among very many.
@@ -46,14 +46,15 @@ CREATE INDEX entries_thread
     ON entries (thread, notebook, seq, chapter, place, cell, status, begins)
     WHERE thread IS NOT NULL;
 CREATE INDEX entries_part ON entries (part) WHERE part IS NOT NULL;
+-- Rows that a provider has, to find equal ones.
 CREATE INDEX entries_away ON entries (key)
     WHERE part IS NOT NULL AND status IN ('waiting', 'parked');
 
 -- The processes that own entries, see `Owner` in owner.py.
 CREATE TABLE owners (
     id INTEGER PRIMARY KEY,
-    host TEXT NOT NULL,
-    boot TEXT NOT NULL,
+    host TEXT NOT NULL,  -- the machine's host name
+    boot TEXT NOT NULL,  -- the id of its boot
     space TEXT NOT NULL,  -- the pid namespace
     pid INTEGER NOT NULL,
     start INTEGER NOT NULL,  -- when the process started, in ticks since boot
@@ -82,7 +83,7 @@ CREATE TABLE parts (
     remote TEXT  -- the provider's id of the job
 );
 
--- Kept as sums, so that they outlive deleted entries and cost nothing to read.
+-- The fields of `models.UsageTotals`, kept as sums, so that they outlive deleted entries.
 CREATE TABLE totals (
     requests INTEGER NOT NULL DEFAULT 0,
     answers INTEGER NOT NULL DEFAULT 0,
@@ -112,7 +113,7 @@ CREATE TABLE asides (
     dollars REAL NOT NULL
 );
 
--- Hashed together with each key, so that keys are useless outside of this file.
+-- Hashed together with each `entries.key`, so that keys are useless outside of this file.
 CREATE TABLE salt (value BLOB NOT NULL);
 INSERT INTO salt VALUES (randomblob(32));
 

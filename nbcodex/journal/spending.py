@@ -1,4 +1,4 @@
-"""What was spent on each day and in total, what is reserved, and the stored budget.
+"""What was spent on each day and in total, what is reserved (`asides`), and the stored budget.
 
 Each access to these tables is one function on a connection. `requests.budget` enforces budgets.
 """
@@ -59,11 +59,11 @@ class Spending:
 
 def read_spending(connection: Connection, *, today: str) -> Spending:
     """Return what is spent and reserved; `today` is an ISO date."""
-    since = "SELECT total(tokens), total(dollars) FROM spending WHERE day >= ?"
+    spent_since = "SELECT total(tokens), total(dollars) FROM spending WHERE day >= ?"
     return Spending(
         budget=read_budget(connection),
-        day=_total(connection, since, today),
-        month=_total(connection, since, today[:8] + "01"),  # since the first of the month
+        day=_total(connection, spent_since, today),
+        month=_total(connection, spent_since, today[:8] + "01"),  # since the first of the month
         reserved=_total(connection, "SELECT total(tokens), total(dollars) FROM asides"),
     )
 
@@ -134,7 +134,7 @@ def read_budget(connection: Connection) -> str:
 
 
 def bounded_totals(reply: Reply) -> UsageTotals:
-    """Return what `reply` adds to the totals, with the server's figures cut to plausible ones."""
+    """Return what `reply` adds to the totals, with the server's figures bounded."""
     added = UsageTotals.of(reply)
     tokens: dict[str, Any] = {n: bounded_integer(getattr(added.usage, n)) for n in _USAGE_COLUMNS}
     cost, waited = finite_or_none(added.cost) or 0.0, finite_or_none(added.waited) or 0.0

@@ -46,12 +46,12 @@ UNDELAYED_PERIOD_S = 0.25
 CLOSE_TIMEOUT_S = 30.0
 
 
-class JobLevel(IntEnum):
-    """What a job requires of its transaction; of several jobs in one, the highest level counts."""
+class Commit(IntEnum):
+    """What a job's commit must survive; of several jobs in one transaction, the highest counts."""
 
-    READ = 0
-    WRITE = 1  # survives the end of the process
-    SAFE = 2  # survives a power failure as well
+    READ_ONLY = 0  # nothing is written to the database
+    PROCESS_SAFE = 1  # survives the end of the process
+    POWER_SAFE = 2  # survives a power failure as well
     NO_TRANSACTION = 3  # runs outside of a transaction: the database's own maintenance
 
 
@@ -60,7 +60,7 @@ class Job:
     """A function to run on the worker thread, and a callback for its result or error."""
 
     work: Work[Any]
-    level: JobLevel
+    level: Commit
     default: Any  # the result if the database fails
     resolve: Callable[[Any, Exception | None], None]
 
@@ -88,7 +88,7 @@ class SqliteWorker:
         self._outcomes: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
 
     async def run(
-        self, work: Work[ResultT], *, default: ResultT, level: JobLevel = JobLevel.READ
+        self, work: Work[ResultT], *, default: ResultT, level: Commit = Commit.READ_ONLY
     ) -> ResultT:
         """Run `work` and return its result once it is committed.
 
@@ -107,10 +107,10 @@ class SqliteWorker:
 
     def post(self, work: Work[None]) -> None:
         """Run `work` after the jobs before it; return at once."""
-        self._submit(Job(work, JobLevel.WRITE, None, lambda *_: None))
+        self._submit(Job(work, Commit.PROCESS_SAFE, None, lambda *_: None))
 
     def call(
-        self, work: Work[ResultT], *, default: DefaultT, level: JobLevel = JobLevel.READ
+        self, work: Work[ResultT], *, default: DefaultT, level: Commit = Commit.READ_ONLY
     ) -> ResultT | DefaultT:
         """Run `work` as `run` does, while the calling thread waits instead of an event loop."""
         future: Future[ResultT | DefaultT] = Future()
@@ -155,10 +155,11 @@ class SqliteWorker:
             # A job that begins at `not_before`, or a little later, has waited for that instant.
             if len(taken) == 1 and not_before <= began_at < not_before + GROUP_INTERVAL_S / 4:
                 undelayed_until = began_at + UNDELAYED_PERIOD_S
+            # Twice the interval, because a caller needs some time between two writes of its own.
             follows_closely = undelayed_until <= began_at < ended_at + 2 * GROUP_INTERVAL_S
             with self.fork_lock:
-                if shared := [job for job in taken if job is not None]:
-                    self._database.perform(shared)
+                if runnable := [job for job in taken if job is not None]:
+                    self._database.perform(runnable)
                 # Each loop gets the outcomes of its jobs with one wake-up for all of them.
                 outcomes, self._outcomes = self._outcomes, {}
                 for loop, of_loop in outcomes.items():
@@ -182,7 +183,7 @@ def take_jobs(jobs: JobQueue, timeout: float | None, *, not_before: float) -> li
     taken: list[Job | None] = []
     with contextlib.suppress(queue.Empty):
         taken.append(first := jobs.get(timeout=timeout))
-        is_write = first is not None and first.level is not JobLevel.READ
+        is_write = first is not None and first.level is not Commit.READ_ONLY
         if is_write and (delay := not_before - time.monotonic()) > 0:
             time.sleep(delay)
         while taken[-1] is not None and len(taken) < MAX_JOBS_PER_COMMIT:
@@ -207,24 +208,24 @@ _CallerMethod = Callable[Concatenate[Any, ParamsT], ResultT]
 
 
 def transaction(
-    level: JobLevel, default: Callable[[], Any] = NoneType
+    level: Commit, *, on_failure: Callable[[], Any] = NoneType
 ) -> Callable[[_Method[ParamsT, ResultT]], _CallerMethod[ParamsT, Coroutine[Any, Any, ResultT]]]:
     """Run a method on the worker's thread, with the connection; callers await its commit.
 
-    Where the database fails, they get `default()`, see `SqliteWorker.run`.
+    Where the database fails, they get what `on_failure` returns, such as an empty `list`.
     """
-    return _on_worker("run", level, default)
+    return _on_worker("run", level, on_failure)
 
 
 def blocking_transaction(
-    default: Callable[[], Any] = NoneType, *, level: JobLevel = JobLevel.READ
+    *, on_failure: Callable[[], Any] = NoneType, level: Commit = Commit.READ_ONLY
 ) -> Callable[[_Method[ParamsT, ResultT]], _CallerMethod[ParamsT, ResultT]]:
     """Do the same as `transaction` for callers that wait in their own thread."""
-    return _on_worker("call", level, default)
+    return _on_worker("call", level, on_failure)
 
 
 def _on_worker(
-    submit: Literal["run", "call"], level: JobLevel, default: Callable[[], Any]
+    submit: Literal["run", "call"], level: Commit, on_failure: Callable[[], Any]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -232,7 +233,7 @@ def _on_worker(
             def work(connection: Connection) -> Any:
                 return method(self, connection, *args, **kwargs)
 
-            return getattr(self._worker, submit)(work, level=level, default=default())
+            return getattr(self._worker, submit)(work, level=level, default=on_failure())
 
         return call
 

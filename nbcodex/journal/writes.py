@@ -16,7 +16,7 @@ from nbcodex.journal.reads import may_be_claimed
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import Reply, Request
 
-# Of a map, only the row that is inserted first is listed: it represents the others.
+# Of a map (`batch`), only the row that is inserted first is listed: it represents the others.
 _INSERT = """INSERT INTO entries
     (id, status, attempts, owner, notebook, cell, variable, key, added_at, updated_at, request,
     batch, item, listed)
@@ -59,11 +59,11 @@ def insert(
         # In its conversation it comes after all others, unless the request names a position: `seq`
         # is larger than all others, so it orders turns without a counter.
         position = origin.position
-        place = position.chapter, position.number, position.starts_new
+        columns = position.chapter, position.number, position.starts_new
         connection.execute(
             """UPDATE entries SET thread = ?, chapter = ?, place = coalesce(?, seq), begins = ?
             WHERE id = ?""",
-            (storable(request.thread), *place, id_),
+            (storable(request.thread), *columns, id_),
         )
     connection.execute("UPDATE totals SET requests = requests + 1")
 

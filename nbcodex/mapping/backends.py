@@ -32,8 +32,8 @@ MAX_ACTIVE_ROWS = 512
 # Active rows that wait for capacity: enough that the limiter always has a next one. More would
 # only cost memory, since each is a task and an entry of the limiter's queue.
 MAX_QUEUED_ROWS = 64
-# If every active row has failed so often, which takes some 40 seconds, and none was ever answered,
-# the map ends.
+# If so many attempts of every active row have failed, which takes some 40 seconds, and no row was
+# ever answered, the map ends.
 MAX_FAULTY_ATTEMPTS = 6
 # Rows that are handed to the event loop, and inserted into the journal, in one transaction.
 UPLOAD_CHUNK_ROWS = 5_000
@@ -47,7 +47,7 @@ class StatsCounter:
     def __init__(self, map_id: str) -> None:
         # Replaced, never changed, so that another thread cannot read a mixture of two states.
         self.stats = MapStats(map_id=map_id, at=0.0)
-        # Rows that were cancelled. They count as failed, unless the user cancelled the whole map.
+        # Cancelled rows. `MapRun.stats` adds them to `failed`, unless the user cancelled the map.
         self.cancelled = 0
         # By request id, the latest fault of each row that is being retried; limits are not faults.
         self.faults: dict[str, events.BackingOff] = {}
@@ -124,7 +124,7 @@ class Backend(ABC):
         self.client, self.settings, self.counter = client, settings, StatsCounter(map_id)
         # By request id, until the map has recorded them: an interrupt may come before that.
         self._unconfirmed: dict[str, Ending] = {}
-        # The ids of new ones, to wait for. Its methods are reentrant, so no interrupt locks it up.
+        # Ids of rows with new endings. Its methods are reentrant, so no interrupt locks it up.
         self._arrivals: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     @property
@@ -284,7 +284,7 @@ class BatchBackend(Backend):
         return super().next_endings(timeout=timeout)
 
     def _on_event(self, event: Event) -> None:
-        self.client.totals(event)
+        self.client.totals(event)  # the session's; the handles of live rows do this themselves
         if event.request_id not in self._active_ids:
             return  # a row of another map, in a batch job that this map waits for
         super()._on_event(event)

@@ -43,7 +43,7 @@ class PendingJob:
     # Our name for the job. It is sent as metadata, by which a job whose id was lost is found again.
     tag: str
     requests: dict[str, Request]  # its rows without an ending, by id
-    sample: Request  # any of its rows: server, key and patience are those of all
+    sample: Request  # any of its rows: server, API key and patience are those of all
     base_url: str
     model: str | None = None  # of all its rows; None if the job was read from the journal
     batch: Batch = _NOT_CREATED  # the latest state that the provider stated

@@ -76,7 +76,8 @@ class PendingRows:
         await self.finish([self.failed_ending(each, parked_error(each, why)) for each in requests])
 
     def fail_uncommitted(self, request: Request, error: NbcodexError, *, attempts: int = 0) -> None:
-        """Do what `fail` does for one row, but leave the journal as it is."""
+        """Do what `fail` does for one row, but write nothing to the journal."""
+        # A reply without attempts costs nothing: what was reserved for the row is released.
         self.services.budget.commit(request.id, Reply(id=request.id, attempts=0))
         self._emit_ending(self.failed_ending(request, error, attempts=attempts))
 
@@ -99,11 +100,11 @@ class PendingRows:
         self.rows.pop(ending.request_id, None)
         self.on_event(ending)
 
-    def emit(self, ids: Iterable[str], kind: Callable[..., Event], **details: Any) -> None:
-        """Emit an event of one kind for several rows."""
+    def emit(self, ids: Iterable[str], cls: Callable[..., Event], **details: Any) -> None:
+        """Emit an event of the class `cls` for several rows."""
         now = self.services.clock.now()
         for id_ in ids:
-            self.on_event(kind(request_id=id_, at=now, **details))
+            self.on_event(cls(request_id=id_, at=now, **details))
 
     async def _shield(self, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` to its end even if the calling task is cancelled."""
@@ -135,8 +136,8 @@ class PendingRows:
             async for request, result in results:
                 if len(chunk) >= COMMIT_CHUNK_ROWS:
                     await self.finish(list(chunk.values()))
-                    for finished in chunk:
-                        del job.requests[finished]
+                    for id_ in chunk:
+                        del job.requests[id_]
                     chunk.clear()
                 # Of two results for a row the first counts: an answer comes before an error.
                 if request.id in job.requests and request.id not in chunk:
@@ -175,14 +176,14 @@ class PendingRows:
         state = RequestState(
             request=request,
             clock=self.services.clock,
-            simulators={base_url} if result.simulated else set(),
+            simulators={base_url} if result.simulated else set(),  # servers that are simulators
             base_url=base_url,
             model=job.model,
             attempts=1,
             answer=replace(result, usage=replace(result.usage, service_tier=BATCH_TIER)),
         )
         try:
-            judge(result)
+            judge(result)  # raises an AnswerError if the answer is no success
             # Unlike a live request, a row is not asked for a second time.
             parsed = parse_final_answer(request, result.text)
         except errors.AnswerError as error:

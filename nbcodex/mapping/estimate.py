@@ -23,8 +23,8 @@ from nbcodex.settings import DEFAULT_MODEL
 
 # Rows from which the cost of all rows is estimated; a dry run looks at each row.
 SAMPLE_ROWS = 200
-# Rows whose answers are looked up in the journal together: in a few milliseconds, for which other
-# jobs of the journal wait.
+# Rows whose answers are looked up in one transaction of the journal, which takes milliseconds: for
+# so long its other transactions wait.
 LOOKUP_CHUNK_ROWS = 400
 # Fingerprints that are kept to find equal rows, some 100 bytes each. Later rows count as new.
 MAX_FINGERPRINTS = 1_000_000
@@ -37,7 +37,7 @@ class Estimate:
     rows: int = 0
     answered: int = 0  # rows with an answer in the journal
     equal: int = 0  # rows that are equal to an earlier one, and get its answer
-    refused: int = 0  # rows of which no request can be made
+    invalid: int = 0  # rows of which no request can be made
     # Tokens of the other rows; of output, each has `max_output`, or else DEFAULT_OUTPUT_TOKENS.
     input_tokens: int = 0
     output_tokens: int = 0
@@ -56,7 +56,7 @@ class Estimate:
             f"{self.rows:,} rows",
             f"{self.answered:,} answered before" if self.answered else "",
             f"{self.equal:,} equal to others" if self.equal else "",
-            f"{self.refused:,} make no request" if self.refused else "",
+            f"{self.invalid:,} make no request" if self.invalid else "",
             f"~{self.input_tokens:,} in",
             f"{at_most}~{self.output_tokens:,} out{assumed}",
             "price unknown" if self.cost is None else f"{bound}~${self.cost:,.2f}",
@@ -82,7 +82,7 @@ def estimate(
         repeated_rows = (data.total or 0) - distinct_rows
         scale = distinct_rows / max(len(rows), 1)
     counted, base_url = _count(rows, requests, client)
-    sent_rows = counted.rows - counted.answered - counted.equal - counted.refused
+    sent_rows = counted.rows - counted.answered - counted.equal - counted.invalid
     # Without any request there is no server whose prices could be unknown.
     cost = 0.0 if pricing.provider_of(base_url) or not base_url else None
     if sent_rows > 0:
@@ -95,14 +95,14 @@ def estimate(
         )
         row_cost = pricing.cost(mean_usage, counted.model, base_url)
         cost = None if row_cost is None else row_cost * sent_rows * scale
-    for name in ("answered", "equal", "refused", "input_tokens", "output_tokens"):
+    for name in ("answered", "equal", "invalid", "input_tokens", "output_tokens"):
         setattr(counted, name, round(getattr(counted, name) * scale))
     counted.rows = counted.rows if data.total is None else data.total
     counted.equal += repeated_rows
     counted.cost, tokens = cost, counted.input_tokens + counted.output_tokens
     # On the event loop, because what other kernels use of the budget is read from the journal.
-    outlook = client.budget_remaining(requests.settings, base_url, tokens=tokens, cost=cost)
-    counted.budgets = tuple(event_loop.run(outlook))
+    remaining = client.budget_remaining(requests.settings, base_url, tokens=tokens, cost=cost)
+    counted.budgets = tuple(event_loop.run(remaining))
     return counted
 
 
@@ -118,7 +118,7 @@ def _count(rows: Iterable[Row], requests: RowRequests, client: Client) -> tuple[
             with contextlib.suppress(NbcodexError):
                 made.append(requests.request(row))
         counted.rows += len(chunk)
-        counted.refused += len(chunk) - len(made)
+        counted.invalid += len(chunk) - len(made)
         if made and first is None:
             first = made[0]
             base_url = client.services().api_client.endpoint(first, settings).base_url
@@ -186,8 +186,8 @@ def confirm_start(
     if not data.total:
         return
     # Where no price is known, the user's function is not called for an estimate.
-    sample = Request(prompt="?", api_base=requests.options.api_base)
-    endpoint = client.services().api_client.endpoint(sample, settings)
+    any_request = Request(prompt="?", api_base=requests.options.api_base)
+    endpoint = client.services().api_client.endpoint(any_request, settings)
     if pricing.provider_of(endpoint.base_url) is None:
         return
     expected = estimate(data, requests, client, from_sample=True)

@@ -62,7 +62,7 @@ class InputData(ABC):
     total: int | None
     # The columns that all rows have; None where each row has columns of its own.
     columns: Sequence[str] | None = None
-    # The number of rows whose data is known to another process only, and not to its journal.
+    # The number of rows whose data is known to another process only, and not to the journal.
     unknown_rows = 0
 
     @abstractmethod
@@ -217,7 +217,7 @@ class FrameInput(InputData):
 
     def _result_columns(self, replies: Sequence[Reply]) -> dict[str, tuple[str, list[Any]]]:
         """Return polars' type and the values by column; "" where the values determine the type."""
-        # Objects as JSON values, as which a resume reads them from the journal, too.
+        # Objects become JSON values: a resume, which reads the journal, has nothing else.
         parsed = [
             value.model_dump(mode="json", by_alias=True) if hasattr(value, "model_dump") else value
             for value in (reply.parsed for reply in replies)
@@ -281,7 +281,7 @@ class PandasInput(FrameInput):
         for index, (label, values) in enumerate(labelled):
             cells = list(values)
             for n in self._integer_columns:
-                cells[n] = int(cells[n]) if cells[n] == cells[n] else None
+                cells[n] = int(cells[n]) if cells[n] == cells[n] else None  # NaN equals nothing
             yield self._row(index, label, cells)
 
     def with_replies(self, replies: Sequence[Reply]) -> Any:

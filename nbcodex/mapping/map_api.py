@@ -1,6 +1,6 @@
 """Prepares maps: new ones, and those that are resumed, from this process or from the journal.
 
-Keeps the last maps of this process. What can be refused is refused before anything is sent.
+Keeps the last maps of this process. What can be checked is checked before anything is sent.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _is_rerun(inputs: FrameInput, requests: RowRequests, journal: Journal) -> bo
         return False  # an earlier answer is part of this map's prompts
     for row, row_id in inputs.rows_with_earlier_ids(limit=RERUN_SAMPLE_ROWS):
         with contextlib.suppress(NbcodexError):
-            run = kept_runs.get(row_id.partition("-")[0])
+            run = kept_runs.get(row_id.partition("-")[0])  # a row's id is ``MAP-INDEX``
             earlier = run.requests.request(row) if run and run.requests else None
             earlier = earlier or journal.find_entry(row_id).request
             both = earlier, requests.request(row)
@@ -132,7 +132,7 @@ def resume_map(
         requests = {id_: entry.request.with_server(None) for id_, entry in entries.items()}
         entries = {id_: replace(entries[id_], request=requests[id_]) for id_ in entries}
     if not cancel_jobs:  # `BatchUploader` cancels jobs at their own server only
-        # Checked for all rows together, so that a map is refused once. The last row stands for
+        # Checked for all rows together, so that a map raises one error. The last row stands for
         # those that are not in the journal.
         pending = [each for each in entries.values() if each.resumable]
         rows = [each.request for each in pending or list(entries.values())[-1:]]

@@ -31,9 +31,9 @@ from nbcodex.settings import Settings
 
 OnError = Literal["keep", "raise"]
 
-# Time between two calls of the listener.
+# Time between two calls of the listener `on_stats`.
 REPORT_INTERVAL_S = 0.25
-MAX_REPORTED_FAILURES = 5
+MAX_REPORTED_FAILURES = 5  # in `MapStats.failures`
 # The map ends after this many consecutive failures with one of _ALL_ROWS_ERRORS. A single such
 # failure may be due to its row: a function can give a row its own model.
 MAX_SHARED_FAILURES = 8
@@ -42,7 +42,7 @@ MAX_ITERATOR_FAILURES = 1_000
 # Stop must not take as long as storing a hundred thousand rows. Active rows have END_ACTIVE_S to
 # end, then rows are parked for PARK_REMAINING_S; only this process can resume the others.
 END_ACTIVE_S, PARK_REMAINING_S = 0.5, 1.0
-PARK_CHUNK_ROWS = 250
+PARK_CHUNK_ROWS = 250  # parked before the time is checked again
 
 # Errors that meet every row, and errors that meet every row with an equal request.
 _ALL_ROWS_ERRORS = (
@@ -65,7 +65,7 @@ class RowState:
     entry: Entry | None = None  # set if it is in the journal and can be resumed
     key: bytes | None = None  # its `equality_key`, the same in rows with equal requests
     # Whether an equal row has been answered, so that this one finds the answer in the journal.
-    is_in_journal: bool = False
+    has_stored_answer: bool = False
     reply: Reply | None = None
 
 
@@ -119,9 +119,10 @@ class MapRun:
         # answered, its followers are started, and find the answer in the journal.
         self._leader_keys: set[bytes] = set()
         self._followers: dict[bytes, deque[RowState]] = {}
-        self._failed_unsent = self._shared_failures = 0  # rows; consecutive _ALL_ROWS_ERRORS
+        # Rows that failed before they were sent; consecutive failures with _ALL_ROWS_ERRORS.
+        self._failed_unsent = self._shared_failures = 0
         self._map_error: NbcodexError | None = None  # ends the map
-        self._budget_error: NbcodexError | None = None  # ends it when no row is active any more
+        self._budget_error: NbcodexError | None = None  # ends the map when no row is active
 
     def advance(self) -> bool:
         """Start as many rows as the backend accepts; return whether there is more to wait for."""
@@ -138,7 +139,7 @@ class MapRun:
             capacity -= self._start(row)
         if self._map_error is not None:
             raise self._map_error
-        # Rows that the budget has admitted are paid for, so they may end first.
+        # The budget holds a reservation for each active row, so these may end first.
         if self._budget_error is not None and not self._active:
             raise self._budget_error
         self._report()
@@ -179,9 +180,9 @@ class MapRun:
             return False
         # Rows in a batch job do not follow each other: the provider is answering them already.
         if request.reuse and (row.entry is None or row.entry.batch_job is None):
-            # The key has no field for the server, which a function may choose for each row.
+            # Without the settings' base URL, which all rows share: rows differ in `api_base` only.
             row.key = row.key or equality_key(request, base_url=request.api_base or "")
-            if row.key in self._leader_keys and not row.is_in_journal:
+            if row.key in self._leader_keys and not row.has_stored_answer:
                 self._followers.setdefault(row.key, deque()).append(row)
                 return False
             self._leader_keys.add(row.key)
@@ -245,12 +246,12 @@ class MapRun:
         followers = self._followers.pop(key, deque())
         if reply:
             for row in followers:
-                row.is_in_journal = True
+                row.has_stored_answer = True
             self._to_start.extend(followers)
         elif isinstance(error, _EQUAL_ROWS_ERRORS) and not isinstance(error, _ALL_ROWS_ERRORS):
             for row in followers:  # the server would refuse an equal request again
                 self._fail_unsent(row, error)
-        elif followers:  # the next one leads the rest
+        elif followers:  # the next of them becomes the leader of the rest
             self._to_start.append(followers.popleft())
             self._followers[key] = followers
 
@@ -318,7 +319,7 @@ class MapRun:
         """Insert rows that are not in the journal into it, as parked, until an instant."""
         maps = self.backend.client.journal(self.backend.settings).maps
         api_client = self.backend.client.services().api_client
-        # These rows are unanswered ones, too; a resume fills the queue again.
+        # Its rows are in `_unanswered`, too; a resume fills it again.
         self._to_start.clear()
         unread = iter(self._next_row, None)
         unsent = (
@@ -332,7 +333,7 @@ class MapRun:
         ) and time.monotonic() < until:
             chunk: list[tuple[Request, bytes]] = []
             for row in rows:
-                # A row that fails here is refused, and reported, when the map is resumed.
+                # A row of which no request can be made is reported when the map is resumed.
                 with contextlib.suppress(NbcodexError):
                     request = self._request_of(row)
                     endpoint = api_client.endpoint(request, self.backend.settings)
@@ -351,7 +352,7 @@ class MapRun:
             if entry and row.request and entry.request.prompt != row.request.prompt:
                 entry = None  # a row of another map, which had the same id by chance
             row.entry = entry if entry and entry.resumable else None
-            row.is_in_journal, row.reply = False, None
+            row.has_stored_answer, row.reply = False, None
             if entry and entry.reply:
                 row.request = row.request or entry.request
                 self.restore(row, entry.reply)
@@ -396,7 +397,7 @@ class MapRun:
             waiting = len(self._active) - sent
         else:
             waiting = total - self.inputs.unknown_rows - counted.done - failed - parked - sent
-        if total is not None and self.outcome not in {"", "done"}:
+        if total is not None and self.outcome not in {"", "done"}:  # it ended early
             parked, sent, waiting = max(0, parked + sent + waiting), 0, 0
         tokens, requests = self._rate_limits(counted.model)
         return replace(
@@ -424,7 +425,7 @@ class MapRun:
             return None, None
         snapshots = event_loop.run(self.backend.client.limits(self.backend.settings))
         for label, snapshot in snapshots.items():
-            if label.partition(" at ")[0] == model:
+            if label.partition(" at ")[0] == model:  # the label may name the server as well
                 tokens, requests = snapshot.tokens, snapshot.requests
                 return tokens.limit if tokens else None, requests.limit if requests else None
         return None, None

@@ -53,7 +53,7 @@ class MapRunner:
         return has_more
 
     def _check_end_action(self) -> None:
-        # An ordinary exception: on an event loop, an interrupt would end the loop.
+        # Not a KeyboardInterrupt, which would end the event loop of an asynchronous map.
         if self.ended.is_set() or self.run.end_action is not None:
             raise _EndedByUserError
 
@@ -112,7 +112,7 @@ class MapRunner:
             _active.pop(self, None)
 
 
-_active: dict[MapRunner, None] = {}
+_active: dict[MapRunner, None] = {}  # a set that keeps the order
 
 
 def active_runners() -> list[MapRunner]:

@@ -47,7 +47,7 @@ class RowRequests:
         self.template: Template | None = None
         self.row_key, self.settings, self.origin = row_key, settings, origin
         if isinstance(source, str):
-            # Names of columns are fields even if they contain spaces and punctuation.
+            # Names of columns are template fields even if they contain spaces and punctuation.
             columns: Collection[str] = data.columns or ()
             if data.columns is None and data.total is not None:  # an iterator would be used up
                 columns = next((row.values.keys() for row in data.rows()), ())
@@ -68,10 +68,10 @@ class RowRequests:
         if isinstance(options.images, Iterator):  # it would be used up by the first row
             options = replace(options, images=tuple(options.images))
         self.options = options
-        # An invalid option would fail in every row: it is refused here.
+        # An invalid option would fail in every row: the error is raised here instead.
         self.schema = build_request("?", settings, options).schema
         # Frames have the same columns in every row. Of other data each row is looked at, but an
-        # iterator would be used up by that: its rows are refused one by one.
+        # iterator would be used up by that: its rows fail one by one.
         columns_of: Iterable[tuple[str, Collection[str]]] = ()
         if data.columns is not None:
             columns_of = [("the data", data.columns)]

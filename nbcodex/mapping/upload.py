@@ -56,16 +56,16 @@ class BatchUploader:
         self._pending = PendingRows(services, settings, self._batch_jobs, self._batch_api, emit)
         self.backlog = 0  # number of rows that are not in the journal yet
         self._map_id = ""
-        # Held by the task that inserts rows; the others wait in order, and `flush` behind them.
+        # Held by the task that inserts rows; other such tasks wait in order, `flush` behind them.
         self._inserting = asyncio.Lock()
-        # Rows to be uploaded; rows that are in a job, or equal to a row in it, by the job's tag.
+        # Rows to be uploaded; by a job's tag, rows that are in it, or equal to a row in it.
         self._ready: dict[Destination, deque[PendingRow]] = {}
         self._waiting: dict[str, list[PendingRow]] = {}
         # Jobs at the provider by tag, None while one is being claimed; tags of jobs that are done.
         self._uploaded_jobs: dict[str, PendingJob | None] = {}
         self._closed_tags: set[str] = set()
         self._job_closed = asyncio.Event()
-        self._max_rows, self._stage = MAX_BATCH_REQUESTS, ""
+        self._max_rows, self._stage = MAX_BATCH_REQUESTS, ""  # of one job; see `stage`
         self._tasks: set[asyncio.Task[None]] = set()
         self._upload_task: asyncio.Task[None] | None = None
 
@@ -227,7 +227,7 @@ class BatchUploader:
                 rows.popleft()
                 await self._pending.fail([request], error)
                 continue
-            # The first row always fits: longer ones are refused above.
+            # The first row always fits: longer ones have failed above.
             if job.requests and len(data) + len(line) > MAX_BATCH_BYTES:
                 break
             rows.popleft()
@@ -292,10 +292,11 @@ class BatchUploader:
         self._pending.emit(job.requests, events.Sent, attempt=1, model=job.model, input_tokens=0)
 
     async def _return_rows(self, job: PendingJob) -> None:
-        """Put the rows of a job that was not accepted back where they were."""
+        """Make the rows of a job that was not accepted ready to be uploaded again."""
         await self._batch_api.erase(job)
         await self._batch_jobs.withdraw_job(job.tag)
         self._uploaded_jobs.pop(job.tag, None)
+        # Listeners learn by this that the rows are no longer at the server.
         self._pending.emit(job.requests, events.CoolingDown, limit=None, resume_at=None, waited=0.0)
         rows = self._pending.rows
         # A resumed job may hold rows of another map, for which nothing waits here.

@@ -27,11 +27,11 @@ class Clock(Protocol):
 class BootClock:
     """The machine's time since boot: it continues during sleep, and cannot be set."""
 
-    _boot_time = getattr(time, "CLOCK_BOOTTIME", None)  # Linux has it; elsewhere `monotonic` serves
+    _clock_id = getattr(time, "CLOCK_BOOTTIME", None)  # Linux has it; elsewhere `monotonic` serves
 
     def now(self) -> float:
         """Return seconds since boot."""
-        return time.monotonic() if self._boot_time is None else time.clock_gettime(self._boot_time)
+        return time.monotonic() if self._clock_id is None else time.clock_gettime(self._clock_id)
 
     def wall(self) -> float:
         """Return seconds since the epoch."""

@@ -71,7 +71,7 @@ def check_owner(path: Path, found: os.stat_result, *, kind: str) -> None:
 
 def is_on_network(folder: Path) -> bool:
     """Return whether `folder` is on a file system whose locks and shared memory are unreliable."""
-    # SQLite's write-ahead log needs all processes on one host (https://sqlite.org/wal.html).
+    # SQLite's write-ahead log needs all processes on one machine (https://sqlite.org/wal.html).
     if os.fspath(folder).startswith("\\\\"):
         return True
     import psutil  # here, because `%load_ext` has to be fast

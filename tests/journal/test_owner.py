@@ -21,7 +21,7 @@ from nbcodex.models import NOTE_POSSIBLY_PAID, NOTE_POSSIBLY_PAID_TWICE, Reply
 from .conftest import ManualClock, added, output, request, run, stop_heartbeats
 
 Open = Callable[..., Journal]
-HERE = Owner(id=1, host="h", boot="b", pid_namespace="s", pid=100, start_ticks=5000)
+HERE = Owner(id=1, machine="h", boot="b", pid_namespace="s", pid=100, start_ticks=5000)
 OTHER = replace(HERE, id=2, pid=200, start_ticks=6000)
 
 
@@ -34,7 +34,7 @@ OTHER = replace(HERE, id=2, pid=200, start_ticks=6000)
         pytest.param(OTHER, ("Z", 6000), True, id="zombie"),
         pytest.param(OTHER, ("T", 6000), False, id="only stopped"),
         pytest.param(OTHER, ("?", 0), False, id="cannot be read"),
-        pytest.param(replace(OTHER, host="g"), None, False, id="another host"),
+        pytest.param(replace(OTHER, machine="g"), None, False, id="another host"),
         pytest.param(replace(OTHER, boot="c"), None, False, id="another boot"),
         pytest.param(replace(OTHER, pid_namespace="t"), None, False, id="another container"),
         pytest.param(replace(OTHER, boot=""), None, False, id="an unknown boot"),
@@ -78,7 +78,7 @@ def gone_owner(owner: Owner, clock: ManualClock) -> Callable[[], bool]:
     connection: Any = SimpleNamespace(owner=HERE, clock=clock)
     row: Any = {
         "owner": owner.id,
-        "host": owner.host,
+        "host": owner.machine,
         "boot": owner.boot,
         "space": owner.pid_namespace,
         "pid": owner.pid,
@@ -103,7 +103,7 @@ def test_wall_clock_jump_does_not_change_heartbeat_age_within_a_boot(
 
 def test_heartbeat_of_another_host_ages_by_the_wall_clock(clock: ManualClock) -> None:
     """A heartbeat from the future is a sign of life."""
-    is_owner_gone = gone_owner(replace(OTHER, host="g", boot="c"), clock)
+    is_owner_gone = gone_owner(replace(OTHER, machine="g", boot="c"), clock)
     clock.epoch += 60
     assert not is_owner_gone()
     clock.epoch += 1
