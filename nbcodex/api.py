@@ -24,7 +24,7 @@ ResultT = TypeVar("ResultT")
 MIN_SIMILARITY = 0.75  # of names (`difflib`): "template" is not meant by "temperature"
 MAX_KEPT_RUNS = 8  # of maps, with all their replies, in `nbcodex.map.recent`
 
-# Options of cells that have another form in Python.
+# What to use in place of options of cells, or of the SDK, that the functions here do not have.
 _CELL_OPTIONS = {
     **dict.fromkeys(("out", "format", "raw"), "The returned Reply holds the answer."),
     **dict.fromkeys(("new", "no_history"), "Use thread; without it, no earlier turn is sent."),
@@ -54,7 +54,7 @@ def _public_async(
 ) -> Callable[
     [Callable[..., Coroutine[Any, Any, ResultT]]], Callable[P, Coroutine[Any, Any, ResultT]]
 ]:
-    """Return what `_public` is for the coroutine function that has the parameters of `sync`."""
+    """Return a decorator like `_public`, for a coroutine function with the parameters of `sync`."""
     signature = inspect.signature(sync)
 
     def decorate(function: Callable[..., Coroutine[Any, Any, ResultT]]) -> Any:
@@ -333,7 +333,7 @@ def keep_run(run: MapRun) -> None:
 
     run.on_stats = host.current.map_listener()
     map.last = LastMap(run)  # type: ignore[attr-defined]
-    kept_runs.pop(run.id, None)
+    kept_runs.pop(run.id, None)  # a resumed run becomes the newest
     kept_runs[run.id] = run
     for id_ in list(kept_runs)[:-MAX_KEPT_RUNS]:
         del kept_runs[id_]

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from nbcodex.requests.budget import RequestEstimate
     from nbcodex.requests.runner import Services
 
+# The 90 days are `journal.database.RETENTION_S`.
 _FIRST_USE_NOTICE = (
     "from now on prompts and answers are kept in {folder} for 90 days, readable by you alone "
     "(%codex forget erases, %config Codex.journal = False keeps none)"
@@ -82,6 +83,7 @@ class Client:
         self.listeners: list[Listener] = [self.totals]
         self._transport = transport  # replaces the network, in the simulator and in tests
         self._services: Services | None = None
+        # By data folder and Redis URL; None: the one of `Settings.private_limits`.
         self._limiters: dict[tuple[Path, Secret | None] | None, Limiter] = {}
         self._notices = ""  # sentences to be shown to the user once
         self._unannounced: set[Path] = set()  # folders of new journals that hold no request yet
@@ -219,7 +221,7 @@ class Client:
         """Return a handle that resumes a parked, abandoned, interrupted or failed request.
 
         Nothing is started yet. It is not sent before `not_before`, in seconds since the epoch.
-        With `any_server` it may go to another server than it was written for.
+        With `any_server` it may go to another server than the entry was written for.
         """
         # A request that began with less patience than the settings have now gets theirs.
         request = replace(entry.request, patience=max(entry.request.patience, settings.patience))
@@ -259,7 +261,7 @@ class Client:
     def close(self) -> None:
         """Park what is running, and close the journals and limiters, as the process ends."""
         handles = self.active_handles()
-        # Parked rather than abandoned: `%codex resume` then knows when each can go.
+        # Parked rather than abandoned: `%codex resume` then knows when each can be sent.
         for handle in handles:
             handle.park_at_exit()
         concurrent.futures.wait([handle.ending for handle in handles], timeout=PARK_TIMEOUT_S)
@@ -271,13 +273,13 @@ class Client:
     async def limits(self, settings: Settings) -> dict[str, LimitState]:
         """Return the limits of the models that were used here and of the default one, by label."""
         limiter, api_client = self.limiter(settings), self.services().api_client
-        default: list[str] = []
+        default_ids: list[str] = []  # the id of its limits, where the server is known
         with contextlib.suppress(NbcodexError):
             endpoint = api_client.endpoint(Request(prompt="?"), settings)
             model = settings.model or DEFAULT_MODEL
-            default = [api_client.limits_id(endpoint, model, salt=await limiter.salt())]
-            limiter.labels.setdefault(default[0], f"{model} at {endpoint.base_url}")
-        return await limiter.limit_states(self.clock.now(), *default)
+            default_ids = [api_client.limits_id(endpoint, model, salt=await limiter.salt())]
+            limiter.labels.setdefault(default_ids[0], f"{model} at {endpoint.base_url}")
+        return await limiter.limit_states(self.clock.now(), *default_ids)
 
 
 _current: Client | None = None

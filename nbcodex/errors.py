@@ -29,7 +29,7 @@ def shorten(text: str, max_chars: int = MAX_MESSAGE_CHARS) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence about an unknown `word`: the known word nearest to it."""
+    """Return the end of a sentence on an unknown `word`: ``; did you mean usage?`` or a stop."""
     import difflib  # here, because `%load_ext` has to be fast
 
     near = difflib.get_close_matches(word, known, n=1)
@@ -64,10 +64,11 @@ def join_advice(*parts: str) -> Advice:
 def render(title: str, message: str, advice: str) -> list[str]:
     """Return an error as at most six lines, in place of a traceback."""
     lines = textwrap.wrap(f"{title}: {shorten(message)}", ERROR_WIDTH_CHARS)
-    steps: list[str] = []
+    advice_lines: list[str] = []
     if advice:
-        steps = textwrap.wrap(f"→ {shorten(advice)}", ERROR_WIDTH_CHARS, subsequent_indent="  ")[:3]
-    return lines[: MAX_ERROR_LINES - len(steps)] + steps
+        advice = f"→ {shorten(advice)}"
+        advice_lines = textwrap.wrap(advice, ERROR_WIDTH_CHARS, subsequent_indent="  ")[:3]
+    return lines[: MAX_ERROR_LINES - len(advice_lines)] + advice_lines
 
 
 class _ErrorBase(BaseException):
@@ -114,7 +115,7 @@ class ConfigurationError(NbcodexError, title="Not done"):
 
 
 class MissingKeyError(ConfigurationError):
-    """No key is known for the host that the request would go to."""
+    """No key is known for the server that the request would go to."""
 
 
 class BatchUnsupportedError(ConfigurationError, title="No batches"):
@@ -209,7 +210,7 @@ class AnswerError(NbcodexError, title="Invalid answer"):
 
 
 class EntryError(NbcodexError, title="Journal"):
-    """An entry of the journal cannot be found, read, or resumed; it stays as it is."""
+    """An entry of the journal cannot be found, read, or resumed; the entry is unchanged."""
 
 
 class ParkedError(NbcodexError, title="Parked"):

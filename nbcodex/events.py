@@ -28,7 +28,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queued(Event):
-    """The request exists; nothing has been sent."""
+    """The request exists; nothing has been sent. It need not wait in the limits' queue."""
 
     model: str | None  # None until it is known
     patience: float
@@ -39,7 +39,7 @@ class Queued(Event):
 class CoolingDown(Event):
     """The request has to wait before it is sent: for the end of a cooldown, or in the queue."""
 
-    limit: Limit | None  # that refused another request, or that is fully used; None if unknown
+    limit: Limit | None  # it refused another request, or is fully used; None if unknown
     resume_at: float | None  # when it will be sent; None in the queue if that cannot be predicted
     waited: float  # seconds of patience that are used, without this wait
     queued: bool = False  # whether it waits in the queue, which uses no patience
@@ -121,7 +121,7 @@ class Failed(Ending):
     """No further attempt can help."""
 
     error: NbcodexError
-    # Whether a resumed request failed before it was resumed: its journal entry stays as it was.
+    # Whether a request failed before it had claimed the journal entry that it was to resume.
     entry_unchanged: bool = False
 
 

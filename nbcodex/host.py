@@ -22,9 +22,9 @@ from nbcodex.requests.request_state import cooldown_error
 from nbcodex.runtime.clock import format_duration, format_time
 from nbcodex.settings import Settings
 
-# A script logs a wait of at least so long; one for the same reason as another, only this often.
+# A script logs a wait if it is at least this long, and waits for one reason only this often.
 MIN_LOGGED_WAIT_S, WAIT_LOG_INTERVAL_S = 3.0, 60.0
-# How late a log line may be, however often a queue announces another end of the wait.
+# How late a log line may be: without events, the wait is checked again after this time.
 WAIT_CHECK_INTERVAL_S = 1.0
 
 log = logging.getLogger("nbcodex")
@@ -36,7 +36,7 @@ class _WaitLog:
     _logged_at: ClassVar[dict[str, float]] = {}  # when each reason was last logged
 
     def __init__(self) -> None:
-        self._wait: CoolingDown | BackingOff | None = None
+        self._wait: CoolingDown | BackingOff | None = None  # the present wait, until it is logged
         self._started_at, self._due_at = math.inf, -math.inf
 
     def on_events(self, batch: tuple[Event, ...]) -> None:

@@ -17,6 +17,7 @@ handle         a request as the calling thread holds it; its runner is on the ev
 limit          the server's cap on tokens or requests in a window of time, such as a minute
 budget, cap    the user's own caps on tokens or dollars; one of them
 quota          credit with the provider: a matter of billing, so waiting does not help
+snapshot       the limits as the headers of one response state them
 cooldown       a model is closed to all requests until an instant, because of a limit
 probe          an attempt during a cooldown, to find out whether it is over
 bucket         a token bucket, by which a limit is modelled: it is refilled at a constant rate
@@ -34,7 +35,7 @@ front end      the program that shows a notebook: JupyterLab, VS Code, Colab
 thread         a named conversation of one notebook
 chapter        the turns since a thread was started anew; its number is larger than earlier ones
 map run        one prompt template applied to many rows
-row            one request of a map run; its key distinguishes rows with the same prompt
+row            one request of a map run; its row key distinguishes it from an equal one
 batch job      a file of rows handed to the provider's Batch API
 
 Durations are seconds as floats; instants end in `_at`, and instants to wait for in `_until`.
@@ -49,6 +50,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 Api = Literal["auto", "responses", "chat"]
+# Of a request: ``pending`` until the first attempt; ``waiting`` for a limit or for a batch job.
 Status = Literal[
     "pending", "running", "waiting", "done", "parked", "interrupted", "cancelled", "failed"
 ]
@@ -75,7 +77,7 @@ def new_id() -> str:
 
 
 def describe(record: Any) -> str:
-    """Return a dataclass's `repr` with rounded times, and without fields that have a default."""
+    """Return a dataclass's `repr` with rounded times, without fields that equal their default."""
     parts = []
     for each in fields(record):
         value = getattr(record, each.name)
@@ -113,7 +115,7 @@ class Origin:
     engine: str = "live"  # How the map's rows are answered: as ``live`` requests, or by ``batch``
     data_kind: str = "list"  # The map's data: ``list``, ``tuple``, ``pandas`` or ``polars``
     position: TurnPosition = TurnPosition()  # Of the answer, if it joins a conversation
-    server: str | None = None  # The `Endpoint.server` that an entry was written for
+    server: str | None = None  # The only server that may get it (`Endpoint.server`); None: any
 
 
 # The first bytes of a file; WebP has a length between the two parts of its signature.
@@ -170,8 +172,8 @@ class Turn:
     images: tuple[Image, ...] = ()  # Images of the prompt
     # Items of the answer that the server wants back, such as encrypted reasoning
     carried: tuple[Mapping[str, Any], ...] = ()
-    model: str | None = None  # Which may receive `carried`, like the server; None: any
-    base_url: str | None = None
+    model: str | None = None  # The only model that may receive `carried`; None: any
+    base_url: str | None = None  # The only server that may; None: any
     entry: int | None = field(default=None, compare=False)  # `seq` of its entry in the journal
 
 
@@ -182,7 +184,7 @@ class Schema:
     name: str  # Letters, digits, ``_`` and ``-``: at most 64
     definition: Mapping[str, Any]  # A JSON schema
     strict: bool = True  # Whether the server enforces it, which not every schema allows
-    # The pydantic class, or TypeAdapter, that parses the answer; it lives as long as the process
+    # The pydantic class, or TypeAdapter, that parses the answer; the journal does not keep it
     model: Any = field(default=None, repr=False, compare=False)
 
 
@@ -230,12 +232,12 @@ class Request:
     params: Mapping[str, Any] = field(default_factory=dict)  # Added to the body that is sent
     api: Api = "auto"
     api_base: str | None = None  # Base URL for this request only
-    patience: float = 600.0  # Seconds of waits after which the request is parked
+    patience: float = 600.0  # Seconds of waits until it is parked; 600 if an old entry has none
     created_at: float = field(default_factory=time.time)  # Seconds since the epoch
     origin: Origin = field(default_factory=Origin)
     reuse: bool = False  # Whether the journal's answer to an equal request is acceptable
     durable: bool = False  # Whether the server keeps the answer, to continue a broken stream
-    row: str | None = None  # Distinguishes it from another row of a map with the same prompt
+    row: str | None = None  # The row key, if it is a row of a map
 
     def with_server(self, server: str | None) -> Self:
         """Return the request with another `Origin.server`."""
@@ -247,7 +249,7 @@ class StreamPosition:
     """How far a durable answer has been read; it is continued from there."""
 
     response_id: str
-    sequence: int | None = None  # Of the last event that was read; None: read from the beginning
+    sequence: int | None = None  # Number of the last event read; None: read from the beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,17 +373,17 @@ class Reply:
     model: str | None = None  # The model that answered, as the server names it
     usage: Usage = Usage()  # Tokens of all attempts; those of broken attempts are estimates
     cost: float | None = None  # US dollars; None where no price is known
-    unpriced_tools: tuple[str, ...] = ()  # Their calls are not in `cost`: it is a lower bound
+    unpriced_tools: tuple[str, ...] = ()  # Tools whose calls `cost`, a lower bound, leaves out
     attempts: int = 1  # HTTP attempts, the successful one included
     waited: float = 0.0  # Seconds spent waiting because of limits and faults
     queued: float = 0.0  # Seconds spent in the queue for capacity, which use no patience
-    seconds: float = 0.0  # From the prompt to the end of the answer, without those two
-    cut: str | None = None  # Why it ends early: ``max_output_tokens`` or ``content_filter``
+    seconds: float = 0.0  # From the prompt to the end of the answer, less `waited` and `queued`
+    cut: str | None = None  # Why the answer ends early: ``max_output_tokens`` or ``content_filter``
     parsed: Any = None  # The validated object, where a schema or JSON was requested
     images: tuple[Image, ...] = ()  # Images that the model made
     sources: tuple[Source, ...] = ()  # Web pages that the answer cites, in the provider's order
     reused: bool = False  # Whether the answer came from the journal
-    simulated: bool = False  # Whether it came from the simulator
+    simulated: bool = False  # Whether the answer came from the simulator
     notes: tuple[str, ...] = ()  # Remarks for the line of figures, which stands below the answer
     error: str | None = None  # Why there is no answer, in a map, where nothing is raised
     carried: CarriedReasoning | None = field(default=None, repr=False)  # For the next turn
@@ -401,6 +403,7 @@ class Reply:
         return sanitize_markdown(self.text)
 
 
+# Known to be zero, while `Usage()` is unknown.
 NO_USAGE = Usage(input_tokens=0, cached_tokens=0, output_tokens=0, reasoning_tokens=0)
 
 
@@ -452,12 +455,12 @@ class MapStats:
     at: float  # The instant, as `Clock.now` returns it
     total: int | None = None  # Rows; None where the number is not known yet
     done: int = 0  # Rows with an answer
-    reused: int = 0  # Of these: with an answer from the journal
-    cut: int = 0  # Of these: with an answer that ends early
+    reused: int = 0  # Of `done`: with an answer from the journal
+    cut: int = 0  # Of `done`: with an answer that ends early
     failed: int = 0  # Rows that ended without an answer
     parked: int = 0  # Rows that are kept for later
     sent: int = 0  # Rows at the server
-    waiting: int = 0  # All other rows, so that these five add up to a known `total`
+    waiting: int = 0  # The rest of `total`: neither done, failed, parked nor sent
     totals: UsageTotals = UsageTotals()  # What the rows have used so far
     closed_until: float | None = None  # The end of the model's cooldown
     limit: Limit | None = None  # The limit that caused the cooldown

@@ -109,8 +109,8 @@ class Settings:
     azure_key: Secret | None = None
     azure_ad_token: Secret | None = None
     api_version: str | None = None
-    # Keys of further hosts, by host name: ``host`` (the usual ports), ``host:port``, ``host:*``
-    # (all ports), or ``http://host:port`` where the key may travel unencrypted.
+    # Keys of further servers, by address: ``name`` (the usual ports), ``name:port``, ``name:*``
+    # (all ports), or ``http://name:port`` where the key may travel unencrypted.
     keys: Mapping[str, Secret] = field(default_factory=dict)
     # Returns an ``AsyncOpenAI`` for any other provider; the fields above are then ignored.
     client: Callable[[], Any] | None = None
@@ -123,8 +123,8 @@ class Settings:
     # Characters after which an answer is cut, its reasoning included: four times the longest
     # output of any model, so that only a model in a loop reaches it.
     max_answer: int = 2_000_000
-    display: Display = "auto"
-    remote_images: bool = False
+    display: Display = "auto"  # how requests are shown; ``auto``: as the front end can
+    remote_images: bool = False  # whether images in answers are loaded from other servers
     journal: bool = True  # whether requests are kept on disk, or until the process ends
     reuse: bool = False  # whether the answer to an equal request is taken from the journal
     budgets: tuple[str, ...] = ()  # the user's caps, such as ``200k`` or ``$5/day``; all apply
@@ -133,7 +133,7 @@ class Settings:
     home: Path | None = None  # where files are kept; None: the platform's data folder
     aliases: Mapping[str, str] = field(default_factory=dict)  # short names of models
     max_history: int | None = None  # how many earlier turns a request sees; None: all that fit
-    redis_url: Secret | None = None  # where hosts with one key share its limits
+    redis_url: Secret | None = None  # where machines with one key share its limits
     private_limits: bool = False  # not shared, because the server is this process's own
 
     # Read for every request, not at import: `os.environ` and `%config` change in a running kernel.
@@ -167,11 +167,11 @@ def _as_field(name: str, value: Any) -> Any:
         return value if isinstance(value, Secret) else Secret(value)
     if name == "keys":
         keys = {}
-        for host, key in value.items():
-            # Hosts are compared in lower case and without the path of a URL.
-            scheme, separator, address = host.strip().lower().rpartition("://")
-            origin = f"{scheme}{separator}{address.partition('/')[0]}"
-            keys[origin] = key if isinstance(key, Secret) else Secret(key)
+        for server, key in value.items():
+            # Servers are compared in lower case and without the path of a URL.
+            scheme, separator, rest = server.strip().lower().rpartition("://")
+            address = f"{scheme}{separator}{rest.partition('/')[0]}"
+            keys[address] = key if isinstance(key, Secret) else Secret(key)
         return keys
     if name in {"patience", "idle_timeout"}:
         seconds = parse_duration(value)

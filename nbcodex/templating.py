@@ -25,7 +25,7 @@ _COMMAND_OR_BRACE = re.compile(r"\\[A-Za-z]+\*?(?:\[[^\[\]{}\n]*\])?|[{}]")
 # in it do not count.
 _TOKEN = re.compile(r"""[\[\](){}:!\n]|"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+'""")
 # Behind an expression: ``}``, ``!r}``, ``:.2f}`` or ``!s:>{width}}``.
-_ENDING = re.compile(r"(?:!([rsa]))?(?::((?:[^{}\n]|\{[^{}\n]*+\})*+))?\}")
+_AFTER_EXPRESSION = re.compile(r"(?:!([rsa]))?(?::((?:[^{}\n]|\{[^{}\n]*+\})*+))?\}")
 # What `format` accepts for numbers and strings: ``.2f``, ``>10``, ``,``. A blank as a sign counts
 # only before a width and a type, because `{n: 2}` is more likely JavaScript.
 _NUMBER_FORMAT = re.compile(
@@ -121,7 +121,7 @@ def _field_at(
 
 
 def _split_field(text: str, start: int, names: Collection[str]) -> tuple[int, str, str, str] | None:
-    """Return the end, expression, conversion and format of a field whose brace ends at `start`."""
+    """Return the end, expression (from `start` on), conversion and format of a field."""
     close = text.find("}", start, start + MAX_FIELD_CHARS)
     if names and text[start : max(close, start)] in names:
         return close + 1, text[start:close], "", ""
@@ -135,14 +135,14 @@ def _split_field(text: str, start: int, names: Collection[str]) -> tuple[int, st
                 depth -= 1
             case "}" | ":" | "!" if depth == 0:
                 stop = token.start()
-                ending = _ENDING.match(text, stop, stop + MAX_FIELD_CHARS)
-                spec = (ending and ending[2]) or ""
-                if ending and (
+                rest = _AFTER_EXPRESSION.match(text, stop, stop + MAX_FIELD_CHARS)
+                spec = (rest and rest[2]) or ""
+                if rest and (
                     _NUMBER_FORMAT.fullmatch(spec)
                     or _DATE_FORMAT.fullmatch(spec)
                     or _NESTED_FORMAT.match(spec)
                 ):
-                    return ending.end(), text[start:stop], ending[1] or "", spec
+                    return rest.end(), text[start:stop], rest[1] or "", spec
                 return None
             case "{" | "}" | "\n" | "!":
                 return None
@@ -192,7 +192,7 @@ class Template:
             raise ConfigurationError("The template is empty.", advice="Write 'Translate {text}'.")
         for field in self.fields:
             text = text[: field.start] + " " * (field.end - field.start) + text[field.end :]
-        # They would be sent with every row as they stand. JSON, code and LaTeX may stay.
+        # Misspelt fields would be sent with every row. JSON, code and LaTeX are meant to be.
         for found in _OTHER_BRACES.finditer(text):
             if (body := found["body"]) and (column := _likely_column(body, columns)):
                 raise ConfigurationError(
@@ -200,14 +200,14 @@ class Template:
                     advice=f"Write {{{column}}} for the column, or double the braces to send them.",
                 )
 
-    def check(self, columns: Collection[str], *, owner: str = "the data") -> None:
-        """Raise a ConfigurationError if `columns`, those of `owner`, lack a field's column."""
+    def check(self, columns: Collection[str], *, data_name: str = "the data") -> None:
+        """Raise a ConfigurationError if `columns`, those of `data_name`, lack a field's."""
         if not (missing := sorted(self.names - set(columns))):
             return
         needed = ", ".join(f"{{{name}}}" for name in missing)
         present = ", ".join(f"{{{name}}}" for name in list(columns)[:20]) or "nothing"
         raise ConfigurationError(
-            f"The template has {needed}, {owner} has {present}. Nothing was sent.",
+            f"The template has {needed}, {data_name} has {present}. Nothing was sent.",
             advice="Write {{name}} for a literal {name}.",
         )
 
@@ -219,7 +219,7 @@ def _likely_column(body: str, columns: Collection[str]) -> str | None:
     name = re.split(r"[!:]", body)[0]
     if re.match(r"""\s*["']|[\w ]+:\s""", body):  # an object's key in JSON or JavaScript
         return None
-    if "0" in columns and re.match(r"\d", body):  # a position that the first row does not have
+    if "0" in columns and re.match(r"\d", body):  # rows are sequences, and the first is too short
         return "0"
     try:
         nodes = ast.walk(ast.parse(name.strip(), mode="eval"))
@@ -241,7 +241,7 @@ def _fill_column(field: Field[ColumnPath], values: Mapping[str, Any]) -> str:
     try:
         value = values[column]
         if path:
-            # By another name, because get_field would parse dots and brackets in the column's.
+            # Not by the column's name, in which `get_field` would parse dots and brackets.
             value = _FORMATTER.get_field(f"{ITEM}{path}", (), {ITEM: value})[0]
         if _is_missing(value):
             raise ConfigurationError(f"The row has no value in its column {column!r}.")

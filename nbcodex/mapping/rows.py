@@ -79,7 +79,7 @@ class RowRequests:
             columns_of = ((f"row {shorten(str(r.label), 60)}", r.values) for r in data.rows())
         for owner, columns in columns_of:
             if self.template:
-                self.template.check(columns, owner=owner)
+                self.template.check(columns, data_name=owner)
             if isinstance(row_key, str) and row_key not in columns:
                 raise ConfigurationError(
                     f"The row key {row_key!r} is not a column of {owner}.",

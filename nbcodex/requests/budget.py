@@ -1,4 +1,4 @@
-"""The user's own caps: how they are written, what a request may cost, and which one refuses it.
+"""The user's own caps: how they are written, what a request may cost, and whether they allow it.
 
 This process counts what it has spent and reserved in its session; the journal counts what all
 kernels spend by day and month. A cap protects against mistakes, not against its user, who can
@@ -30,7 +30,7 @@ MIN_CAP_TOKENS = 100
 
 WARNING_SHARES = (0.75, 0.90, 0.95)  # of a cap: when so much is used, the reply gets a note
 
-# Between two reads of the journal's counters, each of which costs a commit.
+# Between two reads of the journal's counters: a read waits until writes before it are on disk.
 REFRESH_INTERVAL_S = 5.0
 
 DEFAULT_OUTPUT_TOKENS = 500  # expected of an answer until the session has had one
@@ -153,10 +153,11 @@ class Budget:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._session = _NO_SPEND
-        self._all_kernels = Spending()
-        self._shared_caps: tuple[SpendingCap, ...] = ()
-        self._read_at, self._read_on = float("-inf"), ""  # an instant, and an ISO date
+        self._session = _NO_SPEND  # spent by this process
+        self._all_kernels = Spending()  # as last read from the journal
+        self._shared_caps: tuple[SpendingCap, ...] = ()  # in all kernels; kept in the journal
+        # When the journal's counters were read: an instant, and an ISO date.
+        self._read_at, self._read_on = float("-inf"), ""
         self._reading: asyncio.Task[None] | None = None
         # By request id: what is reserved, and the caps that it was checked against.
         self._reservations: dict[str, tuple[SpendAmount, tuple[SpendingCap, ...]]] = {}
@@ -194,7 +195,7 @@ class Budget:
         tier: str | None = None,
         broken: SpendAmount = _NO_SPEND,
     ) -> None:
-        """Reserve what a request may cost: its next answer, and its `broken` attempts.
+        """Reserve what a request may cost: its next answer, and what `broken` attempts have used.
 
         Raises a BudgetError if this would exceed a cap, or if a cap cannot be checked.
         """
@@ -209,7 +210,7 @@ class Budget:
         # A server on this machine has no price, because it costs nothing.
         is_free = expected.cost is None and pricing.is_local_server(base_url)
         checked = [cap for cap in in_force if not (is_free and cap.unit == "dollars")]
-        # The journal counts what these limit.
+        # The journal counts what is spent in a day or month, and this process in its session.
         calendar_caps = [cap for cap in checked if cap.period != "session"]
         # A request that is sent again replaces its reservation by one with its broken attempts.
         self.release(request.id)
@@ -274,12 +275,12 @@ class Budget:
     def commit(
         self, request_id: str, reply: Reply, *, assumed: SpendAmount | None = None
     ) -> tuple[str, ...]:
-        """Count a reply, of unknown usage as `assumed` or reserved; return new warnings."""
+        """Count what a reply used (`assumed` or reserved if unknown); return new warnings."""
         assumed = self.reserved_for(request_id) if assumed is None else assumed
         caps = self.release(request_id)
         if reply.reused or not reply.attempts:
             return ()
-        if reply:
+        if reply.status == "done":
             self._answers += 1
             self._answer_tokens += reply.usage.output_tokens or 0
         spent = SpendAmount.of_reply(reply, assumed=assumed)

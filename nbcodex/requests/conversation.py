@@ -34,8 +34,8 @@ class _ThreadState:
     chapter: int | None = None  # the chapter that is continued; None: the latest
     # Whether this process started the chapter: cells then do not return to an earlier one.
     is_new: bool = False
-    # How many of an earlier process's turns, from the first on, cells without an id have repeated;
-    # None: they do not repeat them.
+    # Cells without an id: how many turns of an earlier process they have repeated, from its first
+    # turn on; None: their prompts are no repetition, or not any more.
     repeated_turns: int | None = 0
 
 
@@ -53,7 +53,7 @@ class Conversations:
         *,
         start_new: bool = False,
     ) -> tuple[Request, list[str]]:
-        """Return `request` with its earlier turns and its position, and notes for the user."""
+        """Return `request` with its position and earlier turns (none if `start_new`), and notes."""
         if request.thread is None:
             return request, []
         stored = store.find_conversation(request.origin.notebook, request.thread)
@@ -116,11 +116,11 @@ def _turns_before(
         return []
     of_chapter = [turn for turn in stored.candidates if turn.chapter == position.chapter]
     earlier = [t for t in of_chapter if position.number is None or t.number < position.number]
-    newest = {turn.number: turn for turn in earlier}
+    newest = {turn.number: turn for turn in earlier}  # later entries overwrite earlier ones
     # A cell that failed when it was run again keeps its last answer as a turn.
     done = {turn.number: turn for turn in earlier if turn.is_done}
-    start = max((number for number, turn in newest.items() if turn.begins), default=0)
-    turns = store.read_turns([done[number].entry for number in sorted(done) if number >= start])
+    first = max((number for number, turn in newest.items() if turn.begins), default=0)
+    turns = store.read_turns([done[number].entry for number in sorted(done) if number >= first])
     return turns if limit is None else turns[max(0, len(turns) - limit) :]
 
 

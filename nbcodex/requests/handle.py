@@ -94,10 +94,10 @@ class EventQueue:
 
     def next_batch(self, timeout: float | None = None) -> tuple[Event, ...]:
         """Return the next batch of events, or an empty one after `timeout` seconds."""
-        end = math.inf if timeout is None else time.monotonic() + timeout
-        interval_s = INTERRUPT_CHECK_INTERVAL_S or threading.TIMEOUT_MAX
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        interval_s = INTERRUPT_CHECK_INTERVAL_S or threading.TIMEOUT_MAX  # None: needs no check
         while True:
-            left = max(0.0, end - time.monotonic())
+            left = max(0.0, deadline - time.monotonic())
             try:
                 return self._batches.get(timeout=min(left, interval_s))
             except queue.Empty:
@@ -127,7 +127,7 @@ class Handle:
         self._resumption = resumption
         self._runner: RequestRunner | None = None
         self._committed = threading.Event()  # the request is in the journal, or cannot be
-        self.ending: Future[Ending] = Future()  # of the event that ends the request
+        self.ending: Future[Ending] = Future()  # of the request's last event
         # A future that is marked as running cannot be cancelled by a caller that waits for it.
         self.ending.set_running_or_notify_cancel()
 
@@ -158,6 +158,7 @@ class Handle:
                 f"nbcodex cannot start: {shorten(repr(error))}.", advice="Try `nbcodex doctor`."
             )
             reply = Reply(id=self.request.id, status="failed", attempts=0)
+            # At 0.0, because the clock is one of the services.
             self._on_event(
                 events.Failed(request_id=self.request.id, at=0.0, error=failure, reply=reply)
             )
@@ -175,7 +176,7 @@ class Handle:
             self.ending.set_result(event)
 
     def end(self, action: EndAction) -> None:
-        """Ask the request to end, and return at once; only the first action counts."""
+        """Ask the request to end, and return at once; later calls have no effect."""
         self._call_runner(lambda runner: runner.end(action))
 
     def park_at_exit(self) -> None:
@@ -372,12 +373,12 @@ def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
 
 
 def ignore_repeated_stop() -> None:
-    """Ignore interrupts for `REPEATED_STOP_S` more.
+    """Ignore interrupts for the next `REPEATED_STOP_S` seconds.
 
     An interrupt after a cell's code has ended makes ipykernel lose the cell's reply, and the front
     end waits for it forever.
     """
-    # Handlers can be set in the main thread only; None was not set from Python, nor can be again.
+    # Handlers can be set in the main thread only; None, one set in C, could not be restored.
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or (previous := signal.getsignal(signal.SIGINT)) is None:
         return
@@ -394,7 +395,7 @@ def ignore_repeated_stop() -> None:
 def run_uninterrupted(
     operation: Callable[[bool], ResultT], *, is_stopped: bool = False
 ) -> tuple[ResultT, bool]:
-    """Run an operation to its end, again if Stop interrupts it; return its result and whether so.
+    """Run an operation to its end, again if Stop interrupts it; return its result and if it did.
 
     The operation receives whether Stop was pressed, and must do no harm if it runs twice.
     """

@@ -15,7 +15,7 @@ from nbcodex.requests import structured_output
 from nbcodex.settings import Settings, parse_duration
 
 MAX_THREAD_NAME_CHARS = 100
-MAX_IMAGE_BYTES = 20 * 2**20  # of the file; OpenAI long accepted no larger images
+MAX_IMAGE_BYTES = 20 * 2**20  # of the image's file; OpenAI long accepted no larger ones
 
 # Methods by which a matplotlib figure and a PIL image are recognized.
 _FIGURE_METHODS, _PIL_METHODS = ("savefig", "add_subplot"), ("save", "tobytes", "thumbnail")
@@ -104,7 +104,7 @@ def to_image(value: Any) -> Image:
         source = f"The file {shorten(str(value), 100)}"
         try:
             with Path(value).expanduser().open("rb") as file:
-                # One byte more than allowed is enough to refuse it: the file may be a device.
+                # One byte too many is enough to reject it: the file may be an endless device.
                 data = file.read(MAX_IMAGE_BYTES + 1)
         except (OSError, ValueError, RuntimeError) as error:
             why = getattr(error, "strerror", None) or str(error)

@@ -123,7 +123,7 @@ class RequestState:
     is_sent: bool = False  # whether an attempt is running that the server may have received
     started_at: float = field(init=False)
     last_activity_at: float = field(init=False)  # when the current attempt last received something
-    _is_broken: bool = False
+    _is_broken: bool = False  # whether the last attempt broke off after it was accepted
 
     def __post_init__(self) -> None:
         self.sent_request = self.request
@@ -160,9 +160,8 @@ class RequestState:
         self.partial.start_over()
 
     def fail_attempt(self, *, unbilled: bool) -> None:
-        """Record that the current attempt brought no answer."""
+        """Record that the attempt brought no answer; `unbilled`: it is free if none had begun."""
         self._is_broken = self.is_accepted
-        # A refusal costs nothing as long as no answer has begun.
         self.unbilled_attempts += unbilled and not self.is_accepted
 
     def note_unknown_response(self, note: str) -> None:
@@ -179,8 +178,8 @@ class RequestState:
 
     def reply(self, status: Status) -> Reply:
         """Return the reply as it is now."""
-        # If the user ends the request while it is asked once more, its text is that so far, and not
-        # the first answer, which did not fit the schema.
+        # If the user ends a request while a second answer arrives, its text is that one's so far:
+        # the first answer did not fit the schema.
         completed = self.answer if status in {"done", "failed"} else None
         usage = self._total_usage(self.attempt_usage(status, completed))
         model = (completed and completed.model) or self.model
@@ -191,9 +190,9 @@ class RequestState:
                 items=completed.reasoning, model=self.model, base_url=self.base_url
             )
         unpriced = pricing.unpriced_parts(usage, model, self.base_url)
-        is_counted = completed and self.broken_usage == NO_USAGE
-        if not is_counted and pricing.provider_of(self.base_url):
-            # No server states the calls of an attempt that broke off.
+        all_calls_known = completed and self.broken_usage == NO_USAGE
+        if not all_calls_known and pricing.provider_of(self.base_url):
+            # No server states the tool calls of an attempt that broke off.
             unpriced = tuple(sorted({*unpriced, *pricing.paid_tools(self.request, model)}))
         return Reply(
             id=self.request.id,

@@ -74,7 +74,7 @@ class Services:
     # Base URLs of servers that are simulators, as far as their answers have shown.
     simulators: set[str] = field(default_factory=set)
     budget: Budget = field(init=False)
-    # By base URL: all requests to one server share a retry budget.
+    # By base URL: all requests to one server share a retry budget, which bounds their retries.
     retry_budgets: dict[str, backoff.RetryBudget] = field(
         default_factory=lambda: defaultdict(backoff.RetryBudget)
     )
@@ -85,7 +85,7 @@ class Services:
     async def count_spending(
         self, replies: Sequence[Reply], settings: Settings, *, assumed: SpendAmount | None = None
     ) -> None:
-        """Count replies, of unknown usage as `assumed`, unless their entries' journal does so."""
+        """Count what replies used (`assumed` if unknown), unless their entries' journal does so."""
         budget_journal = self.budget_journal(settings)
         if budget_journal is not self.journal(settings):
             await budget_journal.count_spending(replies, assumed=assumed)
@@ -128,7 +128,7 @@ class RequestRunner:
         return self
 
     def end(self, action: EndAction) -> None:
-        """End the request; only the first action counts."""
+        """End the request; later calls have no effect."""
         if self._end_action is None:
             self._end_action = action
             if self._is_cancellable:
@@ -198,12 +198,12 @@ class RequestRunner:
             )
 
     async def _insert_or_claim(self) -> Reply | None:
-        """Insert the request into the journal, or claim its entry; return an answer to reuse."""
+        """Insert the request, or become owner of a resumed one's entry; return a reused answer."""
         state, resumption = self.state, self._resumption
         request, settings, api_client = self._request, self._settings, self._services.api_client
         endpoint = api_client.endpoint(request, settings)
         if resumption is not None:
-            if endpoint.server is None:  # a custom client, which this makes
+            if endpoint.server is None:  # unknown until this creates the custom client
                 with contextlib.suppress(errors.NbcodexError):
                     await api_client.resolve_model(request, settings)
                 endpoint = api_client.endpoint(request, settings)
@@ -219,7 +219,7 @@ class RequestRunner:
             until = self._clock.now() + resumption.not_before - self._clock.wall()
             self._emit(events.CoolingDown, limit=None, resume_at=until, waited=0.0)
             await self._waiter.sleep_until(until, uses_patience=False)
-            state.started_at = self._clock.now()  # that wait is none of its figures
+            state.started_at = self._clock.now()  # its figures leave this wait out
         # A durable answer that continues at the server is preferred to an equal request's answer.
         reuse = resumption.position is None
         reused = await self._entry.claim(state.base_url, endpoint.server, reuse=reuse)
@@ -238,7 +238,7 @@ class RequestRunner:
         """Return the finished reply; if its answer does not fit the schema, ask once more."""
         state, schema = self.state, self._request.schema
         state.answer = answer = await self._retry()
-        answers.judge(answer)
+        answers.judge(answer)  # raises an AnswerError if it is not usable
         if answer.declined:
             state.partial.add_note(structured_output.NOTE_REFUSED)
         if schema is None:
@@ -261,7 +261,7 @@ class RequestRunner:
         """Ask once more for an answer that fits; all of the time that this takes uses patience."""
         state, started_at, waited = self.state, self._clock.now(), self.state.waited
         queued, first_usage = state.queued, state.attempt_usage("done", answer)
-        # It is that of the reply, too, if no second answer arrives.
+        # If no second answer arrives, the reply has this usage, too.
         state.answer = answer = replace(answer, usage=first_usage)
         state.sent_request = structured_output.repair_request(self._request, answer, mismatch)
         state.partial.start_over()
@@ -313,7 +313,7 @@ class RequestRunner:
                 with contextlib.suppress(errors.AnswerLostError):
                     return await self._read(stream)
                 state.partial.add_note(NOTE_SENT_AGAIN)
-            salt = await self._limiter.salt()
+            salt = await self._limiter.salt()  # other processes see the id, a salted hash
             limits_id = api_client.limits_id(endpoint, state.model, salt=salt)
             return await self._send(limits_id, state.model)
         except errors.NbcodexError as error:
@@ -347,8 +347,8 @@ class RequestRunner:
             )
         except errors.NbcodexError as error:
             state.fail_attempt(unbilled=error.is_unbilled)
-            # A refused reservation stays open: `_start_cooldown` ends it and begins the cooldown in
-            # one step, so that no other request is sent between the two.
+            # After a refusal, `_start_cooldown` ends the reservation and begins the cooldown in one
+            # step, so that no other request is sent between the two.
             if not isinstance(error, errors.LimitError):
                 reservation.release(ended_early=getattr(error, "ended_early", False))
             raise
@@ -380,7 +380,7 @@ class RequestRunner:
         return state.reservation
 
     async def _report_wait(self, wait: Wait | Cooldown) -> None:
-        resume_at = wait.due_at if isinstance(wait, Wait) else wait.until
+        resume_at = wait.due_at if isinstance(wait, Wait) else wait.until  # a Wait: in the queue
         if isinstance(wait, Cooldown):
             await self._entry.record_wait(wait.until)
         self._emit(
@@ -411,7 +411,7 @@ class RequestRunner:
         pricing.start_loading(state.base_url)
 
     async def _read(self, stream: AsyncGenerator[answers.StreamEvent]) -> CompletedAnswer:
-        state, answer = self.state, self.state.partial
+        state, partial = self.state, self.state.partial
         async with contextlib.aclosing(stream):
             async for event in stream:
                 state.last_activity_at = self._clock.now()
@@ -427,20 +427,20 @@ class RequestRunner:
                     case StreamPosition():
                         # Committed before the text after it is shown: otherwise, a killed kernel
                         # could have shown text that it cannot continue.
-                        answer.set_position(event)
+                        partial.set_position(event)
                         await self._entry.set_response_id(event)
                     case answers.Reset():
-                        answer.expect_replacement()
+                        partial.expect_replacement()
                     case answers.TextDelta(text):
                         # The old text is shown until the first new text arrives.
-                        if answer.append(text):
+                        if partial.append(text):
                             self._emit(events.Restarted)
                         self._emit_text(text)
                         self._entry.update_soon()
                     case answers.ReasoningDelta(text):
                         self._emit_text(text, reasoning=True)
                     case answers.Notice(text):
-                        answer.add_note(text)
+                        partial.add_note(text)
                     case CompletedAnswer():
                         return event
         raise AssertionError("the API client ends a stream with an answer or an error")
@@ -481,7 +481,7 @@ class RequestRunner:
         raise self.state.patience_error(error, max(resume_at, closed_until)) from error
 
     async def _start_cooldown(self, error: errors.TransientError, resume_at: float) -> float:
-        """Begin a cooldown if a limit refused the attempt; return when the next one is due."""
+        """Begin a cooldown if a limit refused the attempt; return when the next is due."""
         reservation = self.state.reservation
         if reservation is None or not isinstance(error, errors.LimitError):
             return resume_at

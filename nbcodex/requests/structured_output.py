@@ -31,12 +31,12 @@ ANY_JSON = Schema(name="json", definition={}, strict=False)  # accepts everythin
 
 # Notes in the line of figures.
 NOTE_ASKED_AGAIN = "asked again, because the answer did not fit"
-NOTE_REFUSED = "the model refuses"
+NOTE_REFUSED = "the model refuses"  # the model itself declines
 NOTE_MISMATCH = "not what was asked for"
 
 # Of one answer, and of one violation of its schema.
 MAX_ERRORS_SHOWN, MAX_ERROR_CHARS = 5, 100
-MAX_PRUNING_STEPS = 10_000  # each level of nested unions multiplies the steps
+MAX_PRUNING_STEPS = 10_000  # to remove nulls: each level of nested unions multiplies the steps
 
 # Keywords beside a `$ref` that add no condition to the schema that it names.
 _ANNOTATIONS = frozenset(
@@ -62,8 +62,8 @@ def to_schema(given: object) -> Schema | None:
     # `get_origin` recognizes `list[Person]` and unions.
     is_type = isinstance(given, type) or get_origin(given) is not None
     if not (is_type or any(hasattr(given, name) for name in _TYPE_ATTRIBUTES)):
-        kind = type(given).__name__
-        found = f"an object of {kind}" if hasattr(given, "model_json_schema") else kind
+        name = type(given).__name__
+        found = f"an object of {name}" if hasattr(given, "model_json_schema") else name
         raise ConfigurationError(
             f"A schema is a pydantic class or a JSON schema as a dict, or a type such as "
             f"list[Person], not {found}.",
@@ -93,7 +93,7 @@ def parse_answer(schema: Schema, text: str) -> Any:
     except SchemaMismatchError as mismatch:
         # In strict mode a model cannot leave out an optional field, and writes null instead.
         pruned = value = None
-        with contextlib.suppress(Exception):  # a reference without a target, or too many levels
+        with contextlib.suppress(Exception):  # no JSON, a reference without a target, too deep
             value = pruned = _parse_json(text)
             # Models can encode the object twice, or put it into a list of its own.
             if is_object(schema.definition) and isinstance(value, list) and len(value) == 1:
@@ -278,7 +278,7 @@ def _build_schema(definition: dict[str, Any], name: str, model: Any) -> Schema:
         definition = {**target, **siblings}
     name = _INVALID_NAME_CHARS.sub("_", name).strip("_")[:64] or "answer"
     schema = Schema(name=name, definition=definition, model=model)
-    return replace(schema, strict=sent_form(schema)[1])
+    return replace(schema, strict=sent_form(schema)[1])  # whether strict mode allows it
 
 
 def _json_text(definition: Mapping[Any, Any]) -> str:

@@ -20,7 +20,7 @@ from nbcodex.simulator.knobs import Knobs
 from nbcodex.simulator.server import serve
 from nbcodex.simulator.service import Simulator
 
-# How an option is read, by the type of its field.
+# How an option is read, by the type of its field of Knobs.
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "int": int,
     "float": float,
@@ -49,7 +49,8 @@ async def main() -> None:
     simulator = Simulator(Knobs(**options))
     async with serve(simulator, host, port) as url:
         sys.stdout.write(f'{url}\nIn a notebook: %config Codex.base_url = "{url}/v1"\n')
-        sys.stdout.write(f"Control paths: {url}/_simulator/{simulator.control_secret}/\n")
+        base = f"{url}/_simulator/{simulator.control_secret}/"  # of ``log``, ``script``, ``knobs``
+        sys.stdout.write(f"Control paths: {base}\n")
         sys.stdout.flush()
         await asyncio.Event().wait()
 

@@ -46,7 +46,7 @@ class RequestRecord:
     """The log entry of one request."""
 
     number: int  # counted from 1
-    at: float  # clock time of its arrival
+    at: float  # the instant of its arrival, as `Clock.now` returns it
     method: str
     path: str
     host: str  # the Host header
@@ -160,7 +160,7 @@ def limit_headers(planned: PlannedRequest) -> dict[str, str]:
     return headers
 
 
-# Resource and window of each scripted limit.
+# Resource, and window in seconds, of the limit that a fault of this kind states.
 _LIMITS: Mapping[str, tuple[Resource, float]] = {
     "tokens_per_minute": ("tokens", MINUTE),
     "requests_per_minute": ("requests", MINUTE),
@@ -177,7 +177,7 @@ def raise_scripted_failure(planned: PlannedRequest, *, tokens: int) -> None:
         return
     match fault.kind:
         case "refused":
-            raise Dropped
+            raise Dropped  # without a response, as if the connection had been refused
         case "http":
             failure = ErrorResponse(fault.status, SERVER_ERROR_TEXT, type="server_error")
             if fault.seconds:  # without them, it states no wait
@@ -227,8 +227,9 @@ def error_object(fault: Fault, planned: PlannedRequest) -> dict[str, str | None]
 
 
 def _scripted_refusal(fault: Fault, knobs: Knobs, tokens: int) -> Refusal:
-    """Return the figures of a limit that makes a request of `tokens` wait as `fault` says."""
+    """Return the figures of a limit that `fault` states, for a request of `tokens`."""
     resource, window = _LIMITS[fault.kind]
+    # Where the server has no such limit, the figures are invented.
     if resource == "tokens":
         per_minute, per_day, requested = knobs.tpm or 30_000, knobs.tpd, tokens
     else:

@@ -32,7 +32,7 @@ _UNANSWERED = {
 class Batch:
     """A batch of requests."""
 
-    key_name: str  # of the key that may read it
+    key_name: str  # which stands for the API key that created it, see `RequestRecord.key`
     started_at: float  # its creation on the clock
     requests: list[dict[str, Any]]
     problems: list[dict[str, Any]]  # why it will fail as a whole
@@ -54,10 +54,10 @@ class BatchService:
 
     knobs: Callable[[], Knobs]  # returns the current settings
     clock: Clock
-    # Answers one request: from its body, path and the name of its key to an HTTP status and a body.
+    # Answers one request, given its body, path and key's name: with an HTTP status and a body.
     answer_line: Callable[[dict[str, Any], str, str], tuple[int, dict[str, Any]]]
     server_id: str  # part of all ids
-    _files: dict[tuple[str, str], bytes] = field(default_factory=dict)  # by name of the key, and id
+    _files: dict[tuple[str, str], bytes] = field(default_factory=dict)  # by the key's name, and id
     _file_numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     _batches: dict[str, Batch] = field(default_factory=dict)
 
@@ -190,11 +190,11 @@ class BatchService:
             ids = {"id": f"batch_req_{line['custom_id']}", "custom_id": line["custom_id"]}
             result = encode_json({**ids, "response": response, "error": error})
             results["output" if http_status == 200 else "error"].append(result + b"\n")
-        for kind, count in (("output", "completed"), ("error", "failed")):
-            batch.fields["request_counts"][count] = len(results[kind])
-            if results[kind]:
-                id_ = self._store_file(b"".join(results[kind]), batch.key_name)
-                batch.fields[f"{kind}_file_id"] = id_
+        for file, count in (("output", "completed"), ("error", "failed")):
+            batch.fields["request_counts"][count] = len(results[file])
+            if results[file]:
+                id_ = self._store_file(b"".join(results[file]), batch.key_name)
+                batch.fields[f"{file}_file_id"] = id_
         batch.set_status(status, duration)
 
     def _as_object(self, batch: Batch) -> dict[str, Any]:

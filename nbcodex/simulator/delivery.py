@@ -45,7 +45,7 @@ async def generate(planned: PlannedRequest, clock: Clock) -> AsyncGenerator[Stre
             record.output_tokens = event.tokens_so_far
             deltas += event.role == "delta"
             if event.role == "end" and not record.finished:
-                # Before the final event, so that a client that has read it can use the refund.
+                # Before the final event: a client that has read it can use what is given back.
                 record.finished = True
                 planned.settle_charge(clock.now())
             yield event

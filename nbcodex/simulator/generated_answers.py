@@ -24,7 +24,8 @@ from nbcodex.simulator.parsed_request import IMAGE_TOKENS, ParsedRequest
 
 # Part of every answer except echoes and JSON.
 SIMULATED_NOTICE = "*This is a simulated answer: no model was asked.*"
-# Lists nested deeper than this in an example value are empty, so that recursive schemas terminate.
+# Lists nested deeper than this in an example value are empty, and at twice the depth all values are
+# null, so that recursive schemas terminate.
 MAX_LIST_DEPTH = 6
 PICTURE_SIZE, SQUARE_SIZE = 96, 12  # in pixels: a side of a picture, and of a square of its pattern
 
@@ -238,9 +239,9 @@ def example_value(
 def png_pattern(prompt: str) -> bytes:
     """Return a PNG file: a symmetric pattern in two colours, both determined by the prompt."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+    def chunk(name: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", checksum)
 
     digest = blake2b(prompt.encode("utf-8", "replace"), digest_size=8).digest()
     light, dark = digest[:3], bytes(value // 3 for value in digest[3:6])

@@ -70,14 +70,14 @@ class ErrorResponse(Exception):  # noqa: N818 - a response of the server, not an
     @property
     def body(self) -> dict[str, str | None]:
         """The JSON error object."""
-        azure = {"code": self.code, "message": self.message}
-        return azure if self.type is None else azure | {"type": self.type, "param": self.param}
+        fields = {"code": self.code, "message": self.message}
+        return fields if self.type is None else fields | {"type": self.type, "param": self.param}
 
     def as_response(self, common_headers: dict[str, str]) -> HttpResponse:
         """Return the HTTP response; only a gateway's pages lack the `common_headers`."""
-        page = {SIMULATED_HEADER: "true", "content-type": "text/html"}
+        page_headers = {SIMULATED_HEADER: "true", "content-type": "text/html"}
         data = self.html.encode() or encode_json({"error": self.body})
-        headers = page if self.html else common_headers | JSON_HEADERS
+        headers = page_headers if self.html else common_headers | JSON_HEADERS
         headers |= self.headers | {"content-length": str(len(data))}
         return HttpResponse(self.status, headers, single_chunk(data))
 

@@ -44,7 +44,7 @@ class Route:
     is_azure: bool = False  # whether the path is one of Azure's
     id: str = ""  # id in the path (of a response, file or batch), or the control command
     deployment: str = ""  # Azure's deployment, which stands in the path in place of a model
-    secret: str = ""  # what a control command's path has as the secret
+    secret: str = ""  # the secret in the path of a control command
     query: Mapping[str, str] = field(default_factory=dict)  # the query parameters
 
 

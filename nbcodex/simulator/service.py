@@ -78,11 +78,11 @@ class Simulator:
         self.knobs = knobs or Knobs()
         self.clock: Clock = clock or BootClock()
         self.log: list[RequestRecord] = []  # all requests, oldest first
-        self._faults: deque[Fault | None] = deque()
-        self._accounts: dict[tuple[str, str], Account] = {}
-        self._stored: dict[str, BackgroundResponse] = {}
-        self._key_names: dict[str, str] = {}
-        self._cached_prefixes: set[tuple[str, str, str]] = set()
+        self._faults: deque[Fault | None] = deque()  # of the next requests, one each
+        self._accounts: dict[tuple[str, str], Account] = {}  # by the key's name, and model
+        self._stored: dict[str, BackgroundResponse] = {}  # by id of the response
+        self._key_names: dict[str, str] = {}  # by key
+        self._cached_prefixes: set[tuple[str, str, str]] = set()  # key's name, model, prefix
         self._rng = random.Random(self.knobs.seed)  # noqa: S311 - not for secrecy
         # Part of all ids, so that no id of an earlier server names another response here.
         self._server_id = secrets.token_hex(8)
@@ -130,7 +130,7 @@ class Simulator:
             return self._whole_response(self._control(request, route), record)
         self.log.append(record)
         is_prompt = route.endpoint in ("responses", "chat")
-        # Each prompt takes its fault from the script, even if it is then refused.
+        # Each prompt takes a fault from the script, even if it is then refused for another reason.
         fault = self._faults.popleft() if is_prompt and self._faults else None
         if is_prompt and route.endpoint not in self.knobs.apis:
             raise unknown_path(request)
