@@ -24,7 +24,7 @@ from nbcodex.openai_api.answers import judge
 from nbcodex.openai_api.pricing import BATCH_TIER
 from nbcodex.requests.request_state import RequestState
 from nbcodex.requests.runner import Services
-from nbcodex.requests.structured_output import NOTE_REFUSED, parse_final_answer
+from nbcodex.requests.structured_output import NOTE_DECLINED, parse_final_answer
 from nbcodex.settings import Settings
 
 # Endings that are committed in one transaction.
@@ -190,7 +190,7 @@ class PendingRows:
             state.partial.add_note(error.note)
             return Failed(request_id=request.id, at=now, error=error, reply=state.reply("failed"))
         if result.declined:
-            state.partial.add_note(NOTE_REFUSED)
+            state.partial.add_note(NOTE_DECLINED)
         reply = replace(state.reply("done"), parsed=parsed)
         return Finished(request_id=request.id, at=now, reply=reply)
 

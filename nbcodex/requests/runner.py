@@ -240,7 +240,7 @@ class RequestRunner:
         state.answer = answer = await self._retry()
         answers.judge(answer)  # raises an AnswerError if it is not usable
         if answer.declined:
-            state.partial.add_note(structured_output.NOTE_REFUSED)
+            state.partial.add_note(structured_output.NOTE_DECLINED)
         if schema is None:
             return state.reply("done")
         try:

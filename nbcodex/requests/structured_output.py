@@ -31,7 +31,7 @@ ANY_JSON = Schema(name="json", definition={}, strict=False)  # accepts everythin
 
 # Notes in the line of figures.
 NOTE_ASKED_AGAIN = "asked again, because the answer did not fit"
-NOTE_REFUSED = "the model refuses"  # the model itself declines
+NOTE_DECLINED = "the model refuses"
 NOTE_MISMATCH = "not what was asked for"
 
 # Of one answer, and of one violation of its schema.

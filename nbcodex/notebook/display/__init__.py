@@ -27,7 +27,7 @@ from nbcodex.rendering import formats
 from nbcodex.rendering.figures import figures_line, join_figures
 from nbcodex.rendering.formats import Format, MimeBundle
 from nbcodex.rendering.markdown import escape_inline
-from nbcodex.requests.structured_output import NOTE_MISMATCH, NOTE_REFUSED
+from nbcodex.requests.structured_output import NOTE_DECLINED, NOTE_MISMATCH
 from nbcodex.runtime.clock import Clock
 
 # Creating a widget keeps the GIL for some milliseconds, which would delay the thread that sends the
@@ -185,7 +185,7 @@ class CellOutput:
         line = figures_line(reply)
         # The model itself ended a refusal, and an answer that does not fit its schema. Of an answer
         # that was cut, the figures say so.
-        is_explained = reply.cut or not {NOTE_MISMATCH, NOTE_REFUSED}.isdisjoint(reply.notes)
+        is_explained = reply.cut or not {NOTE_MISMATCH, NOTE_DECLINED}.isdisjoint(reply.notes)
         if not reply and reply.text and not is_explained:
             line = f"{reply.status}, this is not the whole answer · {line}"
         line = join_figures(line, *map(shorten, self._notes))
