@@ -68,7 +68,7 @@ def quickstart() -> Path:
 def _open_lab(options: list[str]) -> int:
     """Open JupyterLab with a copy of the quick start, so that the original stays unchanged."""
     if getattr(os, "geteuid", lambda: 1)() == 0:
-        # JupyterLab refuses to run as root, which is usual in containers. Without other options, it
+        # JupyterLab does not run as root, the usual user in containers. Without other options, it
         # accepts connections from this machine only.
         options = ["--allow-root", *options]
     folder = tempfile.mkdtemp(prefix="nbcodex-demo-")
@@ -123,8 +123,8 @@ def _run_cell(client: BlockingKernelClient, cell: dict[str, Any]) -> bool:
                 text = content["data"].get("text/plain", "").removesuffix("\n")
                 # While a request runs, its output ends with a status line. Only that is printed,
                 # and its hint for pages that miss the end only once.
-                last = text.rpartition("\n")[2]
-                text = last if last.startswith("[") and last.endswith("]") else text
+                line = text.rpartition("\n")[2]
+                text = line if line.startswith("[") and line.endswith("]") else text
                 if message["msg_type"] == "update_display_data":
                     text = re.sub(r" · if it stays open: .*\]$", "]", text)
             case "error":

@@ -36,7 +36,7 @@ class Finding:
     text: str  # what was found
     advice: str = ""  # what to do about it
     is_problem: bool = False  # whether requests fail, or lose a feature, because of it
-    is_known: bool = True  # whether it was found, or has to wait for the first request
+    is_known: bool = True  # False: it will be known after the first request
 
     def __str__(self) -> str:
         mark = "✗" if self.is_problem else "✓" if self.is_known else "·"
@@ -53,7 +53,7 @@ def report(settings: Settings, client: Client) -> Iterator[Finding]:
         yield Finding("server", error.message, error.advice, is_problem=True)
     else:
         where = endpoint.base_url or "at an address that is known after the first request"
-        yield Finding("server", f"{endpoint.kind}, {where}")
+        yield Finding("server", f"{endpoint.kind}, {where}")  # such as "azure, https://…"
         yield Finding("key", _key_source(settings, endpoint))
     yield from check_proxies(os.environ)
     yield from check_authorities(os.environ)
@@ -70,11 +70,11 @@ def check_proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
     for name, value in found:
         try:
             url = urlsplit(value if "://" in value else f"http://{value}")
-            host, is_valid = f"{url.hostname}:{url.port or 80}", url.scheme in _PROXY_SCHEMES
+            address, is_valid = f"{url.hostname}:{url.port or 80}", url.scheme in _PROXY_SCHEMES
         except ValueError:
-            host, is_valid = "", False
+            address, is_valid = "", False
         if is_valid and url.hostname:
-            yield Finding("proxy", f"{name}: {host}")
+            yield Finding("proxy", f"{name}: {address}")
         else:
             text = f"{name} is not a valid address."
             yield Finding("proxy", text, "Write http://HOST:PORT.", is_problem=True)
@@ -117,7 +117,7 @@ def check_journal(settings: Settings) -> Iterator[Finding]:
         advice = "Set NBCODEX_HOME to another folder. Prompts work, but are kept in memory only."
         yield Finding("journal", problem, advice, is_problem=True)
     elif is_on_network(folder):
-        advice = "Set NBCODEX_HOME to a local folder; two hosts must not use this one at once."
+        advice = "Set NBCODEX_HOME to a local folder; two machines must not use this one at once."
         yield Finding("journal", f"{folder}, on a network file system", advice)
     else:
         yield Finding("journal", f"{folder}")
@@ -200,7 +200,7 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
         yield Finding("limits", "unknown until the first request", is_known=False)
         return
     declared = any(state.is_declared for state in limits)
-    policies = {each.policy for each in limits if each.output_share is not None}  # else assumed
+    policies = {each.policy for each in limits if each.output_share is not None}  # not assumed
     charging = f"charged: {', '.join(sorted(policies))}" if policies else "charging not known yet"
     headers = "stated by x-ratelimit headers" if declared else "not stated by headers"
     yield Finding("limits", f"{headers}; {charging}; details: `%codex limits`")

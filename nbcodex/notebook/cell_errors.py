@@ -29,7 +29,7 @@ _IPYTHON_FOLDER = str(Path(IPython.__file__).parent)
 
 
 class CellErrors(dict[int, str]):
-    """Errors by the number of their cell; ``-1`` is the last one."""
+    """Errors by the number of their cell; ``-1`` stands for the newest error."""
 
     def record(self, result: ExecutionResult) -> None:
         """Store the error of a cell that has run, if it raised one."""
@@ -83,8 +83,8 @@ def last_error(shell: InteractiveShell) -> LastError | None:
         files.append(error.filename)  # its cell never ran, so no frame names it
     # IPython has no public way from a compiled file's name to its cell. Where this attribute is
     # missing, the prompt only lacks the code.
-    cells = getattr(shell.compile, "_filename_map", {})
-    numbers = [n for n in dict.fromkeys(map(cells.get, files)) if isinstance(n, int)]
+    number_by_file = getattr(shell.compile, "_filename_map", {})
+    numbers = [n for n in dict.fromkeys(map(number_by_file.get, files)) if isinstance(n, int)]
     inputs = getattr(shell.history_manager, "input_hist_raw", [])
     code = "\n\n".join(str(inputs[n]) for n in numbers if n < len(inputs) and inputs[n])
     if not code and isinstance(error, SyntaxError):
@@ -97,8 +97,8 @@ def last_error(shell: InteractiveShell) -> LastError | None:
 
 
 def format_traceback(error: BaseException) -> str:
-    """Return an error's traceback as text for a prompt, with cell numbers in place of files."""
-    render: Any = getattr(error, "_render_traceback_", None)
+    """Return an error's traceback as text for a prompt, with cell numbers instead of file names."""
+    render: Any = getattr(error, "_render_traceback_", None)  # a protocol of IPython
     try:
         if callable(render):
             text = "\n".join(render())

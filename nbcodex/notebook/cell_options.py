@@ -84,7 +84,7 @@ def _model(text: str) -> str:
     # Jupyter AI's `-m` takes the JSON that `-p` takes here. ``{name}`` is not JSON but a variable.
     if text.lstrip().startswith("{") and not re.fullmatch(r"\{[^{}\"':\s]+\}", text):
         raise ArgumentTypeError("takes a model's name; API parameters go to -p/--params")
-    refuse_provider(text)
+    check_model_name(text)
     return text
 
 
@@ -173,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     add("--durable", action="store_true", help=durable_help)
 
     add = cell.add_argument_group("the server").add_argument
-    base_url = _validated_by(lambda text: parse_base_url(text, "This"))
+    base_url = _validated_by(lambda text: parse_base_url(text, "This"))  # begins the error
     add("--api-base", metavar="URL", type=base_url, help="base URL for this request")
     add("--api", choices=APIS, help="API to use")
     return cell
@@ -190,7 +190,7 @@ def parse_options(line: str) -> Namespace:
         known = [name for action in parser()._actions for name in action.option_strings]
         option = unknown[0].partition("=")[0]
         hint = did_you_mean(option, known)
-        if hint == "." and option.startswith("--"):
+        if hint == "." and option.startswith("--"):  # no option has a similar name
             parameter = option[2:60].replace("-", "_")
             hint = f"; a parameter of the API goes into -p '{{\"{parameter}\": …}}'."
         raise UsageError(f"%%codex: there is no option {unknown[0][:60]}{hint} See %%codex?")
@@ -218,7 +218,8 @@ def fill_options(args: Namespace, namespace: Mapping[str, object]) -> list[str]:
             if name in namespace:
                 raise UsageError(f"%%codex: --{option}: write {{{name}}} instead of ${name}")
         filled = fill(text, namespace)
-        # Refused, because the server would get the braces and the user would not see it.
+        # A field of an unknown variable (`missing`), or of a module or private name (`restricted`),
+        # would be sent with its braces, without the user's notice. No option can hold an image.
         if (unfilled := [*filled.missing, *filled.restricted]) or filled.images:
             name = shorten((unfilled or filled.filled)[0], 40)
             why = "is not a variable" if filled.missing else "cannot be filled in here"
@@ -226,7 +227,7 @@ def fill_options(args: Namespace, namespace: Mapping[str, object]) -> list[str]:
                 f"%%codex: --{option}: {{{name}}} {why}. Write {{{{{name}}}}} for the text itself"
             )
         if option == "model":
-            refuse_provider(filled.text)
+            check_model_name(filled.text)
         setattr(args, option, filled.text)
         notes += filled.notes
     args.params = _fill_values(args.params, namespace)
@@ -257,7 +258,7 @@ def _quote_params(line: str) -> str:
     return line
 
 
-def refuse_provider(model: str) -> None:
+def check_model_name(model: str) -> None:
     """Raise a UsageError if a provider stands before a model's name, as in `%%ai`."""
     provider, colon, name = model.partition(":")
     if name and provider in _OPENAI_PROVIDERS:

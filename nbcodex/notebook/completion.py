@@ -28,6 +28,7 @@ _LITERAL_ARGUMENT = re.compile(r"[a-z-]+")  # ``off`` or ``--at-reset``, but not
 def install(shell: InteractiveShell, config: Codex) -> None:
     """Complete the lines of our magics in a shell."""
 
+    # Asked before IPython's own matchers, whose priority is 0.
     @completer.context_matcher(identifier=_MATCHER_ID, priority=100)  # type: ignore[untyped-decorator]
     def complete(context: completer.CompletionContext) -> completer.SimpleMatcherResult:
         magic, *words = context.text_until_cursor.split() or [""]
@@ -70,7 +71,7 @@ def _cell_candidates(words: list[str], shell: InteractiveShell, config: Codex) -
     word_before = words[-2] if len(words) > 1 else ""
     option = next((a for a in actions if word_before in a.option_strings), None)
     if option is None or option.nargs == 0:  # not the value of an option, but the next option
-        names = [name for action in actions for name in action.option_strings if name[1] == "-"]
+        names = [n for action in actions for n in action.option_strings if n.startswith("--")]
         may_be_model = all(word.startswith("-") for word in words[:-1])
         return [*names, *(_models(config) if may_be_model else [])]
     match option.dest:
@@ -121,7 +122,7 @@ def _entries(config: Codex) -> list[Any]:
     from nbcodex.client import current
 
     settings = config.settings()
-    # `journal` would create the file, and Tab must change nothing; one in memory has no file.
+    # `journal` would create the file, and Tab must change nothing; a journal in memory has no file.
     find_journal = current().journal_on_disk if settings.journal else current().journal
     journal = find_journal(settings)
     return list(journal.recent_entries(MAX_OFFERED_ENTRIES)) if journal else []

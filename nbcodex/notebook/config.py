@@ -31,7 +31,7 @@ class Codex(Configurable):
     base_url = Unicode("", help="Base URL of the server, instead of OPENAI_BASE_URL.")
     organization = Unicode("", help="Organisation to ask for, instead of OPENAI_ORG_ID.")
     project = Unicode("", help="Project to ask for, instead of OPENAI_PROJECT_ID.")
-    # One key for each host: a wrong base URL must not carry the OpenAI key to another server.
+    # One key for each server: a wrong base URL must not carry the OpenAI key to another server.
     keys = Dict(
         help="API keys by host, such as {'gateway.example.org': '…'}, {'localhost:*': ''} or "
         "{'http://gateway:8000': '…'}; sent to that host only."
@@ -94,7 +94,7 @@ class Codex(Configurable):
     @validate("patience", "idle_timeout")
     def _check_duration(self, proposal: dict[str, Any]) -> str:
         try:
-            Settings.convert({proposal["trait"].name: proposal["value"]})
+            Settings.convert({proposal["trait"].name: proposal["value"]})  # only to check it
         except ConfigurationError as error:
             # A TraitError would leave the value in the shell's configuration, and the next
             # `%reload_ext` would fail; a warning and the default do not.
@@ -107,8 +107,8 @@ class Codex(Configurable):
     @validate("keys")
     def _hide_keys(self, proposal: dict[str, Any]) -> dict[str, Secret]:
         return {
-            host: key if isinstance(key, Secret) else Secret(str(key))
-            for host, key in proposal["value"].items()
+            server: key if isinstance(key, Secret) else Secret(str(key))
+            for server, key in proposal["value"].items()
         }
 
     # The state of a session; not traits, so that neither `%config` nor a file sets them.
@@ -138,7 +138,7 @@ class Codex(Configurable):
         from nbcodex.simulator import Knobs
 
         kept = {name: value for name, value in changed.items() if name in _SETTINGS_KEPT_IN_DEMO}
-        if self.model in Knobs().models:
+        if self.model in Knobs().models:  # those that the simulator offers
             kept["model"] = self.model
         return replace(self.demo, **Settings.convert(kept))
 

@@ -90,7 +90,7 @@ class CodexMagics(Magics):
 
 def load(shell: InteractiveShell) -> None:
     """Register the magics and `%config Codex`."""
-    # `%load_ext` after an upgrade in the same kernel must not leave the old magics in place.
+    # `%load_ext` after an upgrade in the same kernel must not leave the old magics registered.
     unload(shell)
     config = _create_config(shell)
     if _config_before_unload:
@@ -124,8 +124,8 @@ def _create_config(shell: InteractiveShell) -> Codex:
                 f"A setting of Codex is not valid: {error}",
                 advice="Correct it in ipython_config.py.",
             ) from None
-    # `%config` leaves a value that a trait refused in the shell's configuration, where a reload
-    # finds it again. The earlier value stays in force.
+    # `%config` leaves a value that a trait rejected in the shell's configuration, where a reload
+    # finds it again. The value before it stays in force.
     configured: Any = shell.config.Codex
     for name in configured:
         try:

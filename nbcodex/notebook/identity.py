@@ -7,7 +7,7 @@ from pathlib import Path
 
 from IPython.core.interactiveshell import InteractiveShell
 
-# The random part distinguishes processes of different containers that have the same number.
+# The random part distinguishes processes of different containers with the same process id.
 _TERMINAL_ID = f"{os.getpid()}-{os.urandom(4).hex()}"
 
 

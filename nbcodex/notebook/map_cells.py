@@ -28,6 +28,7 @@ from nbcodex.runtime.clock import format_time
 PREVIEW_ROWS = 5
 PREVIEW_CHARS = 120
 
+# `%codex resume --at-reset` sends each request when the limit that it was parked for has reset.
 NOT_AT_RESET = "--at-reset cannot be used with a map, which waits for its limits while it runs"
 
 # Options for the display of one answer, and for a conversation, which a map does not have.
@@ -62,7 +63,7 @@ def _run(session: Session, run: MapRun) -> None:
     """Run a map below the cell and assign its variable; if it ends early, with what there is."""
     # A map over an iterator yields its replies, any other map keeps them and yields none.
     replies: list[Any] = []
-    keep_run(run)
+    keep_run(run)  # for `nbcodex.map.last` and `nbcodex.map.recent`
     run.on_stats = session.map_listener(preview=partial(_preview, run, replies))
     try:
         replies.extend(map_runner.stream_map(run))
@@ -75,7 +76,7 @@ def _preview(run: MapRun, replies: list[Any], as_text: bool) -> str:
     found = run.replies_in_order() if run.keeps_replies else replies
     rows = []
     for number, reply in enumerate(found[:PREVIEW_ROWS]):
-        text = reply.text if reply else f"({reply.error or reply.status})"
+        text = reply.text if reply else f"({reply.error or reply.status})"  # true if complete
         rows.append((str(number), shorten(text, PREVIEW_CHARS)))
     if len(found) > PREVIEW_ROWS:
         rows.append(("…", f"{len(found) - PREVIEW_ROWS:,} more"))
@@ -86,7 +87,7 @@ def _preview(run: MapRun, replies: list[Any], as_text: bool) -> str:
 
 
 def resume_one(session: Session, id_or_prefix: str, **flags: bool) -> bool:
-    """Resume the map that `resume_map` finds; return whether there is one."""
+    """Resume the map that `resume_map` finds with these flags; return whether there is one."""
     run = resume_map(id_or_prefix, **flags)
     if run is None:
         return False
@@ -130,14 +131,14 @@ def resume_all(
 
 
 def journal_line(session: Session, map_id: str, entry: Entry, now: float) -> str:
-    """Return the line of the journal's list that stands for all rows of a map."""
+    """Return the line that lists a map in the journal; `entry` is that of one of its rows."""
     counts = session.journal.maps.count_rows(map_id)
     rows = ", ".join(f"{count:,} {status}" for status, count in counts.most_common())
     # Rows that were never started may have no entry.
     total = entry.request.origin.row_count or 0
     of = f" of {total:,} rows" if total > counts.total() else ""
     when = format_time(entry.added_at, now=now)
-    # In the columns of `_entry_line`: the id of a request has twelve characters.
+    # In the columns of commands/entries.py, where the id of a request has twelve characters.
     return f"{map_id:<12}  {'map':<11} {when:<16} {shorten(entry.request.prompt, 40)}: {rows}{of}"
 
 

@@ -51,10 +51,10 @@ def evaluate(node: ast.expr | None, namespace: Mapping[str, object]) -> Any:
             return namespace[name]
         case ast.Constant(value=value):
             return value
-        case ast.Attribute(value=owner, attr=name):
-            return getattr(value_of(owner), name)
-        case ast.Subscript(value=owner, slice=index):
-            return value_of(owner)[value_of(index)]
+        case ast.Attribute(value=base, attr=name):
+            return getattr(value_of(base), name)
+        case ast.Subscript(value=base, slice=index):
+            return value_of(base)[value_of(index)]
         case ast.Call(func=func, args=args, keywords=keywords):
             function, positional = value_of(func), [value_of(arg) for arg in args]
             return function(*positional, **{str(k.arg): value_of(k.value) for k in keywords})
@@ -85,10 +85,10 @@ def _is_chain(node: ast.expr) -> bool:
     match node:
         case ast.Name():
             return True
-        case ast.Attribute(value=owner):
-            return _is_chain(owner)
-        case ast.Subscript(value=owner, slice=index):
-            return _is_chain(owner) and _is_index(index)
+        case ast.Attribute(value=base):
+            return _is_chain(base)
+        case ast.Subscript(value=base, slice=index):
+            return _is_chain(base) and _is_index(index)
         case ast.Call(func=func, args=args, keywords=keywords):
             arguments = [*args, *(keyword.value for keyword in keywords)]
             has_no_dictionary = all(keyword.arg for keyword in keywords)  # such as ``**options``

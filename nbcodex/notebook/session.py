@@ -104,7 +104,7 @@ class Session:
             ),
             origin=self.new_origin(args.out),
         )
-        # Joined last: a prompt that fails before must leave the conversation as it is.
+        # Joined last: a prompt that fails before must leave the conversation unchanged.
         request, turn_notes = current().conversations.join(
             request, self.journal.conversations, self.settings, start_new=args.new
         )
@@ -227,23 +227,23 @@ class Session:
         except Stopped as error:
             stopped, reply = error, error.reply
         else:
-            # A request that was not resumed leaves the value of its variable as it is, too.
+            # A request that could not be resumed changes neither its entry nor its variable.
             is_unchanged = isinstance(ending, Failed) and ending.entry_unchanged
             reply = None if is_unchanged else ending.reply
 
-        def finish(_: bool) -> None:
+        def finish(_is_stopped: bool) -> None:
             output.close(self._take_notice())
             if reply is not None:
                 on_end(reply)
 
-        # A second Stop must not leave a cell without the answer that was paid for.
+        # Stop during these steps must not leave a cell without the answer that was paid for.
         _, was_interrupted = run_uninterrupted(finish)
         if stopped is not None or was_interrupted:
             raise stopped or Stopped("Stopped when the request had just ended.", reply=reply)
         return ending
 
     def _take_notice(self) -> str:
-        """Return the journal's problem, or else the notice where prompts are kept, only once."""
+        """Return the journal's problem, or else, only once, a notice of where prompts are kept."""
         notices = current().take_notices(self.settings)
         return self.journal.problem or notices
 

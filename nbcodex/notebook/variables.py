@@ -37,7 +37,7 @@ from nbcodex.templating import Field, parse_fields
 
 MAX_LISTED_NAMES = 5  # further names are only counted in the figures line
 
-# How much of a frame a prompt holds; 20,000 characters are about 5,000 tokens.
+# How much of a DataFrame a prompt holds; 20,000 characters are about 5,000 tokens.
 MAX_TABLE_ROWS, MAX_TABLE_COLUMNS, MAX_CELL_CHARS = 60, 20, 200
 MAX_TABLE_CHARS = 20_000
 
@@ -153,17 +153,17 @@ def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
         warnings.simplefilter("ignore", SyntaxWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         fields = list(parse_fields(text, recognise))
-    prompt, pieces, copied = FilledPrompt(""), list[str](), 0
+    prompt, pieces, copied_end = FilledPrompt(""), list[str](), 0
     for found in fields:
         as_written = text[found.start : found.end]
-        pieces.append(text[copied : found.start])
-        copied = found.end
+        pieces.append(text[copied_end : found.start])
+        copied_end = found.end
         if found.is_literal:
             pieces.append(as_written[1:-1] if found.is_known else as_written)
         elif not found.is_known:
             pieces.append(as_written)
             prompt.missing.append(found.source)
-        elif found.has_nested_format:
+        elif found.has_nested_format:  # such as ``{price:>{width}}``
             pieces.append(as_written)
         elif safe_eval.is_restricted(found.expression, namespace):
             # In pasted code or logs, `{os.system('…')}` must not run.
@@ -172,7 +172,7 @@ def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
         else:
             pieces.append(_field_text(found, namespace, pieces, prompt.images))
             prompt.filled.append(found.source)
-    prompt.text = "".join([*pieces, text[copied:]])
+    prompt.text = "".join([*pieces, text[copied_end:]])
     return prompt
 
 
@@ -206,7 +206,7 @@ def _field_text(
 
 
 def _format_table(value: Any) -> str | None:
-    """Return a pandas or polars frame or series as a Markdown table; None for anything else."""
+    """Return a DataFrame or Series (pandas, polars) as a Markdown table; None for anything else."""
     if type_has(value, "to_frame") and not type_has(value, "columns"):
         value = value.to_frame()
     if not type_has(value, "columns", "shape"):
@@ -270,6 +270,7 @@ def images_of(
     """Return the images that `--image` names: paths of files, or expressions of variables."""
     images = []
     for text in expressions:
+        # With the brace of a field, before which `user_variables` looks for indexed histories.
         names, name = user_variables(shell, scope, f"{{{text}"), _NAME.match(text)
         value: object = Path(text)
         # A file takes precedence, because `plot.png` could also be an attribute of a variable.

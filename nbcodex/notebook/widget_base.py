@@ -52,7 +52,8 @@ class CodexWidget(anywidget.AnyWidget):
     _esm = _read_static("load_source.js")
     _sources: ClassVar[dict[Kind, WidgetSource]] = {}  # the latest of each kind
 
-    # What is shown. Its "text" goes into files and front ends without widgets, and stays as it was.
+    # What is shown. Its "text" is for files and front ends without widgets, which keep the text of
+    # the moment when the widget was displayed.
     data = traitlets.Dict().tag(sync=True)
     # The id by which the Jupyter server can interrupt this kernel; the page checks its form.
     kernel_id = traitlets.Unicode().tag(sync=True)
@@ -80,8 +81,8 @@ class CodexWidget(anywidget.AnyWidget):
         )
         self.receive_while_blocked()
         # Both are called in the subshell's thread, or else in the main thread: the first with a
-        # button's action and a request's id, the second when a page has loaded the widget. An
-        # ended widget has neither.
+        # button's action and a request's id, the second when a page has loaded the widget. Both
+        # are None once the request or map has ended: only a line about it is shown then.
         self.on_action: Callable[[str, str], None] | None = on_action
         self.on_sync = on_sync
         self.on_msg(self._receive)
@@ -102,7 +103,7 @@ class CodexWidget(anywidget.AnyWidget):
                 self.send({"type": "received", "id": number})
                 self.on_action(name, str(rest.get("request", "")))
             case {"type": "sync"} if self.on_action:
-                self.send({"type": "received", "id": 0})
+                self.send({"type": "received", "id": 0})  # the numbers of actions begin with 1
                 if self.on_sync is not None:
                     self.on_sync()
 

@@ -172,7 +172,7 @@ def _is_complete(info: str, code: str) -> bool:
 
 
 def _without_magics(code: str) -> str:
-    """Return code with `pass` in place of IPython's commands, which are not Python."""
+    """Return code with `pass` instead of IPython's commands, which are not Python."""
     return re.sub(r"^([ \t]*)[%!].*$", r"\1pass", code, flags=re.MULTILINE)
 
 
@@ -264,9 +264,9 @@ def _json(answer: AnswerOutput) -> tuple[MimeBundle, ...]:
     try:
         if value is None:  # the JSON value null, or an answer of the journal, which is not parsed
             value = json.loads(_unfenced(answer.reply.text))
-        # NaN is refused, because a notebook file is strict JSON.
+        # NaN is an error, because a notebook file is strict JSON.
         text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False, default=as_json)
-        text = text.encode("utf-8", "replace").decode()
+        text = text.encode("utf-8", "replace").decode()  # without lone surrogates
         value = json.loads(text)
     except (ValueError, RecursionError):
         return _text(answer)
@@ -319,12 +319,12 @@ _RENDERERS: Mapping[Format, Callable[[AnswerOutput], tuple[MimeBundle, ...]]] = 
 def image_hints(reply: Reply) -> list[str]:
     """Return hints at the pictures of an answer, which a terminal cannot show."""
     return [
-        f"no pictures in a terminal: .images[{number}].data is {_described(image)}"
+        f"no pictures in a terminal: .images[{number}].data is {_describe_image(image)}"
         for number, image in enumerate(reply.images)
     ]
 
 
-def _described(image: Image) -> str:
+def _describe_image(image: Image) -> str:
     return f"{image.media_type}, {len(image.data):,} bytes"
 
 
@@ -332,7 +332,7 @@ def _picture_outputs(reply: Reply) -> list[MimeBundle]:
     return [
         {
             image.media_type: b64encode(image.data).decode("ascii"),
-            "text/plain": f"[{_described(image)}: .images[{number}]]",
+            "text/plain": f"[{_describe_image(image)}: .images[{number}]]",
         }
         for number, image in enumerate(reply.images)
     ]

@@ -7,7 +7,7 @@ import re
 from unicodedata import category
 
 # Characters without a glyph that `str.isprintable` takes for printable: Hangul and Khmer fillers,
-# the Braille blank, variation selectors and tags; and those that Unicode has reserved for more.
+# the Braille blank, variation selectors, tag characters; and those reserved for more of them.
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0"
     "\ufff0-\ufff8\U000e0000-\U000e0fff]"
@@ -26,7 +26,7 @@ _ALLOWED_ATTRIBUTES = {
     "td": {"align", "colspan", "rowspan"},
     "th": {"align", "colspan", "rowspan", "scope"},
 }
-# Links of these schemes, to a part of the page, or to a relative path; ``//host`` is another host.
+# Links of these schemes, to a part of the page, or to a relative path; ``//name`` is a server.
 _LINK = re.compile(r"(?i:https?://|mailto:)\S*|[#?][^\s\\]*|(?!//)[\w./~+-][^\s:\\]*")
 # SVG is left out: it can contain scripts.
 _DATA_IMAGE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*")

@@ -17,9 +17,9 @@ from typing import NamedTuple
 MAX_FORMULA_CHARS = 2_000  # bounds the search for the end of a formula
 MAX_NESTED_LINES = 2_000  # bounds the search for the end of a block with fences in it
 
-# Tags that may stay. `_STYLE_TAGS` may stay only if they are closed nearby, because they would
+# Tags that may stay, even alone. `_STYLE_TAGS` may stay only if they are closed nearby: they would
 # format the rest of the page.
-_SINGLE_TAGS = "br|del|details|hr|ins|kbd|mark|p|q|samp|sub|summary|sup|var"
+_KEPT_TAGS = "br|del|details|hr|ins|kbd|mark|p|q|samp|sub|summary|sup|var"
 _STYLE_TAGS = "b|code|em|i|s|small|strong|u"
 
 # The destination of a link: an address with a safe scheme, a fragment, or a relative path. It may
@@ -44,10 +44,11 @@ _DANGEROUS = re.compile(
     (?P<link>   \]\(\s*+(?:{_SAFE_DESTINATION}(?=[\s)]))?{_LINK_END} )  # a safe link
   | \]\(\s*+<(?P<angle>[^<>\n]*+)>(?P<angle_end>{_LINK_END})  # a destination in angle brackets
   | (?P<broken> \]\( )  # the start of any other link
+  # The definition of a link whose destination is not safe.
   | (?P<define> \]:(?!\s*+{_SAFE_DESTINATION}(?=\s|\Z)(?:\s++{_TITLE}|(?!\s*+["'(]))) )
   | (?P<image>  (?<!!){_IMAGE_TEXT} )  # an image and its text
   | (?P<bang>   !(?=\[) )  # the start of any other image
-  | (?P<tag>    </?(?i:{_SINGLE_TAGS})[ ]?/?>
+  | (?P<tag>    </?(?i:{_KEPT_TAGS})[ ]?/?>
               | <(?i:(?P<style>{_STYLE_TAGS})>(?=[^\n]{{0,200}}?</(?P=style)>))
               | </(?i:{_STYLE_TAGS})> | <span>&\#36;</span>
               | <pre><code>[^<>`\[\]$\\!~"\n]*+</code></pre> )
@@ -249,16 +250,16 @@ def _escape_url(found: re.Match[str]) -> str:
 
 
 def _replace_dangerous(found: re.Match[str], remote_images: bool) -> str:
-    kind = found.lastgroup or ""
-    if kind == "angle_end":
+    group = found.lastgroup or ""
+    if group == "angle_end":
         target = re.sub(r"\s", "%20", found["angle"].strip())
         target = target.replace("(", "%28").replace(")", "%29")
         safe = not target or re.fullmatch(_SAFE_DESTINATION, target)
         end = found["angle_end"]
         return f"]({target}{end}" if safe else found[0].translate(_ESCAPED_PUNCTUATION)
-    if kind == "image" and not remote_images:
+    if group == "image" and not remote_images:
         return found[0][1:]
-    return found["auto"] if kind == "auto" else _REPLACEMENTS.get(kind, found[0])
+    return found["auto"] if group == "auto" else _REPLACEMENTS.get(group, found[0])
 
 
 @dataclass(slots=True)
@@ -374,7 +375,7 @@ def _normalize_formulas(text: str) -> str:
         elif (end := _math_end(text, mark, missing)) > 0:
             position = end
         pieces.append(text[start:position])
-    # A single sign can stay as it is: no other one makes it a formula.
+    # A single dollar sign can stay: there is no second one that makes it a formula.
     if len(dollars) > 1 or (dollars and formulas):
         for index in dollars:
             pieces[index] = _LITERAL_DOLLAR

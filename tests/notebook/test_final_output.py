@@ -141,12 +141,12 @@ def test_result_replaces_the_output_once_another_cell_runs(harness: SlotHarness)
     """A thread may outlive its cell: a new output would land below another one."""
     harness.slot.show({"text/plain": "running"})
     harness.running_cell = 2
-    harness.slot.finish(RESULT, in_place=False)
+    harness.slot.finish(RESULT, as_update=False)
     assert harness.shown[1:] == [("update_display", RESULT)]
 
 
 def test_result_without_an_earlier_output_is_the_only_one(harness: SlotHarness) -> None:
-    harness.slot.finish(RESULT, in_place=False)
+    harness.slot.finish(RESULT, as_update=False)
     assert harness.shown == [("display", RESULT)]
 
 

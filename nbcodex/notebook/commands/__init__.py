@@ -69,6 +69,7 @@ COMMAND_GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "forget": entries.forget,
     },
     "The conversation of this notebook": {"new": entries.new, "history": entries.history},
+    # `insert` takes code from an answer; `fix` asks for a correction of a cell that failed.
     "Code from answers. It is never run": {"insert": entries.insert, "fix": entries.fix},
     "Usage and limits": {
         "usage": usage.show_usage,
@@ -88,7 +89,7 @@ COMMAND_GROUPS: dict[str, dict[str, Callable[..., None]]] = {
 }
 COMMANDS = {name: command for group in COMMAND_GROUPS.values() for name, command in group.items()}
 
-# All but the first are the names of these commands in Jupyter AI's `%ai`.
+# All but `reset` are the names of these commands in Jupyter AI's `%ai`.
 _SYNONYMS = {
     "reset": "new",
     "list": "models",
@@ -104,7 +105,7 @@ def run(session: Session, line: str) -> None:
     name, *arguments = line.split() or ["help"]
     name = _SYNONYMS.get(name, name)
     if name not in COMMANDS:
-        hint = did_you_mean(name, COMMANDS)
+        hint = did_you_mean(name, COMMANDS)  # with the end of the sentence: "?" or "."
         raise UsageError(f"%codex: there is no command {name[:40]}{hint} See %codex help")
     command = COMMANDS[name]
     try:

@@ -145,6 +145,7 @@ def retry(session: Session, prefix: str, flag: str = "") -> None:
     if not flag:
         await_endpoint = client.services().api_client.await_endpoint
         endpoint = event_loop.run(await_endpoint(request, session.settings))
+        # Raises if the entry was written for another server.
         check_server(request, endpoint, command="retry")
     origin = session.new_origin(request.origin.variable)
     origin = replace(origin, position=request.origin.position)
@@ -158,7 +159,7 @@ def retry(session: Session, prefix: str, flag: str = "") -> None:
 
 def cancel(session: Session, prefix: str = "all") -> None:
     """Cancel running requests of this kernel, or a map at the Batch API: cancel [ID|all]."""
-    # A map whose batch job is at the provider may not be running here, but can be cancelled there.
+    # A map (its id begins with m) may have a batch job at the provider without running here.
     is_map = prefix.startswith("m") and not any(_find_running(prefix))
     if is_map and map_cells.resume_one(session, prefix, cancel_jobs=True):
         return
@@ -199,14 +200,14 @@ def _end_running(action: EndAction, prefix: str) -> list[MapRunner]:
 
 def forget(session: Session, prefix: str) -> None:
     """Delete an entry, or the whole journal, permanently: forget ID|all."""
-    # The journals on disk are erased, too, while `Codex.journal` is off, and the demo is on or off.
+    # Besides the journal in use, the user's and the demo's journals on disk are erased.
     home = data_folder(Settings.read())
     on_disk = [
         current().journal_on_disk(replace(session.settings, home=folder))
         for folder in (home, home / DEMO_FOLDER_NAME)
     ]
     journals = list(dict.fromkeys(filter(None, (session.journal, *on_disk))))
-    # Found before their rows are deleted.
+    # The tags of batch jobs that a kernel waits for: without their rows, they could not be found.
     jobs_in_use = {
         tag for each in journals for tag in event_loop.run(each.batch_jobs.tags_in_use())
     }
@@ -225,8 +226,8 @@ def forget(session: Session, prefix: str) -> None:
     counts = []
     for journal in journals:
         count = journal.count_entries()
-        if count or journal is on_disk[0]:
-            counts.append(f"{count:,} request{'s' * (count != 1)} {journal.location}")
+        if count or journal is on_disk[0]:  # the user's own is named even if it is empty
+            counts.append(f"{count:,} request{'s' * (count != 1)} {journal.location}")  # "in FILE"
     contents = " and ".join(counts) or f"0 requests {journals[0].location}"
     # In a front end that cannot ask, the word "all" in the command is the confirmation.
     if host.current.confirm(f"Erase {contents}, permanently?") is False:
@@ -255,33 +256,33 @@ async def _erase_at_provider(
     journals: list[Journal], durable: list[Entry], settings: Settings, jobs_in_use: set[str]
 ) -> list[str]:
     """Erase durable answers, and files of batch jobs without rows; return what is not erased."""
-    services, until = current().services(), time.monotonic() + ERASE_TIMEOUT_S
+    services, deadline = current().services(), time.monotonic() + ERASE_TIMEOUT_S
 
     async def erase(entry: Entry) -> str:
-        request, position, client = entry.request, entry.stream_position, services.api_client
-        if position is None:
+        request, stream, client = entry.request, entry.stream_position, services.api_client
+        if stream is None:
             return ""
         # Without its answer, a request that is running would be sent again.
         is_running = entry.status in ACTIVE_STATUSES and not entry.abandoned
         with contextlib.suppress(NbcodexError):
             check_server(request, await client.await_endpoint(request, settings))
-            if not is_running and time.monotonic() < until:
+            if not is_running and time.monotonic() < deadline:
                 if not entry.reply:  # the server may still be working on it
-                    await client.cancel_response(request, settings, position=position)
-                if await client.delete_response(request, settings, position=position):
+                    await client.cancel_response(request, settings, position=stream)
+                if await client.delete_response(request, settings, position=stream):
                     return ""
         server = request.origin.server or "its server"
-        return f"the durable answer {position.response_id} at {server}"
+        return f"the durable answer {stream.response_id} at {server}"
 
     kept: list[str] = []
     for start in range(0, len(durable), MAX_PARALLEL_ERASURES):
-        batch = durable[start : start + MAX_PARALLEL_ERASURES]
-        kept += filter(None, await asyncio.gather(*map(erase, batch)))
+        group = durable[start : start + MAX_PARALLEL_ERASURES]
+        kept += filter(None, await asyncio.gather(*map(erase, group)))
     for jobs in (journal.batch_jobs for journal in journals):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ERASE_TIMEOUT_S):
                 await upload.erase_leftovers(jobs, services, settings, in_use=jobs_in_use)
-        for job in await jobs.unerased_jobs():
+        for job in await jobs.unerased_jobs():  # named by the provider's id, or else by ours
             kept.append(f"files of the batch job {job.remote_id or job.tag} at {job.base_url}")
     return kept
 
@@ -371,8 +372,8 @@ def new(session: Session, thread: str = MAIN_THREAD) -> None:
 
 def history(session: Session, thread: str = MAIN_THREAD) -> None:
     """Show the turns that the next cell sends along: history [THREAD]."""
-    conversations, limit = session.journal.conversations, session.settings.max_history
-    turns = current().conversations.next_turns(session.notebook, thread, conversations, limit)
+    stored, limit = session.journal.conversations, session.settings.max_history
+    turns = current().conversations.next_turns(session.notebook, thread, stored, limit)
     for number, turn in enumerate(turns, start=1):
         images = f" [{len(turn.images)} images]" if turn.images else ""
         prompt, answer = shorten(turn.prompt, 70), shorten(turn.answer, 70)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _demo_server: SimulatorServer | None = None  # one per process, shared by all shells
 # Other local users can reach the server's port, but not use it without this key.
 _DEMO_KEY = secrets.token_urlsafe(16)
-# The simulator's settings by the argument of `%codex demo`.
+# The simulator's settings by the argument of `%codex demo`: latency in s, speed in tokens/s.
 _DEMO_SETTINGS: dict[str, dict[str, Any]] = {
     "on": {"tpm": 3_000, "rpm": 60, "latency": 0.4, "speed": 60.0},
     "calm": {"tpm": 1_000_000, "rpm": 5_000, "latency": 0.2, "speed": 200.0},
@@ -64,7 +64,7 @@ def alias(session: Session, name: str, target: str) -> None:
     """Define a short name for a model in this session: alias NAME TARGET."""
     if not re.fullmatch(r"[\w.-]+", name) or name.startswith("-"):
         raise UsageError("%codex alias: a name has letters, digits, '.', '_' and '-' only")
-    cell_options.refuse_provider(target)
+    cell_options.check_model_name(target)
     if name == target or target in session.config.aliases:
         raise UsageError(f"%codex alias: {target} is an alias itself: give the model's name")
     session.config.aliases = {**session.config.aliases, name: target}
@@ -82,11 +82,11 @@ def dealias(session: Session, name: str) -> None:
     print(f"The alias {name} is removed.")
 
 
-def login(session: Session, host: str = "") -> None:
+def login(session: Session, server: str = "") -> None:
     """Ask for an API key without showing it, and keep it in memory: login [HOST]."""
-    host = (host or configured_host(session.settings)).lower()
+    server = (server or configured_host(session.settings)).lower()
     try:
-        key = getpass.getpass(f"API key for {host}: ")
+        key = getpass.getpass(f"API key for {server}: ")
     except Exception as error:
         raise NbcodexError(
             f"This front end cannot ask for a key ({type(error).__name__}).",
@@ -94,8 +94,8 @@ def login(session: Session, host: str = "") -> None:
         ) from None
     if not key.strip():
         raise NbcodexError("No key was entered; nothing has changed.")
-    session.config.keys = {**session.config.keys, host: Secret(key)}
-    print(f"The key for {host} is kept in memory until the kernel ends.")
+    session.config.keys = {**session.config.keys, server: Secret(key)}
+    print(f"The key for {server} is kept in memory until the kernel ends.")
 
 
 def demo(session: Session, mode: str = "on") -> None:
@@ -107,16 +107,16 @@ def demo(session: Session, mode: str = "on") -> None:
 
     if mode != "off" and mode not in _DEMO_SETTINGS:
         raise UsageError("%codex demo: on, calm or off")
-    settings = Knobs(keys=(_DEMO_KEY,), **_DEMO_SETTINGS[mode]) if mode != "off" else None
-    if _demo_server is not None and _demo_server.simulator.knobs != settings:
+    knobs = Knobs(keys=(_DEMO_KEY,), **_DEMO_SETTINGS[mode]) if mode != "off" else None
+    if _demo_server is not None and _demo_server.simulator.knobs != knobs:
         _demo_server.stop()
         _demo_server = None
-    if settings is None:
+    if knobs is None:
         session.config.demo = None
         print(f"The demo is off: requests go to {configured_host(session.config.settings())}.")
         return
     if _demo_server is None:
-        simulator = Simulator(settings)
+        simulator = Simulator(knobs)
         if mode == "on":
             simulator.script(
                 None if seconds is None else Fault("tokens_per_minute", seconds=seconds)
@@ -136,7 +136,7 @@ def demo(session: Session, mode: str = "on") -> None:
     session.settings = session.config.settings()
     effect = "no limit is reached" if mode == "calm" else "you see limits at work"
     print(
-        f"From now on a simulator answers, with {settings.tpm:,} tokens a minute, so that "
+        f"From now on a simulator answers, with {knobs.tpm:,} tokens a minute, so that "
         f"{effect}. Nothing leaves this machine. The journal of the demo survives the kernel; the "
         "next demo empties it if nothing in it is open. `%codex demo off` ends the demo."
     )

@@ -38,6 +38,7 @@ def budget(session: Session, *amount: str) -> None:
     """Show, set or reset your own cap: budget [200k|$5|$5/day|$20/month|off|reset]."""
     client, text = current(), "".join(amount).lower()
     spending, settings = client.services().budget, session.settings
+    # The `budget_journal`, if possible on disk, counts the usage even if `Codex.journal` is off.
     if text == "reset":
         event_loop.run(spending.reset(client.budget_journal(settings)))
         print("Usage counts from zero: this session's, and this day's and month's.")
@@ -50,8 +51,8 @@ def budget(session: Session, *amount: str) -> None:
         if cap.period == "session":
             session.config.own_budget = text
         else:
-            counters = client.budget_journal(settings, create=True)
-            event_loop.run(spending.set_shared_cap(counters, cap))
+            journal = client.budget_journal(settings, create=True)
+            event_loop.run(spending.set_shared_cap(journal, cap))
     if text:
         collector_of(client).changed.set()  # the monitor shows the caps, too
     usage_lines = event_loop.run(client.budget_usage(session.config.settings()))
@@ -98,7 +99,7 @@ def limit_lines(label: str, state: LimitState, now: float) -> list[str]:
     if state.cooldown_until is not None:
         name = f" ({state.cooldown_limit.name})" if state.cooldown_limit else ""
         lines.append(f"closed for another {format_duration(state.cooldown_until - now)}{name}")
-    if state.limit_before_reboot:
+    if state.limit_before_reboot:  # of this machine
         old_limit = f"{state.limit_before_reboot:,.0f} tokens a minute"
         lines.append(f"{old_limit} before the restart; the next answer shows the limit")
     if not lines and not state.was_used:
@@ -123,7 +124,7 @@ def limit_lines(label: str, state: LimitState, now: float) -> list[str]:
 
 
 def _reading_line(resource: str, reading: LimitReading) -> str:
-    """Return such as ``500 of 1,000 tokens left, 1,000 a minute, full in 30 s``."""
+    """Return a text such as ``500 of 1,000 tokens left, 1,000 a minute, full in 30 s``."""
     rate, full = reading.limit / MINUTE, ""
     if reading.full_in and reading.limit > reading.remaining:
         # From the reading, because a server may refill faster or slower than its limit says.

@@ -88,7 +88,7 @@ def can_show_widgets(shell: InteractiveShell | None, choice: str) -> bool:
 
 
 class CellOutput:
-    """Shows one request's events in a view, and leaves the answer in its place."""
+    """Shows one request's events in a view, and at its end the answer instead of the view."""
 
     def __init__(
         self,
@@ -99,7 +99,8 @@ class CellOutput:
         self._view, self._options = view, options or OutputOptions()
         view.in_background = self._options.background
         # Once other cells run, new outputs land below those. So the second output of these formats
-        # is added at once, empty, and replaced at the end.
+        # (figures below JSON or an image, a corrected cell below its explanation) is added at once,
+        # empty, and replaced when the request ends.
         has_two = self._options.format in {"json", "image", "fix"} and not view.is_plain_text
         self._second_slot = OutputSlot() if has_two and self._options.background else None
         self._notes = list(self._options.notes)
@@ -141,6 +142,7 @@ class CellOutput:
         elif self._state.is_waiting:
             self.show()
         elif self._options.only_if_waiting:
+            # Without an event, `render_interval_s` has passed in the queue.
             left = self._state.seconds_left(events[-1].at) if events else MIN_SHOWN_QUEUE_S
             # The reason is set while a request is in the queue for capacity.
             is_queued = self._state.phase == "queued" and self._state.reason
@@ -183,7 +185,7 @@ class CellOutput:
     def final_bundles(self, reply: Reply) -> tuple[MimeBundle, ...]:
         """Return the outputs that stay in the notebook: the answer, and one line of figures."""
         line = figures_line(reply)
-        # The model itself ended a refusal, and an answer that does not fit its schema. Of an answer
+        # The model itself ended an answer that declines or does not fit its schema. Of an answer
         # that was cut, the figures say so.
         is_explained = reply.cut or not {NOTE_MISMATCH, NOTE_DECLINED}.isdisjoint(reply.notes)
         if not reply and reply.text and not is_explained:
@@ -223,7 +225,7 @@ class CellOutput:
 
 @dataclass(eq=False)
 class MapOutput:
-    """Shows the figures of a map in a view, and leaves the map's result in its place.
+    """Shows the figures of a map in a view, and at its end the map's result instead of the view.
 
     `preview` returns what stands above the final figures: plain text if its argument is true, else
     Markdown. `take_notice` returns a text that follows them: a problem of the journal, or "".

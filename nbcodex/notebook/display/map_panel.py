@@ -28,7 +28,7 @@ class MapState:
 
     stats: MapStats
     started_at: float
-    # `MapStats.paid` when the map was resumed: those rows say nothing about its pace now.
+    # `MapStats.paid`, rows answered anew, when the map was resumed: they do not count in its pace.
     paid_before: int = 0
     # Pairs of the last `SPEED_WINDOW_S` seconds: an instant, and the tokens used until then.
     samples: tuple[tuple[float, int], ...] = ()
@@ -189,7 +189,7 @@ def _rows_answered(stats: MapStats) -> str:
 
 
 def _answer_kinds(stats: MapStats) -> str:
-    """Return the numbers of special answers, which are among those counted before it."""
+    """Return in brackets how many of the answers were reused or cut; empty if none."""
     kinds = _count(stats.reused, "reused"), _count(stats.cut, "cut by output limit or filter")
     return f" ({', '.join(filter(None, kinds))})" if any(kinds) else ""
 

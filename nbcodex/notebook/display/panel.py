@@ -70,7 +70,7 @@ class PanelState:
     started_at: float = 0.0
     phase: Phase = "queued"
     phase_started_at: float = 0.0
-    attempt: int = 0  # the present attempt's number, or the last one's; 0 before the first
+    attempt: int = 0  # number of the present or the latest attempt; 0 before the first
     # The limit that the request waits for, if it is known; otherwise `reason` says in one line why
     # the request waits.
     limit: Limit | None = None

@@ -1,4 +1,4 @@
-"""Views without widgets: outputs of a notebook that are updated in place, and a terminal's lines.
+"""Views without widgets: outputs of a notebook that are updated, and a terminal's lines.
 
 The base classes of all views are here. The final MIME bundle is made by the view's caller.
 """
@@ -54,11 +54,12 @@ class OutputSlot:
         if self._cell is None:
             self._cell = cell_number(get_ipython())
 
-    def finish(self, bundle: MimeBundle, *, in_place: bool) -> None:
-        """Leave `bundle` as a new output and empty this one, or replace this one `in_place`."""
+    def finish(self, bundle: MimeBundle, *, as_update: bool) -> None:
+        """Leave `bundle` as a new output and empty this one, or as an update of this one."""
         # Consoles, `ipywidgets.Output`, and a cell that was moved or pasted ignore updates of an
-        # output, but show new ones. Once another cell runs, however, a new one lands below that.
-        if not in_place and self._cell == cell_number(get_ipython()):
+        # output, but show new ones. Once another cell runs, however, a new one lands below that;
+        # for a request in the background (`as_update`), this may happen at any moment.
+        if not as_update and self._cell == cell_number(get_ipython()):
             self.show(EMPTY_BUNDLE)
             self._cell, self._display_id = None, uuid.uuid4().hex
         self.show(bundle)
@@ -120,7 +121,7 @@ class TextView(RequestView):
 
     def close(self, bundle: MimeBundle) -> None:
         """Leave the answer instead of the text."""
-        self._slot.finish(bundle, in_place=self.in_background)
+        self._slot.finish(bundle, as_update=self.in_background)
 
 
 class MapView:
@@ -138,7 +139,7 @@ class MapView:
 
     def close(self, bundle: MimeBundle) -> None:
         """End the view, and leave the final MIME bundle."""
-        self._slot.finish(bundle, in_place=False)
+        self._slot.finish(bundle, as_update=False)
 
 
 # The views of a terminal. Text of servers and models passes `printable` before it is written,

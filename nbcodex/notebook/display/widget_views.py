@@ -43,8 +43,8 @@ MAX_CHARS_PER_S = 4_000
 # browser's clock stood still meanwhile, and so did its countdown.
 SLEEP_GAP_S = 3.0
 
-# Widgets stay open when they end, and say where the result is: a pasted cell and a page that was
-# reloaded have nothing else to show. When more of them have ended, the oldest are closed.
+# Widgets stay open when they end, and say where the result is: a cell that was pasted and a page
+# that was reloaded do not get the final output. If more of them have ended, the oldest are closed.
 MAX_ENDED_WIDGETS = 100
 
 # Characters of the latest reasoning that are shown while a model thinks.
@@ -128,7 +128,7 @@ class WidgetView(RequestView):
         """Leave the final MIME bundle instead of the panel."""
         widget, self._widget = self._widget, None
         try:
-            self._slot.finish(bundle, in_place=self.in_background)
+            self._slot.finish(bundle, as_update=self.in_background)  # see `finish`
         finally:
             line = f"If no answer is shown here, `%codex journal {self._state.id}` prints it."
             _end_widget(widget, line)
@@ -200,9 +200,9 @@ def panel_data(state: PanelState) -> dict[str, Any]:
         reasoning = "…" + reasoning[-REASONING_PREVIEW_CHARS:].partition(" ")[2]
     return {
         "id": state.id,
-        "text": f"Codex request {state.id} · {unfinished_hint(state.id)}",
+        "text": f"Codex request {state.id} · {unfinished_hint(state.id)}",  # without widgets
         "phase": state.phase,
-        "stale": state.stale,
+        "stale": state.stale,  # whether the text shown comes from a failed attempt
         "model": join_figures(shorten(state.model or "", 80), "simulated" * state.simulated),
         "cause": cause,
         "attempt": state.attempt,
@@ -223,7 +223,7 @@ def time_data(state: PanelState, now: float, wall: float) -> dict[str, Any]:
         "line": status_line(state, now, wall),
         "elapsed_ms": round((now - state.started_at) * 1000),
         "waited_ms": round(state.total_waited(now) * 1000),
-        "waits": state.wait_started_at is not None,
+        "waits": state.wait_started_at is not None,  # whether `waited_ms` grows
         # The remaining time does not depend on the page's clock; the deadline, in ms since the
         # epoch, keeps a panel that is drawn later from starting the countdown again.
         "remaining_ms": None if left is None else round(left * 1000),
@@ -250,7 +250,7 @@ class WidgetMapView(MapView):
         """Leave the final MIME bundle instead of the widget."""
         widget, self._widget = self._widget, None
         try:
-            self._slot.finish(bundle, in_place=False)
+            self._slot.finish(bundle, as_update=False)  # no other cell runs meanwhile
         finally:
             _end_widget(widget, "If no result is shown here, `nbcodex.map.last` is the result.")
 

@@ -31,7 +31,7 @@ class LogEntry:
     """A retry or a failure, or several successive ones with the same message."""
 
     at: float  # when the last of them happened
-    request_id: str  # of the first
+    request_id: str  # of the first of them
     message: str
     times: int = 1
 
@@ -54,7 +54,7 @@ class MonitorState:
     log: tuple[LogEntry, ...] = ()
     last: Reply | None = None  # of the last request that was sent, without its text
     # Looked up, because no event states it: the limits at the instant `limits_at`, by "MODEL at
-    # SERVER"; the totals of this process, and those in the journal; the user's budgets in words.
+    # SERVER"; this process's totals, at first unknown, and those in the journal; the budgets.
     limits: Mapping[str, LimitState] = field(default_factory=dict)
     limits_at: float = 0.0
     session: UsageTotals = field(default_factory=lambda: UsageTotals(usage=Usage()))
@@ -131,11 +131,11 @@ def _count_in_minute(
     state: MonitorState, at: float, *, tokens: int = 0, limit_hits: int = 0
 ) -> None:
     minutes: dict[int, MinuteStats] = state.minutes  # type: ignore[assignment]  # the copy
-    now = int(at // MINUTE)
-    old = minutes.get(now, MinuteStats())
-    minutes[now] = MinuteStats(old.tokens + tokens, old.limit_hits + limit_hits)
-    for minute in [m for m in minutes if m <= now - PLOT_MINUTES]:
-        del minutes[minute]
+    minute = int(at // MINUTE)
+    old = minutes.get(minute, MinuteStats())
+    minutes[minute] = MinuteStats(old.tokens + tokens, old.limit_hits + limit_hits)
+    for expired in [m for m in minutes if m <= minute - PLOT_MINUTES]:
+        del minutes[expired]
 
 
 def last_hour(state: MonitorState, now: float) -> list[MinuteStats]:
@@ -163,9 +163,9 @@ def earliest_last_send(state: MonitorState, label: str) -> float | None:
         # A request knows its model but not its server. If two servers have a queue for one model,
         # it may be in either, and its start is no bound for this one.
         possible_queues = [
-            other
-            for other, queue in state.limits.items()
-            if queue.waiting and request.model in (None, other.rpartition(" at ")[0])
+            each
+            for each, queue in state.limits.items()
+            if queue.waiting and request.model in (None, each.rpartition(" at ")[0])
         ]
         if possible_queues == [label]:
             instants.append(request.resume_at)

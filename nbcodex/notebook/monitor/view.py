@@ -47,12 +47,12 @@ def monitor_text(state: MonitorState, now: float, wall: float) -> str:
 
 def _limits_line(state: MonitorState, label: str, now: float) -> str:
     limits, parts = state.limits[label], []
-    for kind, reading in (("tokens", limits.tokens), ("requests", limits.requests)):
+    for resource, reading in (("tokens", limits.tokens), ("requests", limits.requests)):
         if reading is not None:
             # As it is now, if nothing has been sent since.
             bucket = stated_bucket(reading)
             left = max(0.0, bucket.level_at(max(0.0, now - state.limits_at)))
-            parts.append(f"~{left:,.0f} of {bucket.limit:,.0f} {kind} left")
+            parts.append(f"~{left:,.0f} of {bucket.limit:,.0f} {resource} left")
     if limits.cooldown_until is not None and limits.cooldown_until > now:
         why = f": {limits.cooldown_limit.name}" if limits.cooldown_limit else ""
         parts.append(f"closed for another {_wait_text(limits.cooldown_until - now)}{why}")
@@ -180,11 +180,11 @@ def _totals_row(totals: UsageTotals | None) -> list[str]:
 def _limits_data(state: MonitorState, label: str) -> dict[str, Any]:
     limits, (model, server) = state.limits[label], _model_and_server(label)
     readings = []
-    for kind, reading in (("tokens", limits.tokens), ("requests", limits.requests)):
+    for resource, reading in (("tokens", limits.tokens), ("requests", limits.requests)):
         if reading is not None:
             bucket, at = stated_bucket(reading), _milliseconds(state.limits_at)
             level = {"size": bucket.limit, "rate": bucket.rate, "left": bucket.level_at(0.0)}
-            readings.append({"kind": kind, "at": at, **level})
+            readings.append({"kind": resource, "at": at, **level})
     queue = None
     if limits.waiting:
         queue = {

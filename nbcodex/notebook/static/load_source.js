@@ -1,6 +1,6 @@
-/* The module that each widget is sent to the page with. It loads the widget's real module, which is
- * ten times as large and therefore sent only once, as the state of a model that all widgets of the
- * kind refer to (`WidgetSource` in widget_base.py).
+/* The module that anywidget sends to the page with each widget. It loads the widget's real module,
+ * which is ten times as large and therefore sent only once, as the state of a model that all widgets
+ * of the kind refer to (`WidgetSource` in widget_base.py).
  */
 
 // The modules that this page has loaded or is loading, by the id of their source.

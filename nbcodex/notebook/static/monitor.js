@@ -101,7 +101,7 @@ function makeReading(feed) {
   const until = makeNode("span", "secondary");
   const node = makeNode("div", "reading", {}, gauge, until, text);
   let reading;
-  let width;
+  let width; // of the fill, in percent
 
   function tick() {
     const seconds = Math.max(0, feed.now() - reading.at) / 1000;

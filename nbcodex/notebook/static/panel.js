@@ -103,7 +103,7 @@ function countdownText(ms, reducedMotion) {
   ];
 }
 
-/* How full the limit is, and how much of this request does not fit. */
+/* How full the limit is, and how much of this request does not fit. `keys` are the legend. */
 function makeMeter() {
   const names = ["used", "requested", "limit"];
   const [used, requested, limitMark] = names.map((name) => makeNode("i", `meter-${name}`));
