@@ -393,7 +393,7 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
     if status == 403 and info.message == _WEB_PAGE:
         advice = "A firewall or a proxy refused it: check the network, the VPN and the base URL."
         return errors.RequestError(info.sentence("Refused on the way to the server"), advice=advice)
-    is_key_rejected = status is None and info.has_phrase("credentials_phrases")
+    is_key_rejected = status in {None, 400} and info.has_phrase("credentials_phrases")
     if status in {401, 403, 407} or info.has_code("credentials_codes") or is_key_rejected:
         return _new_error(errors.CredentialsError, info, "The server does not accept the key")
     # If the message does not name the model, a 404 usually means a wrong base URL.

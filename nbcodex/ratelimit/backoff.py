@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 STATED_WAIT_PAD_S = 0.02  # added to a wait that a server states: servers round, and clocks differ
 # Stated waits are jittered upwards by up to this share of them, but by at most MAX_JITTER_S.
@@ -20,6 +22,9 @@ def with_jitter(wait: float, rng: random.Random) -> float:
 
 # A retry budget: the most retries that are saved, and how many a success and a second add.
 MAX_SAVED_RETRIES, RETRIES_PER_SUCCESS, RETRIES_PER_S = 10.0, 0.1, 0.1
+# Each success ends this many waits for the budget, so that a server that has recovered is soon used
+# fully: with two, their number doubles with each answer.
+RELEASED_PER_SUCCESS = 2
 
 
 @dataclass(slots=True)
@@ -32,11 +37,19 @@ class RetryBudget:
 
     _saved: float = MAX_SAVED_RETRIES
     _updated_at: float = -math.inf
+    # Functions that end the waits for this budget, in the order in which they began.
+    _waiting: deque[Callable[[], object]] = field(default_factory=deque)
 
     def record_success(self, now: float) -> None:
-        """Save a part of a retry."""
+        """Save a part of a retry, and release retries that wait: the server answers again."""
         self._accrue(now)
-        self._saved = min(MAX_SAVED_RETRIES, self._saved + RETRIES_PER_SUCCESS)
+        self._saved = min(MAX_SAVED_RETRIES, max(0.0, self._saved) + RETRIES_PER_SUCCESS)
+        for _ in range(min(RELEASED_PER_SUCCESS, len(self._waiting))):
+            self._waiting.popleft()()
+
+    def release_early(self, release: Callable[[], object]) -> None:
+        """Let a success call `release`, which ends the wait of a retry that `spend` delayed."""
+        self._waiting.append(release)
 
     def spend(self, now: float) -> float:
         """Take one retry and return the seconds until it is allowed: 0 if one was saved."""

@@ -74,11 +74,11 @@ class Waiter:
         self._reported_cooldown_until, self._probes_next = until, False
         self.wake.clear()
 
-    async def sleep_until(self, until: float, *, uses_patience: bool = True) -> None:
-        """Wait for an instant, or for `retry_now`."""
+    async def sleep_until(self, until: float, *, uses_patience: bool = True) -> bool:
+        """Wait for an instant; return True as soon as `wake` is set, as by `retry_now`."""
         started_at = self.clock.now()
         try:
-            await self.clock.wait(until, unless=self.wake)
+            return await self.clock.wait(until, unless=self.wake)
         finally:
             self.patience.waited += (self.clock.now() - started_at) * uses_patience
 

@@ -116,7 +116,10 @@ class RequestState:
     # How the last attempt failed, and the waits that follow from it, in seconds.
     error: TransientError = field(init=False, repr=False)
     stated_wait: float | None = None  # what the server asked for, with jitter; None: nothing
-    retry_budget_wait: float = 0.0  # until the server's retry budget allows another attempt
+    # Until the server's retry budget allows another attempt, as far as the patience lasts, and
+    # beyond it.
+    retry_budget_wait: float = 0.0
+    retry_budget_excess: float = 0.0
     # Of the current attempt; None if it counts towards no limit.
     reservation: Reservation | None = None
     is_accepted: bool = False  # whether the server has accepted the current attempt

@@ -451,12 +451,16 @@ class RequestRunner:
         state.is_sent = False
         if state.is_accepted or getattr(error, "was_sent", False):
             state.note_unknown_response(NOTE_POSSIBLY_PAID_TWICE)
-        state.error, state.retry_budget_wait = error, 0.0
+        state.error, state.retry_budget_wait, state.retry_budget_excess = error, 0.0, 0.0
         state.stated_wait = None if wait is None else backoff.with_jitter(wait, self._services.rng)
         if not isinstance(error, errors.LimitError):
             # The time without data before a fault counts as a wait.
             state.patience.waited += now - state.last_activity_at
-            state.retry_budget_wait = self._services.retry_budgets[state.base_url].spend(now)
+            budget_wait = self._services.retry_budgets[state.base_url].spend(now)
+            # Another request's success may end this wait, so it is worth all the patience.
+            patience_left = max(0.0, state.patience.limit - state.patience.waited)
+            state.retry_budget_wait = min(budget_wait, patience_left)
+            state.retry_budget_excess = budget_wait - state.retry_budget_wait
 
     async def _back_off(self, seconds: float) -> None:
         """Report the wait before the next attempt, and wait."""
@@ -469,7 +473,12 @@ class RequestRunner:
         await self._entry.record_wait(resume_at)
         # A cooldown is waited out in `acquire`, before the next attempt.
         if not (isinstance(error, errors.LimitError) and self.state.reservation):
-            await self._waiter.sleep_until(resume_at)
+            if self.state.retry_budget_wait:
+                retry_budget = self._services.retry_budgets[self.state.base_url]
+                retry_budget.release_early(self._waiter.wake.set)
+            is_released = await self._waiter.sleep_until(resume_at)
+            if (excess := self.state.retry_budget_excess) and not is_released:
+                raise self.state.patience_error(error, self._clock.now() + excess)
 
     async def _park(self, call: tenacity.RetryCallState) -> CompletedAnswer:
         """Raise a ParkedError: the next wait is longer than the patience."""

@@ -44,6 +44,9 @@ _ANNOTATIONS = frozenset(
 )
 # Matches "```json\n{}\n```": an answer that is one Markdown fence.
 _FENCED = re.compile(r"\s*(`{3,}|~{3,})[ \t]*(?:json\w*)?[ \t]*\n(.*?)\n?[ \t]*\1\s*", re.DOTALL)
+_BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
+# Matches the beginning of an object or a list, but not that of "[note]" or "{name}".
+_JSON_OPENING = re.compile(r'\{\s*["}]|\[\s*[\[{"\d\]-]')
 # Of a pydantic TypeAdapter, of a NewType, and of an alias made by the statement `type`.
 _TYPE_ATTRIBUTES = ("validate_json", "__supertype__", "__value__")
 _INVALID_NAME_CHARS = re.compile(r"[^A-Za-z0-9_-]+")
@@ -77,6 +80,37 @@ def to_schema(given: object) -> Schema | None:
 
 def parse_answer(schema: Schema, text: str) -> Any:
     """Return an instance of the class, else the JSON value; or raise a SchemaMismatchError."""
+    try:
+        return _parse_whole(schema, text)
+    except SchemaMismatchError:
+        # Models introduce the JSON with a sentence, or add one (dify #42451).
+        fitting = []
+        for value in _values_within(text):
+            with contextlib.suppress(SchemaMismatchError):
+                fitting.append(_parse_whole(schema, json.dumps(value, ensure_ascii=False)))
+        if len(fitting) != 1:
+            raise
+        return fitting[0]
+
+
+def _values_within(text: str) -> list[Any]:
+    """Return the JSON objects and lists in a text; none if one of them is broken or cut."""
+    # Backslashes of Markdown, and line breaks in strings, are not JSON, but clear (mem0 #4420).
+    text = _BACKSLASH.sub(lambda pair: pair[0] if pair[1] in '"\\/bfnrtu' else pair[1], text)
+    decoder = json.JSONDecoder(strict=False, parse_constant=_reject_constant)
+    values: list[Any] = []
+    end = 0
+    while opening := _JSON_OPENING.search(text, end):
+        try:
+            value, end = decoder.raw_decode(text, opening.start())
+        except (ValueError, RecursionError):
+            return []
+        values.append(value)
+    return values
+
+
+def _parse_whole(schema: Schema, text: str) -> Any:
+    """Do what `parse_answer` does for a text that is nothing but the JSON."""
     # Models that are asked for nothing but JSON still wrap it in a Markdown fence.
     if fenced := _FENCED.fullmatch(text):
         text = fenced[2]
@@ -99,7 +133,7 @@ def parse_answer(schema: Schema, text: str) -> Any:
             if is_object(schema.definition) and isinstance(value, list) and len(value) == 1:
                 value = json.dumps(value[0], ensure_ascii=False)
             if is_object(schema.definition) and isinstance(value, str):
-                return parse_answer(schema, value)
+                return _parse_whole(schema, value)
             validator = _validator(schema.definition)
             pruned = _without_nulls(value, schema.definition, validator, itertools.count())
         if pruned == value:

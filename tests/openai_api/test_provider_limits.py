@@ -146,6 +146,12 @@ def test_long_window_without_a_stated_wait_is_not_asked_again_soon(body: Any) ->
         (403, {"message": "Out of call volume quota. Quota will be replenished."}, "LimitError"),
         (400, {"__type": "ThrottlingException", "message": "Too many requests"}, "LimitError"),
         (400, {"error": {"message": "litellm: Too many requests, please wait."}}, "LimitError"),
+        (400, {"error": {"message": "status 429. Rate limit is exceeded."}}, "LimitError"),
+        (400, {"error": {"message": "Requests have exceeded call rate limit"}}, "LimitError"),
+        (400, {"error": {"message": "Budget!", "type": "budget_exceeded"}}, "QuotaError"),
+        (429, {"error": {"message": "Budget!", "type": "budget_exceeded"}}, "QuotaError"),
+        (400, [{"error": {"message": "API key not valid.", "code": 400}}], "CredentialsError"),
+        (400, {"error": {"message": "API key expired. Please renew."}}, "CredentialsError"),
         (403, {"error": {"code": "AccountOverdueError", "message": "no"}}, "QuotaError"),
         (
             403,

@@ -387,6 +387,22 @@ def test_retry_budget_bounds_retries_in_an_outage() -> None:
     assert retries <= 10 + 0.1 * 125 + 1
 
 
+def test_recovered_server_is_soon_used_fully_again() -> None:
+    """A burst of failures must not delay or park the rest of a map (langextract #240)."""
+
+    async def main() -> tuple[ScriptedServices, float]:
+        failures = [[OverloadedError("503")] for _ in range(100)]
+        scripted = ScriptedServices(*failures, *[answer("hi") for _ in range(100)])
+        runs = [scripted.start(Request(prompt=str(n), patience=60.0)) for n in range(100)]
+        started_at = asyncio.get_running_loop().time()
+        await asyncio.wait([run.task for run in runs])
+        return scripted, asyncio.get_running_loop().time() - started_at
+
+    scripted, seconds = run_virtual(main())
+    assert len(scripted.api_client.seen) == 200
+    assert seconds < 15
+
+
 def test_overload_backs_off_without_closing_the_model() -> None:
     received, _ = run_request([OverloadedError("busy")], answer("hi"))
     (backing,) = [e for e in received if isinstance(e, BackingOff)]

@@ -141,6 +141,50 @@ def test_answer_is_parsed_with_or_without_fence(fence: str) -> None:
     assert structured_output.parse_answer(declared(PET), text) == {"name": "Rex", "legs": 3}
 
 
+PET_TEXT = '{"name": "Rex", "legs": 4}'
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        "Here is the JSON:\n```json\n{}\n```",
+        "Sure!\n{}",
+        "```json\n{}\n```\nLet me know [if] you need {more}.",
+        "{}\n\nI hope this helps.",
+    ],
+)
+def test_json_in_a_sentence_is_found(wrap: str) -> None:
+    for given in (Pet, Pet.model_json_schema()):
+        schema = declared(given)
+        found = structured_output.parse_answer(schema, wrap.replace("{}", PET_TEXT))
+        assert found == structured_output.parse_answer(schema, PET_TEXT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{PET_TEXT} or {PET_TEXT}",  # which of the two?
+        f"[{PET_TEXT}, {PET_TEXT}",  # cut
+        f"First: {PET_TEXT}. Then: {PET_TEXT[:-1]}",
+    ],
+)
+def test_ambiguous_or_cut_json_is_not_taken(text: str) -> None:
+    with pytest.raises(structured_output.SchemaMismatchError):
+        structured_output.parse_answer(declared(Pet), text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a": "one\ntwo\tthree"}', "one\ntwo\tthree"),
+        (r'{"a": "\*bold\* \_x\_ \\"}', "*bold* _x_ \\"),
+    ],
+)
+def test_json_with_raw_breaks_or_markdowns_backslashes_is_read(text: str, value: str) -> None:
+    definition = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+    assert structured_output.parse_answer(declared(definition), text) == {"a": value}
+
+
 @pytest.mark.parametrize("wrap", [json.dumps, "[{}]".format, lambda text: json.dumps(f"[{text}]")])
 def test_answer_that_is_encoded_twice_or_in_a_list_is_parsed(wrap: Any) -> None:
     text = wrap('{"name": "Rex", "legs": 3}')
