@@ -61,8 +61,7 @@ class ConversationStore:
         )
         candidates = tuple(TurnCandidate(**dict(row)) for row in rows)
         (latest,) = connection.execute(
-            "SELECT max(id) FROM chapters WHERE thread = :thread AND notebook IS :notebook",
-            where,
+            "SELECT max(id) FROM chapters WHERE thread = :thread AND notebook IS :notebook", where
         ).fetchone()
         # A chapter may have no entries yet, and one that has expired may still have some.
         chapters = [candidate.chapter for candidate in candidates]

@@ -47,11 +47,7 @@ def run_map_cell(session: Session, args: Namespace, cell: str) -> None:
     request, _ = cell_options.request_options(args, names)
     request = replace(request, images=images_of(args.image, session.shell, session.scope))
     prepared = prepare_map(
-        cell.removesuffix("\n"),
-        names[args.map],
-        request,
-        variable=args.out,
-        dry_run=args.dry_run,
+        cell.removesuffix("\n"), names[args.map], request, variable=args.out, dry_run=args.dry_run
     )
     if isinstance(prepared, Estimate):
         print(str(prepared))

@@ -209,9 +209,8 @@ class Session:
         """Wait until a request of `nbcodex.ask` has ended; show it only if it has to wait."""
         if os.getpid() != self._pid:
             return handle.follow()  # a forked child has no display
-        return self._show_until_end(
-            handle, self._create_output(handle, OutputOptions(only_if_waiting=True))
-        )
+        options = OutputOptions(only_if_waiting=True)
+        return self._show_until_end(handle, self._create_output(handle, options))
 
     def _show_until_end(
         self,

@@ -430,10 +430,9 @@ def _improve_advice(failure: NbcodexError, prepared: PreparedRequest) -> None:
 
 def _prompt_cut_notice(prepared: PreparedRequest, read_tokens: int | None) -> str:
     """Return a notice if the server has read far less than the prompt, as Ollama does."""
-    if read_tokens is None or pricing.provider_of(prepared.endpoint.base_url):
-        return ""
     sent_tokens = pricing.estimate_request_tokens(replace(prepared.request, turns=prepared.turns))
-    if sent_tokens - read_tokens < MIN_CUT_TOKENS or read_tokens > MAX_READ_SHARE * sent_tokens:
+    most = min(sent_tokens - MIN_CUT_TOKENS, MAX_READ_SHARE * sent_tokens)
+    if read_tokens is None or read_tokens > most or pricing.provider_of(prepared.endpoint.base_url):
         return ""
     return (
         f"the server read only {read_tokens:,} of some {sent_tokens:,} tokens: it may cut long "

@@ -22,8 +22,7 @@ def with_jitter(wait: float, rng: random.Random) -> float:
 
 # A retry budget: the most retries that are saved, and how many a success and a second add.
 MAX_SAVED_RETRIES, RETRIES_PER_SUCCESS, RETRIES_PER_S = 10.0, 0.1, 0.1
-# Each success ends this many waits for the budget, so that a server that has recovered is soon used
-# fully: with two, their number doubles with each answer.
+# How many waits for the budget a success ends: a recovered server's load doubles with each answer.
 RELEASED_PER_SUCCESS = 2
 
 
@@ -38,18 +37,14 @@ class RetryBudget:
     _saved: float = MAX_SAVED_RETRIES
     _updated_at: float = -math.inf
     # Functions that end the waits for this budget, in the order in which they began.
-    _waiting: deque[Callable[[], object]] = field(default_factory=deque)
+    waiting: deque[Callable[[], object]] = field(default_factory=deque)
 
     def record_success(self, now: float) -> None:
         """Save a part of a retry, and release retries that wait: the server answers again."""
         self._accrue(now)
         self._saved = min(MAX_SAVED_RETRIES, max(0.0, self._saved) + RETRIES_PER_SUCCESS)
-        for _ in range(min(RELEASED_PER_SUCCESS, len(self._waiting))):
-            self._waiting.popleft()()
-
-    def release_early(self, release: Callable[[], object]) -> None:
-        """Let a success call `release`, which ends the wait of a retry that `spend` delayed."""
-        self._waiting.append(release)
+        for _ in range(min(RELEASED_PER_SUCCESS, len(self.waiting))):
+            self.waiting.popleft()()
 
     def spend(self, now: float) -> float:
         """Take one retry and return the seconds until it is allowed: 0 if one was saved."""

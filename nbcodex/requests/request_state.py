@@ -116,8 +116,7 @@ class RequestState:
     # How the last attempt failed, and the waits that follow from it, in seconds.
     error: TransientError = field(init=False, repr=False)
     stated_wait: float | None = None  # what the server asked for, with jitter; None: nothing
-    # Until the server's retry budget allows another attempt, as far as the patience lasts, and
-    # beyond it.
+    # Until the server's retry budget allows another attempt: within the patience, and beyond it.
     retry_budget_wait: float = 0.0
     retry_budget_excess: float = 0.0
     # Of the current attempt; None if it counts towards no limit.

@@ -475,7 +475,7 @@ class RequestRunner:
         if not (isinstance(error, errors.LimitError) and self.state.reservation):
             if self.state.retry_budget_wait:
                 retry_budget = self._services.retry_budgets[self.state.base_url]
-                retry_budget.release_early(self._waiter.wake.set)
+                retry_budget.waiting.append(self._waiter.wake.set)
             is_released = await self._waiter.sleep_until(resume_at)
             if (excess := self.state.retry_budget_excess) and not is_released:
                 raise self.state.patience_error(error, self._clock.now() + excess)

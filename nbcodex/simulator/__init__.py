@@ -6,8 +6,6 @@ can produce. Prompts can contain directives, see `generated_answers`. A server's
 settings are available at ``/_simulator/SECRET/log``, ``script`` and ``knobs``.
 """
 
-from __future__ import annotations
-
 from nbcodex.simulator.admission import RequestRecord
 from nbcodex.simulator.http_messages import HttpRequest, HttpResponse
 from nbcodex.simulator.knobs import Dropped, Fault, Knobs

@@ -168,10 +168,8 @@ def page_text(topic: str) -> str:
             parts[index] = re.sub(r"^(?=.)", "    ", part, flags=re.MULTILINE).rstrip("\n")
         else:
             linked = _LINK.sub(r"\1 (\2)", part)
-            parts[index] = _EMPHASIS.sub("", _HEADING.sub(_underlined, linked))
+            underlined = _HEADING.sub(
+                lambda h: f"{h[2]}\n{('=' if h[1] == '#' else '-') * len(h[2])}", linked
+            )
+            parts[index] = _EMPHASIS.sub("", underlined)
     return "".join(parts)
-
-
-def _underlined(heading: re.Match[str]) -> str:
-    underline_char = "=" if heading[1] == "#" else "-"
-    return f"{heading[2]}\n{underline_char * len(heading[2])}"

@@ -68,11 +68,11 @@ class MemoryStore(Store):
 # missing at the end, and get their defaults.
 
 
-def _values(value: Any) -> list[Any]:
-    return [getattr(value, name) for name in value.__slots__]  # in the order of the fields
-
-
-encode = json.JSONEncoder(check_circular=False, separators=(",", ":"), default=_values).encode
+encode = json.JSONEncoder(
+    check_circular=False,
+    separators=(",", ":"),
+    default=lambda value: [getattr(value, name) for name in value.__slots__],
+).encode
 
 
 def decode(kind: type[KindT], data: Any) -> KindT:
