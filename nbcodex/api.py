@@ -24,11 +24,11 @@ ResultT = TypeVar("ResultT")
 MIN_SIMILARITY = 0.75  # of names (`difflib`): "template" is not meant by "temperature"
 MAX_KEPT_RUNS = 8  # of maps, with all their replies, in `nbcodex.map.recent`
 
-# What to use in place of options of cells, or of the SDK, that the functions here do not have.
+# What to use in place of options of cells, or of the SDK, that `ask` does not have.
 _CELL_OPTIONS = {
     **dict.fromkeys(("out", "format", "raw"), "The returned Reply holds the answer."),
     **dict.fromkeys(("new", "no_history"), "Use thread; without it, no earlier turn is sent."),
-    "background": "Use `nbcodex.aask`.",
+    "background": "Use `nbcodex.aask`, or `nbcodex.amap` for many rows.",
     "eval": "Use an f-string.",
     "response_format": "Use schema.",
 }
@@ -81,6 +81,8 @@ def _check_names(function: str, options: Iterable[str], names: Collection[str]) 
         if near := difflib.get_close_matches(name, names, n=1, cutoff=MIN_SIMILARITY):
             hint = f"Did you mean {near[0]}?"
         hint = _CELL_OPTIONS.get(name) or RESERVED_PARAMS.get(name) or hint
+        if name in {"thread", "new", "no_history"} and "thread" not in names:
+            hint = "The rows of a map belong to no conversation."
         error = f"{function}() got an unexpected keyword argument {name!r}."
         raise TypeError(f"{error} {advice_for_script(hint)}")
 

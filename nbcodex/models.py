@@ -462,7 +462,7 @@ class MapStats:
     sent: int = 0  # Rows at the server
     waiting: int = 0  # The rest of `total`: neither done, failed, parked nor sent
     totals: UsageTotals = UsageTotals()  # What the rows have used so far
-    closed_until: float | None = None  # The end of the model's cooldown
+    cooldown_until: float | None = None  # The end of the model's cooldown
     limit: Limit | None = None  # The limit that caused the cooldown
     tokens_per_minute: float | None = None  # The server's limits
     requests_per_minute: float | None = None

@@ -100,6 +100,23 @@ def test_script_advice_names_no_command_that_needs_a_cell() -> None:
             assert "--" not in script
 
 
+def test_plain_advice_outside_the_notebook_names_no_magic_alone() -> None:
+    """It is shown in scripts as it is, unless only a resume, by a magic, can reach it."""
+    only_in_notebooks = ("`%codex journal", "Set the base URL back", "Wait for it", "Write tokens")
+    plain = [
+        text_of(keyword.value)
+        for path in PACKAGE.rglob("*.py")
+        if "notebook" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "advice" and isinstance(keyword.value, ast.Constant | ast.JoinedStr)
+    ]
+    assert len(plain) > 50
+    wrong = [text for text in plain if "%co" in text and "nbcodex doctor" not in text]
+    assert [text for text in wrong if not text.startswith(only_in_notebooks)] == []
+
+
 @pytest.mark.parametrize(
     ("advice", "adapted"),
     [

@@ -65,7 +65,7 @@ class StatsCounter:
             if isinstance(event, events.BackingOff) and not isinstance(event.error, LimitError):
                 self.faults[event.request_id] = event
             if event.limit is not None:
-                changes.update(closed_until=event.resume_at, limit=event.limit)
+                changes.update(cooldown_until=event.resume_at, limit=event.limit)
         elif isinstance(event, Ending):
             reply = event.reply
             self._sent_ids.discard(event.request_id)

@@ -195,7 +195,7 @@ def confirm_start(
         _ask(
             f"{expected}. That is more than Codex.ask_above (${settings.ask_above:,.2f}).",
             confirm,
-            advice="Try limit=10, set %config Codex.ask_above, or pass confirm=True.",
+            advice="Try limit=10, raise Codex.ask_above, or pass confirm=True.",
         )
 
 

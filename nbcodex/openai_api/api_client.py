@@ -94,7 +94,10 @@ class ApiClient:
                 some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
                 raise ConfigurationError(
                     f"{endpoint.host} offers {some or 'no model'}.",
-                    advice='Choose one: `%config Codex.model = "…"`, NBCODEX_MODEL, or --model.',
+                    advice=errors.Advice(
+                        'Choose one: `%config Codex.model = "…"`, NBCODEX_MODEL, or --model.',
+                        script="Choose one: NBCODEX_MODEL, or `model`.",
+                    ),
                 )
             self._sole_models[endpoint] = names[0]
         return self._sole_models[endpoint]

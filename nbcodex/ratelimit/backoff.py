@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import math
 import random
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 STATED_WAIT_PAD_S = 0.02  # added to a wait that a server states: servers round, and clocks differ
@@ -23,6 +23,7 @@ def with_jitter(wait: float, rng: random.Random) -> float:
 # A retry budget: the most retries that are saved, and how many a success and a second add.
 MAX_SAVED_RETRIES, RETRIES_PER_SUCCESS, RETRIES_PER_S = 10.0, 0.1, 0.1
 # How many waits for the budget a success ends: a recovered server's load doubles with each answer.
+# So retries are not bounded while a part of the requests succeeds; backoff spaces them out.
 RELEASED_PER_SUCCESS = 2
 
 
@@ -30,21 +31,22 @@ RELEASED_PER_SUCCESS = 2
 class RetryBudget:
     """Bounds the retries after faults of one server, so that they do not make an outage worse.
 
-    As in Finagle's RetryBudget, successes and the passing of time allow retries. All requests to
-    the server share the budget.
+    It is Finagle's RetryBudget, with one difference: a success also releases waits. All requests to
+    the server share it.
     """
 
     _saved: float = MAX_SAVED_RETRIES
     _updated_at: float = -math.inf
-    # Functions that end the waits for this budget, in the order in which they began.
-    waiting: deque[Callable[[], object]] = field(default_factory=deque)
+    # The events that end waits for this budget, in the order in which those began.
+    waiting: dict[asyncio.Event, None] = field(default_factory=dict)
 
     def record_success(self, now: float) -> None:
         """Save a part of a retry, and release retries that wait: the server answers again."""
         self._accrue(now)
         self._saved = min(MAX_SAVED_RETRIES, max(0.0, self._saved) + RETRIES_PER_SUCCESS)
-        for _ in range(min(RELEASED_PER_SUCCESS, len(self.waiting))):
-            self.waiting.popleft()()
+        for event in list(itertools.islice(self.waiting, RELEASED_PER_SUCCESS)):
+            del self.waiting[event]
+            event.set()
 
     def spend(self, now: float) -> float:
         """Take one retry and return the seconds until it is allowed: 0 if one was saved."""

@@ -73,8 +73,7 @@ class SpendingCap:
 
     def describe_used(self, used: float) -> str:
         """Return text such as ``50 of 200 tokens for today used (25%)``."""
-        number = self.format(used).split()[0]
-        return f"{number} of {self} used ({used / self.amount:.0%})"
+        return f"{self.format(used).split()[0]} of {self} used ({used / self.amount:.0%})"
 
     def allows(self, amount: SpendAmount, *, used: float) -> bool:
         """Return whether `amount` may be used in addition to `used`."""

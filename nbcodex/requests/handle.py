@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import copy
 import dataclasses
+import itertools
 import logging
 import math
 import queue
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from nbcodex import events
@@ -53,7 +54,7 @@ log = logging.getLogger(__name__)
 class EventQueue:
     """Receives events on the loop's thread, and passes them in batches to the rendering thread.
 
-    Deltas are joined, so that 2,000 of them in a second make ten batches; no other event waits.
+    Deltas are collected, so that 2,000 of them in a second make ten batches; no other event waits.
     """
 
     def __init__(self) -> None:
@@ -66,16 +67,10 @@ class EventQueue:
 
     def __call__(self, event: Event) -> None:
         """Receive an event, on the loop's thread."""
-        last = self._collected[-1] if self._collected else None
+        self._collected.append(event)
         if not isinstance(event, Delta):
-            self._collected.append(event)
             self._deliver()
-            return
-        if isinstance(last, Delta) and last.reasoning is event.reasoning:
-            self._collected[-1] = dataclasses.replace(event, text=last.text + event.text)
-        else:
-            self._collected.append(event)
-        if self._timer is None:
+        elif self._timer is None:
             loop = asyncio.get_running_loop()
             due = self._delivered_at + DELTA_INTERVAL_S
             if loop.time() >= due:
@@ -89,7 +84,17 @@ class EventQueue:
             self._timer = None
         if isinstance(self._collected[0], Delta):
             self._delivered_at = asyncio.get_running_loop().time()
-        self._batches.put(tuple(self._collected))
+        batch: list[Event] = []
+        # Consecutive deltas of one kind become one.
+        for is_reasoning, group in itertools.groupby(
+            self._collected, lambda event: getattr(event, "reasoning", None)
+        ):
+            joined = list(group)
+            if is_reasoning is not None:
+                text = "".join(delta.text for delta in cast(list[Delta], joined))
+                joined = [dataclasses.replace(cast(Delta, joined[-1]), text=text)]
+            batch += joined
+        self._batches.put(tuple(batch))
         self._collected = []
 
     def next_batch(self, timeout: float | None = None) -> tuple[Event, ...]:
@@ -402,10 +407,11 @@ def run_uninterrupted(
     # Python has no way to block KeyboardInterrupt.
     while True:
         try:
-            if is_stopped:
-                ignore_repeated_stop()
-            result = operation(is_stopped)
-        except KeyboardInterrupt:
+            try:
+                if is_stopped:
+                    ignore_repeated_stop()
+                return operation(is_stopped), is_stopped
+            except KeyboardInterrupt:
+                is_stopped = True
+        except KeyboardInterrupt:  # a second one, while the first was being handled
             is_stopped = True
-        else:
-            return result, is_stopped

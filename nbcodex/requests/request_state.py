@@ -116,9 +116,7 @@ class RequestState:
     # How the last attempt failed, and the waits that follow from it, in seconds.
     error: TransientError = field(init=False, repr=False)
     stated_wait: float | None = None  # what the server asked for, with jitter; None: nothing
-    # Until the server's retry budget allows another attempt: within the patience, and beyond it.
-    retry_budget_wait: float = 0.0
-    retry_budget_excess: float = 0.0
+    retry_budget_wait: float = 0.0  # until the server's retry budget allows another attempt
     # Of the current attempt; None if it counts towards no limit.
     reservation: Reservation | None = None
     is_accepted: bool = False  # whether the server has accepted the current attempt
@@ -176,7 +174,10 @@ class RequestState:
         if isinstance(self.error, LimitError):
             return exponential if self.stated_wait is None else self.stated_wait
         # The wait grows even if an overloaded server asks for the same short one each time.
-        return max(self.stated_wait or 0.0, exponential, self.retry_budget_wait)
+        # Another request's success may end the wait for the budget: it is worth all the patience.
+        patience_left = max(0.0, self.patience.limit - self.waited)
+        budget_wait = min(self.retry_budget_wait, patience_left)
+        return max(self.stated_wait or 0.0, exponential, budget_wait)
 
     def reply(self, status: Status) -> Reply:
         """Return the reply as it is now."""

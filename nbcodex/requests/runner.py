@@ -451,21 +451,18 @@ class RequestRunner:
         state.is_sent = False
         if state.is_accepted or getattr(error, "was_sent", False):
             state.note_unknown_response(NOTE_POSSIBLY_PAID_TWICE)
-        state.error, state.retry_budget_wait, state.retry_budget_excess = error, 0.0, 0.0
+        state.error, state.retry_budget_wait = error, 0.0
         state.stated_wait = None if wait is None else backoff.with_jitter(wait, self._services.rng)
         if not isinstance(error, errors.LimitError):
             # The time without data before a fault counts as a wait.
             state.patience.waited += now - state.last_activity_at
-            budget_wait = self._services.retry_budgets[state.base_url].spend(now)
-            # Another request's success may end this wait, so it is worth all the patience.
-            patience_left = max(0.0, state.patience.limit - state.patience.waited)
-            state.retry_budget_wait = min(budget_wait, patience_left)
-            state.retry_budget_excess = budget_wait - state.retry_budget_wait
+            state.retry_budget_wait = self._services.retry_budgets[state.base_url].spend(now)
 
     async def _back_off(self, seconds: float) -> None:
         """Report the wait before the next attempt, and wait."""
         error, attempt, waited = self.state.error, self.state.attempts, self.state.waited
-        resume_at = await self._start_cooldown(error, self._clock.now() + seconds)
+        failed_at = self._clock.now()
+        resume_at = await self._start_cooldown(error, failed_at + seconds)
         self._waiter.start_cooldown(resume_at)
         self._emit(
             events.BackingOff, error=error, attempt=attempt, resume_at=resume_at, waited=waited
@@ -473,12 +470,19 @@ class RequestRunner:
         await self._entry.record_wait(resume_at)
         # A cooldown is waited out in `acquire`, before the next attempt.
         if not (isinstance(error, errors.LimitError) and self.state.reservation):
-            if self.state.retry_budget_wait:
-                retry_budget = self._services.retry_budgets[self.state.base_url]
-                retry_budget.waiting.append(self._waiter.wake.set)
-            is_released = await self._waiter.sleep_until(resume_at)
-            if (excess := self.state.retry_budget_excess) and not is_released:
-                raise self.state.patience_error(error, self._clock.now() + excess)
+            # A success ends the wait for the budget, not the one that the server has stated.
+            stated_until = min(resume_at, failed_at + (self.state.stated_wait or 0.0))
+            is_released = await self._waiter.sleep_until(stated_until)
+            budget, wake = self._services.retry_budgets[self.state.base_url], self._waiter.wake
+            waiting = budget.waiting if self.state.retry_budget_wait else {}
+            waiting[wake] = None
+            try:
+                is_released = is_released or await self._waiter.sleep_until(resume_at)
+            finally:
+                waiting.pop(wake, None)
+            allowed_at = failed_at + self.state.retry_budget_wait
+            if not is_released and self._clock.now() < allowed_at:
+                raise self.state.patience_error(error, allowed_at)
 
     async def _park(self, call: tenacity.RetryCallState) -> CompletedAnswer:
         """Raise a ParkedError: the next wait is longer than the patience."""
@@ -486,8 +490,8 @@ class RequestRunner:
         resume_at = now + call.upcoming_sleep
         # A limit on tokens may admit a smaller request at once, so there is no cooldown.
         is_token_limit = isinstance(error, errors.LimitError) and error.limit.resource == "tokens"
-        closed_until = await self._start_cooldown(error, now if is_token_limit else resume_at)
-        raise self.state.patience_error(error, max(resume_at, closed_until)) from error
+        cooldown_until = await self._start_cooldown(error, now if is_token_limit else resume_at)
+        raise self.state.patience_error(error, max(resume_at, cooldown_until)) from error
 
     async def _start_cooldown(self, error: errors.TransientError, resume_at: float) -> float:
         """Begin a cooldown if a limit refused the attempt; return when the next is due."""

@@ -45,8 +45,9 @@ _ANNOTATIONS = frozenset(
 # Matches "```json\n{}\n```": an answer that is one Markdown fence.
 _FENCED = re.compile(r"\s*(`{3,}|~{3,})[ \t]*(?:json\w*)?[ \t]*\n(.*?)\n?[ \t]*\1\s*", re.DOTALL)
 _BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
-# Matches the beginning of an object or a list, but not that of "[note]" or "{name}".
-_JSON_OPENING = re.compile(r'\{\s*["}]|\[\s*[\[{"\d\]-]')
+# Matches the beginning of an object or a list, but not that of "[note]", "[1]" or "{name}".
+_JSON_OPENING = re.compile(r'\{\s*["}]|\[(?!\d+\])\s*[\[{"\d\]-]')
+_MAX_VALUES = 20  # in one answer; among more, none can be the one that is meant
 # Of a pydantic TypeAdapter, of a NewType, and of an alias made by the statement `type`.
 _TYPE_ATTRIBUTES = ("validate_json", "__supertype__", "__value__")
 _INVALID_NAME_CHARS = re.compile(r"[^A-Za-z0-9_-]+")
@@ -96,7 +97,7 @@ def parse_answer(schema: Schema, text: str) -> Any:
 def _values_within(text: str) -> list[Any]:
     """Return the JSON objects and lists in a text; none if one of them is broken or cut."""
     # Backslashes of Markdown, and line breaks in strings, are not JSON, but clear (mem0 #4420).
-    text = _BACKSLASH.sub(lambda pair: pair[0] if pair[1] in '"\\/bfnrtu' else pair[1], text)
+    text = _BACKSLASH.sub(lambda pair: pair[1] if pair[1] in "*_~#&" else pair[0], text)
     decoder = json.JSONDecoder(strict=False, parse_constant=_reject_constant)
     values: list[Any] = []
     end = 0
@@ -106,6 +107,8 @@ def _values_within(text: str) -> list[Any]:
         except (ValueError, RecursionError):
             return []
         values.append(value)
+        if len(values) > _MAX_VALUES:
+            return []
     return values
 
 

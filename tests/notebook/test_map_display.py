@@ -67,7 +67,7 @@ def test_counts_of_the_status_line_add_up_to_the_rows() -> None:
 
 def test_time_left_includes_the_cooldown() -> None:
     open_ = state_after({**HALF, "sent": 0})
-    closed = state_after({**HALF, "sent": 0, "closed_until": 172.0, "limit": TPM})
+    closed = state_after({**HALF, "sent": 0, "cooldown_until": 172.0, "limit": TPM})
     assert closed.cooldown_left > 0
     assert closed.seconds_left == pytest.approx((open_.seconds_left or 0.0) + closed.cooldown_left)
 
@@ -108,7 +108,7 @@ def test_cost_is_not_estimated_with_unknown_prices() -> None:
 
 def test_cooldown_names_its_limit_and_end() -> None:
     """While rows are at the server, or after it, there is no cooldown to show."""
-    closed = {**HALF, "sent": 0, "closed_until": 172.0, "limit": TPM}
+    closed = {**HALF, "sent": 0, "cooldown_until": 172.0, "limit": TPM}
     assert "tokens per minute (TPM) reached, continues at 14:00:12 (in 12.0 s)" in status_line(
         state_after(closed), WALL
     )

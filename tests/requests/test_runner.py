@@ -25,6 +25,7 @@ from nbcodex.events import BackingOff, CoolingDown, Delta, Event, Finished, Park
 from nbcodex.models import Limit, Request, Resumption, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, TextDelta
 from nbcodex.openai_api.endpoints import Endpoint
+from nbcodex.ratelimit.backoff import RetryBudget
 from nbcodex.requests.handle import Handle
 from nbcodex.requests.runner import RequestRunner
 from nbcodex.settings import Secret
@@ -401,6 +402,44 @@ def test_recovered_server_is_soon_used_fully_again() -> None:
     scripted, seconds = run_virtual(main())
     assert len(scripted.api_client.seen) == 200
     assert seconds < 15
+
+
+def test_success_does_not_shorten_the_wait_that_the_server_has_stated() -> None:
+    async def main() -> ScriptedServices:
+        failures = [[OverloadedError("503", wait=30.0)] for _ in range(20)]
+        scripted = ScriptedServices(*failures, *[answer("hi") for _ in range(30)])
+        runs = [scripted.start(Request(prompt=str(n), patience=600.0)) for n in range(20)]
+        await asyncio.sleep(1.0)
+        runs += [scripted.start(Request(prompt="later", patience=600.0)) for _ in range(10)]
+        await asyncio.wait([run.task for run in runs])
+        return scripted
+
+    sent = [at for at, _ in run_virtual(main()).api_client.seen]
+    assert [at - sent[0] >= 30.0 for at in sent[30:]] == [True] * 20
+
+
+def test_wait_for_the_retry_budget_that_has_ended_is_forgotten() -> None:
+    """In an outage, waits end by time, and by Stop."""
+
+    async def main() -> ScriptedServices:
+        scripted = ScriptedServices(*[[ServerError("500")] for _ in range(2000)])
+        runs = [scripted.start(Request(prompt=str(n), patience=60.0)) for n in range(50)]
+        await asyncio.sleep(5.0)
+        runs[0].end("stop")
+        await asyncio.wait([run.task for run in runs])
+        return scripted
+
+    scripted = run_virtual(main())
+    budgets = scripted.services.retry_budgets.values()
+    assert [len(budget.waiting) for budget in budgets] == [0]
+
+
+def test_retries_wait_while_no_request_succeeds() -> None:
+    budget, events = RetryBudget(), [asyncio.Event() for _ in range(5)]
+    budget.waiting.update(dict.fromkeys(events))
+    budget.record_success(0.0)
+    assert [event.is_set() for event in events] == [True, True, False, False, False]
+    assert list(budget.waiting) == events[2:]
 
 
 def test_overload_backs_off_without_closing_the_model() -> None:

@@ -166,11 +166,21 @@ def test_json_in_a_sentence_is_found(wrap: str) -> None:
         f"{PET_TEXT} or {PET_TEXT}",  # which of the two?
         f"[{PET_TEXT}, {PET_TEXT}",  # cut
         f"First: {PET_TEXT}. Then: {PET_TEXT[:-1]}",
+        f"{PET_TEXT}\n" * 250_000,  # of a model in a loop
+        '{"name": "C:\\Projects \\d+", "legs": 4}',  # no escape of Markdown
     ],
 )
 def test_ambiguous_or_cut_json_is_not_taken(text: str) -> None:
     with pytest.raises(structured_output.SchemaMismatchError):
         structured_output.parse_answer(declared(Pet), text)
+
+
+@pytest.mark.parametrize(
+    "schema", [structured_output.ANY_JSON, structured_output.to_schema(list[int])]
+)
+def test_citation_is_not_an_answer(schema: Any) -> None:
+    with pytest.raises(structured_output.SchemaMismatchError):
+        structured_output.parse_answer(schema, "I could not find this [1].")
 
 
 @pytest.mark.parametrize(

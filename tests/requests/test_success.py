@@ -165,7 +165,9 @@ def replay(monkeypatch: pytest.MonkeyPatch) -> Iterator[Replay]:
 NUMBER = itertools.count()
 
 
-@effort(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@effort(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(chat_cases() | responses_cases())
 def test_only_an_answer_that_the_model_ended_counts(replay: Replay, case: Case) -> None:
     number = next(NUMBER)

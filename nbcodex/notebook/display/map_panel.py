@@ -48,7 +48,7 @@ class MapState:
     def cooldown_left(self) -> float:
         """Seconds until the model opens again; 0 if it is open or rows are at the server."""
         # Rows at the server still bring answers, so a cooldown is not what the user waits for.
-        until = self.stats.closed_until
+        until = self.stats.cooldown_until
         return 0.0 if until is None or self.stats.sent else max(0.0, until - self.stats.at)
 
     @property

@@ -305,9 +305,8 @@ class FallbackStore(Store):
         self._reachable, self._closed = threading.Event(), threading.Event()
         self._checker: threading.Thread | None = None
         self._reason = "Redis does not answer."
-        self._local_until = self._quiet_until = (
-            0.0  # no return to Redis, and no notice, before then
-        )
+        # There is no return to Redis, and no notice, before these instants.
+        self._local_until = self._quiet_until = 0.0
         self._connect_wait = CONNECT_WAIT_S
         self._is_local = self._is_reported = False
 
