@@ -27,7 +27,7 @@ from nbcodex.simulator import Knobs, Simulator
 from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual
 
-EXAMPLES = int(os.environ.get("PROMPT_EXAMPLES", "1000"))
+EXAMPLES = int(os.environ.get("PROMPT_EXAMPLES", "3000"))
 
 
 class Frame:
@@ -282,7 +282,7 @@ def test_a_hundred_thousand_prompts_without_fields_are_unchanged() -> None:
 def test_prompts_reach_the_server_unchanged() -> None:
     """Neither API changes a prompt on its way to the server."""
     chance = random.Random(8)
-    prompts = [p for p in ("".join(chance.choices(PIECES, k=9)) for _ in range(200)) if p.strip()]
+    prompts = [p for p in ("".join(chance.choices(PIECES, k=9)) for _ in range(500)) if p.strip()]
     settings = Settings(api_key=Secret("sk-x"), base_url="http://127.0.0.1/v1", model="gpt-5.6-sol")
 
     async def main() -> list[str]:
@@ -484,11 +484,11 @@ def test_equal_expressions_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> N
 def test_time_grows_linearly_with_braces(piece: str) -> None:
     """Time grows with the length and no faster."""
     times = []
-    for size in (30_000, 300_000):
+    for size in (100_000, 1_000_000):
         start = time.process_time()
         fill(piece * (size // len(piece)), NAMES)
         times.append(time.process_time() - start)
-    assert times[1] < max(0.6, 30 * times[0])
+    assert times[1] < max(2.0, 30 * times[0])
 
 
 @pytest.mark.slow

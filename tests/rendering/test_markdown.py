@@ -526,11 +526,11 @@ HOSTILE = [
 def test_time_grows_linearly_with_repetition(piece: str) -> None:
     """Time grows with the length and no faster, whatever is repeated."""
     times = []
-    for size in (30_000, 300_000):
+    for size in (100_000, 1_000_000):
         start = time.process_time()
         sanitize_markdown(piece * (size // len(piece)))
         times.append(time.process_time() - start)
-    assert times[1] < max(0.6, 30 * times[0])
+    assert times[1] < max(2.0, 30 * times[0])
 
 
 @pytest.mark.parametrize(
