@@ -21,17 +21,20 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("untimed")
 
-NOT_QUICK = ("kernel", "browser", "server", "benchmark", "slow")
+NOT_QUICK = ("kernel", "browser", "server", "long", "slow")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects by marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark quick tests, and keep tests that share a browser, a kernel or a server on one worker.
 
-    Tests that repeat others for minutes are left out, unless ``-m benchmark`` names them.
+    Tests that repeat others for minutes are left out, unless ``-m long`` or their name asks for
+    them: ``tests/journal/test_processes.py::test_name``.
     """
-    if "benchmark" not in config.option.markexpr:
-        long = [item for item in items if item.get_closest_marker("benchmark")]
+    if "long" not in config.option.markexpr:
+        named = {argument.partition("[")[0].rpartition("::")[2] for argument in config.args}
+        long = [item for item in items if item.get_closest_marker("long")]
+        long = [item for item in long if item.name.partition("[")[0] not in named]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
     for item in items:

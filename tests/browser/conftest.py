@@ -1,6 +1,7 @@
 """One JupyterLab and one Chromium for these tests; a page of its own for each.
 
-All pages share the browser's cache, so that JupyterLab's scripts are compiled once.
+All pages share one browser context and its cache, so that JupyterLab's scripts are compiled once.
+So a test must set routes and init scripts on its own page, never on the context: they would stay.
 Playwright keeps an event loop running in this thread. It ends with this package, so that other
 tests can have their own.
 """

@@ -263,7 +263,7 @@ def test_kills_at_random_lose_no_prompt_and_no_answer(scene: Scene) -> None:
     assert scene.counts.resumed > 0
 
 
-@pytest.mark.benchmark
+@pytest.mark.long
 def test_200_kills_at_random_lose_no_prompt_and_no_answer(scene: Scene) -> None:
     began, scene.max_lost_s = time.monotonic(), 1.0
     kill_at_random(scene, kills=200, at_once=8)

@@ -96,7 +96,7 @@ def test_sigkill_loses_no_committed_write(child: Child, open_journal: Open) -> N
 
 
 @posix
-@pytest.mark.benchmark
+@pytest.mark.long
 def test_sigkill_loses_no_committed_write_200_times(child: Child, open_journal: Open) -> None:
     """The same, 200 times."""
     kill_at_random(child, open_journal, rounds=200)
@@ -119,7 +119,7 @@ def test_twenty_kernels_write_at_once(child: Child, open_journal: Open) -> None:
     write_from_twenty_processes(child, open_journal, seconds=2.0)
 
 
-@pytest.mark.benchmark
+@pytest.mark.long
 def test_twenty_kernels_write_for_a_minute(child: Child, open_journal: Open) -> None:
     """The same, for a minute."""
     write_from_twenty_processes(child, open_journal, seconds=60.0)
