@@ -213,6 +213,10 @@ class EntryError(NbcodexError, title="Journal"):
     """An entry of the journal cannot be found, read, or resumed; the entry is unchanged."""
 
 
+class EntryNotFoundError(EntryError):
+    """No id in the journal begins with the given text."""
+
+
 class ParkedError(NbcodexError, title="Parked"):
     """The request is kept for later: the wait exceeds the user's patience, or they parked it."""
 

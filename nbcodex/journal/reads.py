@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from nbcodex.errors import EntryError
+from nbcodex.errors import EntryError, EntryNotFoundError
 from nbcodex.journal.codec import decode, storable
 from nbcodex.journal.conversations import resolve_turns
 from nbcodex.journal.owner import Connection, is_abandoned
@@ -113,7 +113,7 @@ def find_answer(connection: Connection, key: bytes, id_: str) -> Reply | None:
 def find_entry(connection: Connection, prefix: str) -> Entry:
     """Return the one entry whose id is `prefix`, or begins with it; EntryError if none does."""
     if (id_ := find_id(connection, "id", prefix)) is None:
-        raise EntryError(f"No entry of the journal begins with {prefix[:40]!r}.")
+        raise EntryNotFoundError(f"No entry of the journal begins with {prefix[:40]!r}.")
     rows = connection.execute("SELECT * FROM book WHERE id = ?", (id_,))
     if not (entries := entries_of(connection, rows)):
         raise EntryError(f"The entry {id_} is damaged and cannot be read.")

@@ -12,7 +12,7 @@ from IPython.display import display
 
 from nbcodex import host
 from nbcodex.client import current
-from nbcodex.errors import EntryError, NbcodexError, Stopped, render, shorten
+from nbcodex.errors import EntryError, EntryNotFoundError, NbcodexError, Stopped, render, shorten
 from nbcodex.events import EndAction
 from nbcodex.journal.entry_writer import not_resumable
 from nbcodex.journal.journal import Journal
@@ -212,17 +212,22 @@ def forget(session: Session, prefix: str) -> None:
         tag for each in journals for tag in event_loop.run(each.batch_jobs.tags_in_use())
     }
     if prefix != "all":
+        # A prefix that is ambiguous in one journal must not erase an entry of another one.
+        found: list[tuple[Journal, list[Entry]]] = []
         for journal in journals:
             try:
-                durable = journal.durable_entries(prefix)
-                erased = event_loop.run(journal.delete(prefix))
-            except EntryError:
-                if journal is journals[-1]:
+                found.append((journal, journal.durable_entries(prefix)))
+            except EntryNotFoundError:
+                if journal is journals[-1] and not found:
                     raise
-                continue
-            print(f"{erased} erased.")
-            _erase_remote_copies(session, [journal], durable, jobs_in_use)
-            return
+        if len(found) > 1:
+            places = " or ".join(each.location for each, _ in found)  # "in FILE or in FILE"
+            message = f"{prefix[:40]!r} may be an entry {places}."
+            raise EntryError(message, advice="Type more of the id.")
+        ((journal, durable),) = found
+        print(f"{event_loop.run(journal.delete(prefix))} erased.")
+        _erase_remote_copies(session, [journal], durable, jobs_in_use)
+        return
     counts = []
     for journal in journals:
         count = journal.count_entries()

@@ -17,6 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from nbcodex.client import current
 from nbcodex.doctor import Finding, report
 from nbcodex.errors import EntryError, NbcodexError
+from nbcodex.mapping.map_runner import active_runners
 from nbcodex.notebook import cell_options, identity
 from nbcodex.notebook.display import can_show_widgets
 from nbcodex.notebook.session import Session
@@ -135,16 +136,21 @@ def demo(session: Session, mode: str = "on") -> None:
     )
     session.settings = session.config.settings()
     effect = "no limit is reached" if mode == "calm" else "you see limits at work"
-    print(
-        f"From now on a simulator answers, with {knobs.tpm:,} tokens a minute, so that "
-        f"{effect}. Nothing leaves this machine. The journal of the demo survives the kernel; the "
-        "next demo empties it if nothing in it is open. `%codex demo off` ends the demo."
+    is_on_disk = session.settings.journal
+    kept = (
+        "The journal of the demo survives the kernel; the next demo empties it if nothing in it "
+        "is open. "
     )
-    if was_on:
-        return
+    print(
+        f"From now on a simulator answers, with {knobs.tpm:,} tokens a minute, so that {effect}. "
+        f"Nothing leaves this machine. {kept * is_on_disk}`%codex demo off` ends the demo."
+    )
+    if was_on or not is_on_disk:
+        return  # the journal in memory is not the demo's: it holds the user's own prompts, too
     session.report_unfinished()
-    if not session.unfinished_ids(None) and not session.journal.other_kernels().requests:
-        journal, budget = session.journal, current().services().budget
+    journal, budget = session.journal, current().services().budget
+    is_running = current().active_handles() or active_runners() or journal.other_kernels().requests
+    if not is_running and not session.unfinished_ids(None):
         with contextlib.suppress(EntryError):  # the file cannot be written
             event_loop.run(journal.delete())
         event_loop.run(journal.reset_spending())
