@@ -92,7 +92,9 @@ class Session:
             prompt = variables.FilledPrompt(text)
         else:
             prompt = variables.fill(text, variables.user_variables(self.shell, self.scope, text))
-        options, format_ = cell_options.request_options(args, names)
+        # A schema may be defined in a startup file of IPython, whose variables `names` leaves out.
+        schemas = {**self.shell.user_ns, **self.scope.names}
+        options, format_ = cell_options.request_options(args, schemas)
         thread = MAIN_THREAD if args.thread is None else args.thread
         request = build_request(
             prompt.text,

@@ -38,6 +38,23 @@ def test_locals_of_a_function_come_before_globals(ip: Any, simulator: Simulated)
     assert ip.user_ns["found"].status == ip.user_ns["state"] == "done"
 
 
+def test_schema_and_rows_may_come_from_a_startup_file(
+    ip: Any, simulator: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IPython hides the names of startup files as its own."""
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    given = {"startup_schema": schema, "startup_rows": ["a", "b"]}
+    for name, value in given.items():
+        monkeypatch.setitem(ip.user_ns, name, value)
+        monkeypatch.setitem(ip.user_ns_hidden, name, value)
+    ip.run_cell_magic(
+        "codex", "--no-history --schema startup_schema -o found", '[[echo: {"n": 1}]]'
+    )
+    assert ip.user_ns["found"].parsed == {"n": 1}
+    ip.run_cell_magic("codex", "--map startup_rows", "About {}")
+    assert simulator.prompts[1:] == ["About a", "About b"]
+
+
 def test_names_around_a_comprehension_are_filled_in(ip: Any, simulator: Simulated) -> None:
     """The comprehension's variable and the function's parameter."""
     ip.run_cell(COMPREHENSION).raise_error()
