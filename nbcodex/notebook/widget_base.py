@@ -97,15 +97,16 @@ class CodexWidget(anywidget.AnyWidget):
 
     def _receive(self, _widget: object, content: object, _buffers: object) -> None:
         self._sources[self._kind].is_loaded = True
+        on_action, on_sync = self.on_action, self.on_sync  # another thread sets both to None
         match content:
-            case {"type": "action", "name": str(name), "id": int(number), **rest} if self.on_action:
+            case {"type": "action", "name": str(name), "id": int(number), **rest} if on_action:
                 # Before the action: a map's Stop may raise a KeyboardInterrupt in this thread.
                 self.send({"type": "received", "id": number})
-                self.on_action(name, str(rest.get("request", "")))
-            case {"type": "sync"} if self.on_action:
+                on_action(name, str(rest.get("request", "")))
+            case {"type": "sync"} if on_action:
                 self.send({"type": "received", "id": 0})  # the numbers of actions begin with 1
-                if self.on_sync is not None:
-                    self.on_sync()
+                if on_sync is not None:
+                    on_sync()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         bundle = super()._repr_mimebundle_(**kwargs)

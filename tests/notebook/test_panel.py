@@ -663,6 +663,24 @@ def test_source_is_sent_again_until_a_page_has_answered(monkeypatch: pytest.Monk
     assert CodexWidget("panel", {}, print).source == second.source
 
 
+def test_click_while_the_request_ends_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may set the functions to None between their check and their call."""
+    calls: list[str] = []
+    widget = CodexWidget(
+        "panel", {}, lambda name, _: calls.append(name), lambda: calls.append("sync")
+    )
+
+    def end(self: CodexWidget, _content: object) -> None:
+        self.on_action = self.on_sync = None
+
+    monkeypatch.setattr(CodexWidget, "send", end)
+    on_action, on_sync = widget.on_action, widget.on_sync
+    widget._receive(widget, {"type": "action", "name": "park", "id": 1}, [])
+    widget.on_action, widget.on_sync = on_action, on_sync
+    widget._receive(widget, {"type": "sync"}, [])
+    assert calls == ["park", "sync"]
+
+
 # A click in a blocked kernel.
 
 BLOCKED = """
