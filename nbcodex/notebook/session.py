@@ -7,7 +7,7 @@ import threading
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from IPython.core.interactiveshell import InteractiveShell
@@ -232,8 +232,11 @@ class Session:
             is_unchanged = isinstance(ending, Failed) and ending.entry_unchanged
             reply = None if is_unchanged else ending.reply
 
+        # Cached, because `finish` runs again after Stop: a notice can be taken only once.
+        take_notice = cache(self._take_notice)
+
         def finish(_is_stopped: bool) -> None:
-            output.close(self._take_notice())
+            output.close(take_notice)
             if reply is not None:
                 on_end(reply)
 

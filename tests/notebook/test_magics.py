@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,23 @@ import pytest
 from IPython.core.completer import MATCHES_LIMIT, provisionalcompleter
 from IPython.core.error import UsageError
 
+import nbcodex
 from nbcodex import host
 from nbcodex.client import current
-from nbcodex.errors import AnswerError, BudgetError, ConfigurationError, EntryError, MissingKeyError
+from nbcodex.errors import (
+    AnswerError,
+    BudgetError,
+    ConfigurationError,
+    EntryError,
+    MissingKeyError,
+    NbcodexError,
+)
 from nbcodex.models import Origin, Request
 from nbcodex.notebook import cell_options
+from nbcodex.notebook.display import CellOutput
 from nbcodex.notebook.monitor import collector_of
 from nbcodex.openai_api.api_client import ApiClient
+from nbcodex.runtime import event_loop
 from nbcodex.settings import Settings
 from tests.simulated import KEY, Simulated
 
@@ -251,6 +262,41 @@ def test_new_demo_empties_the_journal_of_the_last_one_unless_a_request_is_open(
     ip.run_line_magic("codex", "journal")
     assert "The journal is empty." in capsys.readouterr().out
     ip.run_cell_magic("codex", "--max-output 400", "[[echo: within no budget]]")
+    ip.run_line_magic("codex", "demo off")
+
+
+def test_demo_keeps_the_journal_in_memory(ip: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """With `Codex.journal` off it holds the user's own prompts; nothing survives the kernel."""
+    ip.run_line_magic("config", "Codex.journal = False")
+    ip.run_cell_magic("codex", "--no-history", "[[echo: the user's own]]")
+    ip.run_line_magic("codex", "demo calm")
+    assert "survives the kernel" not in capsys.readouterr().out
+    ip.run_line_magic("codex", "demo off")
+    ip.run_line_magic("codex", "journal")
+    assert "the user's own" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("code", "end"),
+    [
+        ("%%codex -b\n[[tokens=2000]]", "%codex cancel"),
+        ("rows = nbcodex.map('[[echo: {}]]', iter('ab'))\nprint(next(rows))", "rows.close()"),
+    ],
+    ids=["request", "map"],
+)
+def test_new_demo_keeps_what_has_not_ended_in_this_kernel(
+    ip: Any, capsys: pytest.CaptureFixture[str], code: str, end: str
+) -> None:
+    """Without its row in the journal, an answer that arrives later could not be stored."""
+    ip.user_ns["nbcodex"] = nbcodex
+    ip.run_line_magic("codex", "demo calm")
+    ip.run_cell(code).raise_error()
+    ip.run_line_magic("codex", "demo off")
+    ip.run_line_magic("codex", "demo calm")
+    capsys.readouterr()
+    ip.run_line_magic("codex", "journal")
+    assert "The journal is empty." not in capsys.readouterr().out
+    ip.run_cell(end).raise_error()
     ip.run_line_magic("codex", "demo off")
 
 
@@ -670,6 +716,35 @@ def test_first_answer_says_where_prompts_are_kept(
     assert capsys.readouterr().out.count("from now on prompts and answers are kept in") == 1
 
 
+def test_cell_without_output_does_not_use_up_the_notice(
+    ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is said below the first output, if the first cell fails without any."""
+    with pytest.raises(NbcodexError):
+        ip.run_cell_magic("codex", "", "[[fault=invalid]]")
+    assert "from now on" not in capsys.readouterr().out
+    ip.run_cell_magic("codex", "", "[[echo: hi]]")
+    assert "from now on prompts and answers are kept in" in capsys.readouterr().out
+
+
+def test_stop_at_the_end_keeps_the_notice(
+    ip: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The final output is made again after Stop, with the notice, and with it only once."""
+    final_bundles, calls = CellOutput.final_bundles, []
+
+    def interrupted_once(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return final_bundles(*args)
+
+    monkeypatch.setattr(CellOutput, "final_bundles", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        ip.run_cell_magic("codex", "", "[[echo: hi]]")
+    assert capsys.readouterr().out.count("from now on prompts and answers are kept in") == 1
+
+
 def test_where_prompts_are_kept_is_said_below_the_first_that_is_kept(
     ip: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -680,7 +755,7 @@ def test_where_prompts_are_kept_is_said_below_the_first_that_is_kept(
     ip.run_line_magic("codex", "demo off")
     ip.run_line_magic("config", "Codex.journal = False")
     ip.run_cell_magic("codex", "", "[[echo: in memory]]")
-    assert "from now on" not in capsys.readouterr().out.replace("From now on", "")
+    assert "from now on" not in capsys.readouterr().out
     ip.run_line_magic("config", "Codex.journal = True")
     ip.run_cell_magic("codex", "", "[[echo: stored]]")
     kept = f"from now on prompts and answers are kept in {os.environ['NBCODEX_HOME']} for"
@@ -713,6 +788,21 @@ def test_forgetting_all_erases_what_is_on_disk_however_the_journal_is_set(
     assert all(f"1 request in {folder / 'journal.sqlite3'}" in question for question in asked)
     assert re.search(r"\d erased: .*journal\.sqlite3", capsys.readouterr().out)
     ip.run_line_magic("codex", "demo off")
+
+
+def test_forgetting_an_ambiguous_id_erases_nothing(ip: Any) -> None:
+    """Neither an entry of the demo that is the only one there, nor one of two journals."""
+    home = Path(os.environ["NBCODEX_HOME"])
+    own = current().journal(Settings.read())
+    demo = current().journal(replace(Settings.read(), home=home / "demo"))
+    for journal, id_ in ((own, "aa1"), (own, "aa2"), (own, "bb1"), (demo, "aa3"), (demo, "bb2")):
+        event_loop.run(journal.insert(Request(prompt="x", id=id_)))
+    for prefix in ("aa", "bb"):
+        with pytest.raises(EntryError, match="may be"):
+            ip.run_line_magic("codex", f"forget {prefix}")
+    assert (own.count_entries(), demo.count_entries()) == (3, 2)
+    ip.run_line_magic("codex", "forget aa3")
+    assert (own.count_entries(), demo.count_entries()) == (3, 1)
 
 
 @pytest.mark.parametrize("is_in_terminal", [True, False])

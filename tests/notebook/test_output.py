@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from contextvars import Context, ContextVar
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from nbcodex.events import CoolingDown, Delta, Finished, Queued, Sent
 from nbcodex.models import Reply
 from nbcodex.notebook.display import MAX_RENDERED_CHARS, PLAIN_TEXT_CHARS, CellOutput, OutputOptions
 from nbcodex.notebook.display.panel import GrowingText, PanelState
-from nbcodex.notebook.display.text_views import RequestView, TerminalView
+from nbcodex.notebook.display.text_views import OutputSlot, RequestView, TerminalView
 from nbcodex.runtime.clock import BootClock
 
 HUGE = "word **bold** <i>x</i> [a](b)\n" * 3_500_000
@@ -130,6 +132,26 @@ def test_ask_shows_nothing_after_a_short_wait_in_the_queue() -> None:
     assert not view.is_open
 
 
+def test_answer_whose_view_fails_is_shown_in_the_context_of_its_cell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel takes the cell from the context, which is another one in a thread."""
+
+    class View(RequestView):
+        def close(self, bundle: Any) -> None:
+            raise RuntimeError
+
+    cell: ContextVar[str] = ContextVar("cell", default="another cell")
+    shown: list[str] = []
+    monkeypatch.setattr(OutputSlot, "show", lambda *_: shown.append(cell.get()))
+    cell.set("its cell")
+    output = CellOutput(View())
+    reply = Reply(id="3f2a", text="Hello", status="done")
+    output.on_events((Finished(request_id="3f2a", at=1.0, reply=reply),))
+    Context().run(output.close)
+    assert shown == ["its cell"]
+
+
 def test_terminal_prints_huge_answer_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Text that was printed as it arrived is not printed again: only the figures follow."""
     long = "word\n" * MAX_RENDERED_CHARS
@@ -147,8 +169,9 @@ def test_terminal_prints_huge_answer_once(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_terminal_prints_only_the_answer_in_the_background(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     view = TerminalView(BootClock(), "3f2a")
     output = CellOutput(view, OutputOptions(background=True))
     output.show()
@@ -157,6 +180,7 @@ def test_terminal_prints_only_the_answer_in_the_background(
     assert capsys.readouterr().out == ""
     view.close({"text/plain": "Hello"})
     assert capsys.readouterr().out == "\nHello\n"
+    assert output.render_interval_s is None
 
 
 @pytest.mark.parametrize("is_open", [False, True])

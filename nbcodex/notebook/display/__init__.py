@@ -107,6 +107,7 @@ class CellOutput:
         self._state = state or PanelState()
         self._is_open = self._is_prepared = False
         self._created_at = time.monotonic()
+        # ipykernel 7 takes the cell from the context; in an empty one, it takes the last cell.
         self._cell_context = contextvars.copy_context()
 
     @property
@@ -157,32 +158,28 @@ class CellOutput:
             self._is_prepared = True
             self._call_view(self._view.prepare)
 
-    def close(self, note: str = "") -> None:
+    def close(self, take_note: Callable[[], str] = str) -> None:
         """End the view, and leave the answer, or the part of it that has arrived.
 
-        `note` is added to the line of figures.
+        If anything is left, `take_note` is called, and its text is added to the line of figures.
         """
         reply = self._state.reply
         if reply is None or not self._is_open:
             self._view.discard()  # it gets no answer, or was prepared and never shown
-        if reply is None or not (self._is_open or reply or reply.text):
-            return
-        if self._options.only_if_waiting and not self._is_open:
-            return
-        self._notes.append(note)
-        bundle, *others = self.final_bundles(reply)
+            if reply is None or self._options.only_if_waiting or not (reply or reply.text):
+                return
+        bundle, *others = self.final_bundles(reply, take_note())
         try:
             self._view.close(bundle)
         except Exception:
             log.exception("the view could not show the answer")
-            OutputSlot().show(bundle)
+            self._cell_context.run(OutputSlot().show, bundle)
         if self._second_slot:
             self._second_slot.show(others.pop(0) if others else text_views.EMPTY_BUNDLE)
         for other in others:
-            # ipykernel 7 takes the cell from the context; in an empty one, it takes the last cell.
             self._cell_context.run(OutputSlot().show, other)
 
-    def final_bundles(self, reply: Reply) -> tuple[MimeBundle, ...]:
+    def final_bundles(self, reply: Reply, note: str = "") -> tuple[MimeBundle, ...]:
         """Return the outputs that stay in the notebook: the answer, and one line of figures."""
         line = figures_line(reply)
         # The model itself ended an answer that declines or does not fit its schema. Of an answer
@@ -190,7 +187,7 @@ class CellOutput:
         is_explained = reply.cut or not {NOTE_MISMATCH, NOTE_DECLINED}.isdisjoint(reply.notes)
         if not reply and reply.text and not is_explained:
             line = f"{reply.status}, this is not the whole answer · {line}"
-        line = join_figures(line, *map(shorten, self._notes))
+        line = join_figures(line, *map(shorten, (*self._notes, note)))
         format_, excess = self._options.format, len(reply.text) - MAX_RENDERED_CHARS
         if excess > 0:
             line = f"{excess:,} more characters: the Reply's text holds them all · {line}"

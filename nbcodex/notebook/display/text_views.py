@@ -177,8 +177,9 @@ class TerminalView(RequestView):
 
     def render(self, state: PanelState) -> None:
         """Print the text that is new, or else refresh the line of status."""
-        if self.in_background:
-            return  # the user is typing something else meanwhile
+        if self.in_background:  # the user is typing something else meanwhile
+            self.render_interval_s = None
+            return
         if self._printed.chunk_count and not state.text.extends(self._printed):
             self._clear_status()
             self._print_line("the answer starts again")
