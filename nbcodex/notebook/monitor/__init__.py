@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 JOURNAL_INTERVAL_S = 5.0
 
 # With more pending events than this, they are applied though no monitor asks for the state: those
-# of a long map would otherwise fill the memory.
+# of a long map or answer would otherwise fill the memory.
 MAX_PENDING_EVENTS = 4096
 
 # Countdowns and gauges move in the page by themselves, so updates need not be frequent.
@@ -53,6 +53,7 @@ class MonitorCollector:
         self._client = client
         self._state = MonitorState()
         self._pending: list[events.Event] = []
+        self._unapplied_count = 0  # of the events since `_pending` was last applied
         # The deltas since the last event, by (request id, reasoning, simulated). All of a list are
         # joined to one when the state is asked for.
         self._deltas: dict[tuple[str, bool, bool], list[events.Delta]] = {}
@@ -67,8 +68,9 @@ class MonitorCollector:
             # The text that came before this event has to be applied before it.
             self._join_deltas(event.at)
             self._pending.append(event)
-        if len(self._pending) > MAX_PENDING_EVENTS:
-            self._apply_pending()
+        self._unapplied_count += 1
+        if self._unapplied_count > MAX_PENDING_EVENTS:
+            self._apply_pending(event.at)
         # Setting an event takes a lock, and a stream has hundreds of deltas a second.
         if not self.changed.is_set():
             self.changed.set()
@@ -93,13 +95,13 @@ class MonitorCollector:
         return self._update(fields | {"limits": limits, "limits_at": limits_at, "budgets": budgets})
 
     def _update(self, fields: dict[str, Any]) -> MonitorState:
-        self._join_deltas(self._client.clock.now())
-        self._apply_pending()
+        self._apply_pending(self._client.clock.now())
         self._state = replace(self._state, session=self._client.totals.total, **fields)
         return self._state
 
-    def _apply_pending(self) -> None:
-        pending, self._pending = self._pending, []
+    def _apply_pending(self, at: float) -> None:
+        self._join_deltas(at)
+        pending, self._pending, self._unapplied_count = self._pending, [], 0
         self._state = apply_events(self._state, pending)
 
     def _join_deltas(self, at: float) -> None:
