@@ -39,7 +39,7 @@ class Queued(Event):
 class CoolingDown(Event):
     """The request has to wait before it is sent: for the end of a cooldown, or in the queue."""
 
-    limit: Limit | None  # it refused another request, or is fully used; None if unknown
+    limit: Limit | None  # it was reached earlier, or is fully used; None if unknown
     resume_at: float | None  # when it will be sent; None in the queue if that cannot be predicted
     waited: float  # seconds of patience that are used, without this wait
     queued: bool = False  # whether it waits in the queue, which uses no patience

@@ -164,12 +164,34 @@ def test_first_failures_are_listed() -> None:
 def test_rows_that_failed_for_one_reason_share_a_line() -> None:
     """The figures and ids in the reason may differ: the line has those of the first row."""
     failures = (
-        ("a", "300 of 500 used: resume m1-0"),
+        ("a", "300 of 500 used: resume m1a2b3c4d-0"),
         ("b", "too large"),
-        ("c", "310 of 500 used: resume m1-2"),
+        ("c", "310 of 500 used: resume m1a2b3c4d-2"),
     )
     shown = map_data(state_after(HALF | {"failed": 3, "failures": failures}), WALL)
-    assert shown["failures"] == ["a, c: 300 of 500 used: resume m1-0", "b: too large"]
+    assert shown["failures"] == ["a, c: 300 of 500 used: resume m1a2b3c4d-0", "b: too large"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "count"),
+    [
+        (
+            "Bad gateway (HTTP 502). Retried for 6.2 s.",
+            "Bad gateway (HTTP 502). Retried for 7 s.",
+            1,
+        ),
+        ("3f2a3f2a3f2a is still running", "4e5b4e5b4e5b is still running", 1),
+        ("row m1a2b3c4d-1 is lost", "row m1a2b3c4d-21 is lost", 1),
+        ("Refused (HTTP 401).", "Refused (HTTP 500).", 2),
+        ("No model gpt-5.6-sol", "No model gpt-4o", 2),
+        ("No model o3", "No model o4", 2),
+    ],
+)
+def test_only_figures_and_ids_may_differ_in_one_cause(one: str, other: str, count: int) -> None:
+    """An HTTP status and the name of a model are causes of their own."""
+    failures = (("a", one), ("b", other))
+    shown = map_data(state_after(HALF | {"failed": 2, "failures": failures}), WALL)
+    assert len(shown["failures"]) == count
 
 
 def test_stop_click_interrupts_only_a_running_map(monkeypatch: pytest.MonkeyPatch) -> None:

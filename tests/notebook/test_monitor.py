@@ -349,6 +349,14 @@ def test_totals_with_estimates_are_marked() -> None:
     )
 
 
+def test_exact_count_of_the_last_request_is_no_lower_bound() -> None:
+    """The server counted the input only: the output is empty, and the input is exact."""
+    reply = replace(REPLY, usage=Usage(input_tokens=812))
+    drawn = monitor_data(state_after(queued(), finished(1, reply=reply)), 2, WALL)
+    columns = [1 + drawn["columns"].index(name) for name in ("input", "output")]
+    assert [drawn["totals"][0][column] for column in columns] == ["812", ""]
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -467,13 +475,23 @@ def test_state_keeps_what_is_not_looked_up_again(
 
 
 def test_pending_events_are_bounded(live_monitor: Any) -> None:
-    """Without a monitor on the page, a long map does not fill the memory."""
+    """Without a monitor on the page, a long map or a long answer does not fill the memory."""
     client, _, _, _ = live_monitor
     (collector,) = [each for each in client.listeners if isinstance(each, MonitorCollector)]
     for number in range(5000):
         collector(queued(0, str(number)))
         collector(finished(1, str(number)))
     assert len(collector._pending) <= 4097
+    collector(queued(0, "long"))
+    for _ in range(20):
+        for _ in range(500):
+            collector(delta(1, "word", "long"))
+        collector(cooldown(1, 2, request_id="long"))
+        collector(sent(1, "long"))
+    texts = [each.text for each in collector._pending if isinstance(each, events.Delta)]
+    texts += [each.text for parts in collector._deltas.values() for each in parts]
+    assert len("".join(texts)) <= 4097 * len("word")
+    assert collector.state(host.current.settings()).open["long"].text.utf8_bytes == 10_000 * 4
     assert len(client.listeners) == 2
 
 

@@ -21,6 +21,10 @@ SPEED_WINDOW_S = 10.0
 MIN_ANSWERED_SHARE = 0.02
 MIN_ANSWERED_ROWS = 3
 
+# Figures and our ids, in which failures of one cause differ: "1,200", "m1a2b3c4d-17". The numbers
+# in "HTTP 401" and "gpt-5.6" name a cause.
+_VARYING_PARTS = re.compile(r"\bm?[0-9a-f]{8,12}(-\d+)?\b|(?<!HTTP )(?<![\w.-])\d[\d.,:]*(?![\w-])")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapState:
@@ -154,9 +158,9 @@ def map_data(state: MapState, wall: float) -> dict[str, Any]:
 
 def failure_lines(stats: MapStats) -> list[str]:
     """Return a line for each cause of the first failures, and one for the number of the others."""
-    causes: dict[str, list[tuple[str, str]]] = {}  # by the message without its figures and ids
+    causes: dict[str, list[tuple[str, str]]] = {}  # by the message without `_VARYING_PARTS`
     for row, error in stats.failures:
-        causes.setdefault(re.sub(r"\S*\d\S*", "", error), []).append((shorten(row, 60), error))
+        causes.setdefault(_VARYING_PARTS.sub("", error), []).append((shorten(row, 60), error))
     lines = [
         f"{', '.join(row for row, _ in failures)}: {shorten(failures[0][1], 200)}"
         for failures in causes.values()

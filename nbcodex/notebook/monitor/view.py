@@ -142,7 +142,7 @@ def monitor_data(state: MonitorState, now: float, wall: float) -> dict[str, Any]
     requests, last, name = list(state.open.items()), None, "Last request"
     if state.last is not None:
         # With its own usage, in which a count that the server did not send is None instead of 0.
-        last = replace(UsageTotals.of(state.last), usage=state.last.usage)
+        last = replace(UsageTotals.of(state.last), usage=state.last.usage, unknown=0)
         name += f", attempt {last.attempts}" if last.attempts > 1 else ""
     return {
         "limits": [_limits_data(state, label) for label in state.limits],

@@ -17,7 +17,7 @@ const ACKNOWLEDGE_MS = 400;
 // By phase: its label, and its description.
 const PHASES = {
   queued: ["Queued", "Waiting for capacity before it is sent"],
-  cooldown: ["Cooldown", "The model is closed until its limit resets: another request reached it"],
+  cooldown: ["Cooldown", "The model is closed until its limit resets"],
   sending: ["Sent", "Waiting for the start of the answer"],
   thinking: ["Thinking", "The model is reasoning before it answers"],
   streaming: ["Answering", "The answer is arriving"],

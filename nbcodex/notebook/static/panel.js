@@ -365,7 +365,7 @@ function openView(feed, model, el) {
     // moment is an estimate.
     const announcements = {
       waiting: `Attempt ${data.attempt + 1} starts by itself at`,
-      cooldown: "Reached by another request; this one is sent in its turn, not before",
+      cooldown: "Reached earlier; this request is sent in its turn, not before",
     };
     const announcement = announcements[data.phase] ?? "It is sent by itself at about";
     setText(next, feed.dueAt === null ? "" : `${announcement} ${data.until}.`);
