@@ -167,17 +167,10 @@ class JournalReads:
     _worker: SqliteWorker
 
     @blocking_transaction(on_failure=list)
-    def recent_entries(
-        self, connection: Connection, limit: int = 20, *, notebook: str | None = None
-    ) -> list[Entry]:
-        """Return entries, newest first: of one notebook, or of all; one row represents a map."""
-        # Not `:notebook IS NULL OR …`: SQLite's planner uses no index for that.
-        condition = "" if notebook is None else "AND notebook = :notebook"
-        rows = connection.execute(
-            f"SELECT * FROM book WHERE listed = 1 {condition} ORDER BY seq DESC LIMIT :limit",  # noqa: S608 - constant
-            {"notebook": storable(notebook), "limit": limit},
-        )
-        return entries_of(connection, rows)
+    def recent_entries(self, connection: Connection, limit: int = 20) -> list[Entry]:
+        """Return entries, newest first; one row represents a map."""
+        query = "SELECT * FROM book WHERE listed = 1 ORDER BY seq DESC LIMIT ?"
+        return entries_of(connection, connection.execute(query, (limit,)))
 
     @blocking_transaction(on_failure=int)
     def count_entries(self, connection: Connection) -> int:
@@ -185,9 +178,7 @@ class JournalReads:
         return int(connection.execute("SELECT count(*) FROM entries").fetchone()[0])
 
     @blocking_transaction(on_failure=list)
-    def resumable_entries(
-        self, connection: Connection, *, notebook: str | None = None
-    ) -> list[Entry]:
+    def resumable_entries(self, connection: Connection, *, notebook: str | None) -> list[Entry]:
         """Return what is parked or abandoned, oldest first, except the rows of maps."""
         # What was interrupted or has failed is resumed by its id only: its user knows it ended.
         rows = connection.execute(

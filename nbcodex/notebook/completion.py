@@ -45,9 +45,7 @@ def install(shell: InteractiveShell, config: Codex) -> None:
         # A server can list a million models, of which IPython would show no more.
         matching = [name for name in names if name.startswith(word)][: completer.MATCHES_LIMIT]
         return {
-            "completions": [
-                completer.SimpleCompletion(text=name, type="magic") for name in matching
-            ],
+            "completions": [completer.SimpleCompletion(text=n, type="magic") for n in matching],
             "matched_fragment": word,
             "suppress": bool(names),  # Jedi would complete the line as Python
             "ordered": True,

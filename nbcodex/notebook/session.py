@@ -181,8 +181,7 @@ class Session:
             from nbcodex.notebook.display.widget_views import WidgetMapView
 
             view = WidgetMapView()
-        notice = self._take_notice
-        return display.MapOutput(view, current().clock, preview=preview, take_notice=notice)
+        return display.MapOutput(view, current().clock, preview, self._take_notice)
 
     def assign(self, name: str | None, value: object) -> None:
         """Assign a variable of the notebook; the value becomes the cell's `Out`, too."""
@@ -215,11 +214,7 @@ class Session:
         return self._show_until_end(handle, self._create_output(handle, options))
 
     def _show_until_end(
-        self,
-        handle: Handle,
-        output: CellOutput,
-        *,
-        on_end: Callable[[Reply], None] = lambda _: None,
+        self, handle: Handle, output: CellOutput, on_end: Callable[[Reply], None] = lambda _: None
     ) -> Ending:
         """Show a request until it ends; its answer stays in the output, even after Stop."""
         stopped: Stopped | None = None
@@ -248,8 +243,7 @@ class Session:
 
     def _take_notice(self) -> str:
         """Return the journal's problem, or else, only once, a notice of where prompts are kept."""
-        notices = current().take_notices(self.settings)
-        return self.journal.problem or notices
+        return self.journal.problem or current().take_notices(self.settings)
 
     def _create_output(self, handle: Handle, options: OutputOptions) -> CellOutput:
         def act(action: ActionName) -> None:

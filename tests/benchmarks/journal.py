@@ -273,8 +273,7 @@ def with_many(folder: Path) -> None:
     reads: dict[str, Callable[[], Any]] = {
         "entries()": journal.recent_entries,
         "entries(100)": lambda: journal.recent_entries(100),
-        "entries(notebook=...)": lambda: journal.recent_entries(notebook="7.ipynb"),
-        "resumable()": journal.resumable_entries,
+        "resumable()": lambda: journal.resumable_entries(notebook=None),
         "entry(prefix)": lambda: journal.find_entry(some[:7]),
         "totals()": journal.read_totals,
         "answered(key)": lambda: asyncio.run(journal.find_answer(key, id_="new")),

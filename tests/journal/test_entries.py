@@ -204,7 +204,6 @@ def test_entries_are_newest_first_after_a_clock_jump(journal: Journal, clock: Ma
     second = added(journal, notebook="b")
     assert [entry.id for entry in journal.recent_entries()] == [second.id, first.id]
     assert [entry.id for entry in journal.recent_entries(1)] == [second.id]
-    assert [entry.id for entry in journal.recent_entries(notebook="a")] == [first.id]
 
 
 def test_resumable_entries_are_those_parked_here_or_everywhere(journal: Journal) -> None:
@@ -213,7 +212,7 @@ def test_resumable_entries_are_those_parked_here_or_everywhere(journal: Journal)
     added(journal, status="done", notebook="a")
     added(journal, notebook="a")
     assert [entry.id for entry in journal.resumable_entries(notebook="a")] == [here.id]
-    assert [entry.id for entry in journal.resumable_entries()] == [here.id, there.id]
+    assert [entry.id for entry in journal.resumable_entries(notebook=None)] == [here.id, there.id]
 
 
 def test_request_interrupted_by_shutdown_is_parked(

@@ -66,7 +66,7 @@ def run_requests(journal: Journal) -> list[str]:
         journal.claim(second.id),
     )
     journal.recent_entries()
-    journal.resumable_entries()
+    journal.resumable_entries(notebook=None)
     journal.read_totals()
     with suppress(EntryError):
         journal.find_entry("0")

@@ -40,7 +40,7 @@ def journal(folder: Path, clock: ManualClock, open_journal: Open) -> Journal:
 
 
 def test_old_entries_are_listed(journal: Journal) -> None:
-    entries = journal.recent_entries(notebook=NOTEBOOK)
+    entries = journal.recent_entries()
     assert journal.problem is None
     assert [(entry.id, entry.status, entry.abandoned) for entry in entries] == [
         ("aba4d001", "running", True),

@@ -155,7 +155,7 @@ def test_own_entries_are_not_abandoned_after_sleep(journal: Journal, clock: Manu
     asked = added(journal)
     clock.advance(8 * 3600)
     assert not journal.find_entry(asked.id).abandoned
-    assert journal.resumable_entries() == []
+    assert journal.resumable_entries(notebook=None) == []
 
 
 def test_closing_a_journal_abandons_its_entries_at_once(

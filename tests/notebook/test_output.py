@@ -16,6 +16,12 @@ from nbcodex.notebook.display.panel import GrowingText, PanelState
 from nbcodex.notebook.display.text_views import OutputSlot, RequestView, TerminalView
 from nbcodex.runtime.clock import BootClock
 
+
+def cell_output(view: RequestView, options: OutputOptions | None = None) -> CellOutput:
+    """Return the output of a request that has not begun."""
+    return CellOutput(view, options or OutputOptions(), PanelState())
+
+
 HUGE = "word **bold** <i>x</i> [a](b)\n" * 3_500_000
 
 
@@ -23,7 +29,7 @@ def test_huge_answer_is_rendered_in_part() -> None:
     """Of 100 MB the beginning is rendered, quickly; the line says that the Reply has the rest."""
     reply = Reply(id="3f2a", text=HUGE, status="interrupted")
     began = time.process_time()
-    bundle, *_ = CellOutput(RequestView()).final_bundles(reply)
+    bundle, *_ = cell_output(RequestView()).final_bundles(reply)
     assert time.process_time() - began < 6.0
     rest = f"{len(HUGE) - MAX_RENDERED_CHARS:,} more characters: the Reply's text holds them all"
     for kind in ("text/plain", "text/markdown"):
@@ -34,7 +40,7 @@ def test_huge_answer_is_rendered_in_part() -> None:
 
 @pytest.mark.parametrize("size", [MAX_RENDERED_CHARS - 1, MAX_RENDERED_CHARS])
 def test_answer_up_to_the_bound_is_rendered_whole(size: int) -> None:
-    bundle, *_ = CellOutput(RequestView()).final_bundles(Reply(id="3f2a", text="x" * size))
+    bundle, *_ = cell_output(RequestView()).final_bundles(Reply(id="3f2a", text="x" * size))
     assert "x" * size in bundle["text/markdown"]
     assert "more characters" not in bundle["text/plain"]
 
@@ -48,7 +54,7 @@ class MarkdownView(RequestView):
 def test_plain_text_is_short_beside_rendered_markdown() -> None:
     """The file holds the answer once: the plain text is its beginning, and names the rest."""
     reply = Reply(id="3f2a", text="x" * (PLAIN_TEXT_CHARS + 1), seconds=3.9)
-    bundle, *_ = CellOutput(MarkdownView()).final_bundles(reply)
+    bundle, *_ = cell_output(MarkdownView()).final_bundles(reply)
     assert reply.text in bundle["text/markdown"]
     more = "… 1 more characters: this output's Markdown has all of them"
     assert bundle["text/plain"] == f"{'x' * PLAIN_TEXT_CHARS}{more}\n\n3.9 s"
@@ -60,13 +66,13 @@ def test_plain_text_is_short_beside_rendered_markdown() -> None:
 def test_plain_text_is_whole(view: RequestView, size: int) -> None:
     """A short answer, and one that may be read as plain text only, is not cut."""
     reply = Reply(id="3f2a", text="x" * size, seconds=3.9)
-    assert CellOutput(view).final_bundles(reply)[0]["text/plain"] == f"{'x' * size}\n\n3.9 s"
+    assert cell_output(view).final_bundles(reply)[0]["text/plain"] == f"{'x' * size}\n\n3.9 s"
 
 
 def test_figures_are_outside_of_cut_code() -> None:
     """A code block that is cut is closed before the line of figures."""
     text = "```python\n" + "x = 1\n" * MAX_RENDERED_CHARS
-    bundle, *_ = CellOutput(RequestView()).final_bundles(Reply(id="3f2a", text=text))
+    bundle, *_ = cell_output(RequestView()).final_bundles(Reply(id="3f2a", text=text))
     markdown = bundle["text/markdown"]
     assert markdown.rpartition("\n\n<sub>")[0].endswith("\n```")
 
@@ -83,7 +89,7 @@ def test_figures_are_outside_of_cut_code() -> None:
     ],
 )
 def test_line_of_figures_begins_with_what_is_missing(ended: Any, is_incomplete: bool) -> None:
-    bundle, *_ = CellOutput(RequestView(), OutputOptions(format="text")).final_bundles(
+    bundle, *_ = cell_output(RequestView(), OutputOptions(format="text")).final_bundles(
         Reply(id="3f2a", text="Half of", **ended)
     )
     line = bundle["text/plain"].rpartition("\n")[2]
@@ -108,7 +114,7 @@ def test_ask_shows_a_long_wait_in_the_queue(
 ) -> None:
     """`later` is when no event has arrived for some seconds."""
     view = RecordingView()
-    output = CellOutput(view, OutputOptions(only_if_waiting=True))
+    output = cell_output(view, OutputOptions(only_if_waiting=True))
     due_at = None if seconds is None else 5.0 + seconds
     queued = CoolingDown(
         request_id="1", at=5.0, limit=None, resume_at=due_at, waited=0.0, queued=True
@@ -124,7 +130,7 @@ def test_ask_shows_a_long_wait_in_the_queue(
 
 def test_ask_shows_nothing_after_a_short_wait_in_the_queue() -> None:
     view = RecordingView()
-    output = CellOutput(view, OutputOptions(only_if_waiting=True))
+    output = cell_output(view, OutputOptions(only_if_waiting=True))
     queued = CoolingDown(request_id="1", at=5.0, limit=None, resume_at=6.0, waited=0.0, queued=True)
     sent = Sent(request_id="1", at=6.0, attempt=1, model="m", input_tokens=1)
     for batch in ((queued,), (sent,), ()):
@@ -145,7 +151,7 @@ def test_answer_whose_view_fails_is_shown_in_the_context_of_its_cell(
     shown: list[str] = []
     monkeypatch.setattr(OutputSlot, "show", lambda *_: shown.append(cell.get()))
     cell.set("its cell")
-    output = CellOutput(View())
+    output = cell_output(View())
     reply = Reply(id="3f2a", text="Hello", status="done")
     output.on_events((Finished(request_id="3f2a", at=1.0, reply=reply),))
     Context().run(output.close)
@@ -158,7 +164,7 @@ def test_terminal_prints_huge_answer_once(capsys: pytest.CaptureFixture[str]) ->
     view = TerminalView(BootClock())
     view.render(PanelState(phase="streaming", text=GrowingText() + long))
     view.close(
-        CellOutput(RequestView(), OutputOptions(format="text")).final_bundles(
+        cell_output(RequestView(), OutputOptions(format="text")).final_bundles(
             Reply(id="3f2a", text=long, seconds=3.9)
         )[0]
     )
@@ -173,7 +179,7 @@ def test_terminal_prints_only_the_answer_in_the_background(
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     view = TerminalView(BootClock(), "3f2a")
-    output = CellOutput(view, OutputOptions(background=True))
+    output = cell_output(view, OutputOptions(background=True))
     output.show()
     output.on_events((Sent(request_id="1", at=6.0, attempt=1, model="m", input_tokens=1),))
     output.on_events((Delta(request_id="1", at=7.0, text="Hel"),))
@@ -197,7 +203,7 @@ def test_panel_that_was_never_shown_is_released_before_the_answer(*, is_open: bo
         def close(self, bundle: Any) -> None:
             calls.append("close")
 
-    output = CellOutput(View())
+    output = cell_output(View())
     output.on_events((Queued(request_id="3f2a", at=0.0, model="gpt-5.6-sol", patience=600.0),))
     if is_open:
         output.show()

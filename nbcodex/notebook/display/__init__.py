@@ -90,13 +90,8 @@ def can_show_widgets(shell: InteractiveShell | None, choice: str) -> bool:
 class CellOutput:
     """Shows one request's events in a view, and at its end the answer instead of the view."""
 
-    def __init__(
-        self,
-        view: RequestView,
-        options: OutputOptions | None = None,
-        state: PanelState | None = None,
-    ) -> None:
-        self._view, self._options = view, options or OutputOptions()
+    def __init__(self, view: RequestView, options: OutputOptions, state: PanelState) -> None:
+        self._view, self._options, self._state = view, options, state
         view.in_background = self._options.background
         # Once other cells run, new outputs land below those. So the second output of these formats
         # (figures below JSON or an image, a corrected cell below its explanation) is added at once,
@@ -104,7 +99,6 @@ class CellOutput:
         has_two = self._options.format in {"json", "image", "fix"} and not view.is_plain_text
         self._second_slot = OutputSlot() if has_two and self._options.background else None
         self._notes = list(self._options.notes)
-        self._state = state or PanelState()
         self._is_open = self._is_prepared = False
         self._created_at = time.monotonic()
         # ipykernel 7 takes the cell from the context; in an empty one, it takes the last cell.

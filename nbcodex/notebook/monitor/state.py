@@ -78,9 +78,8 @@ def _apply_event(state: MonitorState, event: events.Event) -> MonitorState:
     request = requests.get(event.request_id)
     if isinstance(event, events.Ending):
         requests.pop(event.request_id, None)
-        return _apply_ending(
-            state, event, was_sent=request is not None and request.phase in _SENT_PHASES
-        )
+        was_sent = request is not None and request.phase in _SENT_PHASES
+        return _apply_ending(state, event, was_sent=was_sent)
     if request is None:
         if isinstance(event, events.Delta):
             return state  # it came after the ending

@@ -185,6 +185,7 @@ def _limits_data(state: MonitorState, label: str) -> dict[str, Any]:
             bucket, at = stated_bucket(reading), _milliseconds(state.limits_at)
             level = {"size": bucket.limit, "rate": bucket.rate, "left": bucket.level_at(0.0)}
             readings.append({"kind": resource, "at": at, **level})
+    why = limits.cooldown_limit.name if limits.cooldown_until and limits.cooldown_limit else ""
     queue = None
     if limits.waiting:
         queue = {
@@ -197,9 +198,7 @@ def _limits_data(state: MonitorState, label: str) -> dict[str, Any]:
         "server": server,
         "readings": readings,
         "closed_until": _milliseconds(limits.cooldown_until),
-        "why": limits.cooldown_limit.name
-        if limits.cooldown_until and limits.cooldown_limit
-        else "",
+        "why": why,
         "queue": queue,
     }
 
