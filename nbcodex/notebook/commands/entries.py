@@ -213,18 +213,17 @@ def forget(session: Session, prefix: str) -> None:
     }
     if prefix != "all":
         # A prefix that is ambiguous in one journal must not erase an entry of another one.
-        found: list[tuple[Journal, list[Entry]]] = []
+        found: dict[Journal, list[Entry]] = {}
         for journal in journals:
-            try:
-                found.append((journal, journal.durable_entries(prefix)))
-            except EntryNotFoundError:
-                if journal is journals[-1] and not found:
-                    raise
+            with contextlib.suppress(EntryNotFoundError):
+                found[journal] = journal.durable_entries(prefix)
+        if not found:
+            raise EntryNotFoundError(f"No entry of the journal begins with {prefix[:40]!r}.")
         if len(found) > 1:
-            places = " or ".join(each.location for each, _ in found)  # "in FILE or in FILE"
+            places = " or ".join(each.location for each in found)  # "in FILE or in FILE"
             message = f"{prefix[:40]!r} may be an entry {places}."
             raise EntryError(message, advice="Type more of the id.")
-        ((journal, durable),) = found
+        ((journal, durable),) = found.items()
         print(f"{event_loop.run(journal.delete(prefix))} erased.")
         _erase_remote_copies(session, [journal], durable, jobs_in_use)
         return
