@@ -75,12 +75,11 @@ class ConversationStore:
     @blocking_transaction()
     def read_prompt(self, connection: Connection, entry: int) -> str | None:
         """Return the prompt of an entry, answered or not; None if it is gone or damaged."""
-        query = "SELECT request FROM entries WHERE seq = ?"
-        row = connection.execute(query, (entry,)).fetchone()
+        row = connection.execute("SELECT request FROM entries WHERE seq = ?", (entry,)).fetchone()
         request = row and decode(Request, row["request"])
         return request.prompt if request else None
 
-    @blocking_transaction(on_failure=int, level=Commit.POWER_SAFE)
+    @blocking_transaction(Commit.POWER_SAFE, on_failure=int)
     def start_chapter(self, connection: Connection, notebook: str | None, thread: str) -> int:
         """Start the next chapter; return its number."""
         inserted = connection.execute(

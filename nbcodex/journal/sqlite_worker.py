@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import IntEnum
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from nbcodex.journal.owner import Connection
 from nbcodex.runtime.sqlite_files import register_for_forks
@@ -214,18 +214,18 @@ def transaction(
 
     Where the database fails, they get what `on_failure` returns, such as an empty `list`.
     """
-    return _on_worker("run", level, on_failure)
+    return _on_worker(lambda worker: worker.run, level, on_failure)
 
 
 def blocking_transaction(
-    *, on_failure: Callable[[], Any] = NoneType, level: Commit = Commit.READ_ONLY
+    level: Commit = Commit.READ_ONLY, *, on_failure: Callable[[], Any] = NoneType
 ) -> Callable[[_Method[ParamsT, ResultT]], _CallerMethod[ParamsT, ResultT]]:
     """Do the same as `transaction` for callers that wait in their own thread."""
-    return _on_worker("call", level, on_failure)
+    return _on_worker(lambda worker: worker.call, level, on_failure)
 
 
 def _on_worker(
-    submit: Literal["run", "call"], level: Commit, on_failure: Callable[[], Any]
+    submit_of: Callable[[SqliteWorker], Any], level: Commit, on_failure: Callable[[], Any]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
@@ -233,7 +233,7 @@ def _on_worker(
             def work(connection: Connection) -> Any:
                 return method(self, connection, *args, **kwargs)
 
-            return getattr(self._worker, submit)(work, level=level, default=on_failure())
+            return submit_of(self._worker)(work, level=level, default=on_failure())
 
         return call
 
