@@ -99,14 +99,17 @@ class MapRun:
         self.failures: dict[int, RowFailure] = {}
         # Without `requests`, all rows come from the journal, and none is read from the data.
         self.requests, self._on_error = requests, on_error
-        self._all_rows_read = requests is None
-        self._rows_read = (inputs.total or 0) if requests is None else 0
-        self._unread_rows: Iterator[Row] = itertools.islice(inputs.rows(), self._rows_read, None)
+        self._all_rows_read, self._rows_read = requests is None, 0
+        self._unread_rows = self._read_rows()
         # Rows of an iterator whose replies are not returned yet, in order.
         self._unreturned: deque[RowState] = deque()
         self._unanswered: dict[int, RowState] = {}  # rows that were read, by index
         self._reported_at = float("-inf")
         self._reset()
+
+    def _read_rows(self) -> Iterator[Row]:
+        """Return the rows that have not been read yet."""
+        return itertools.islice(self.inputs.rows() if self.requests else (), self._rows_read, None)
 
     def _reset(self) -> None:
         """Prepare an execution of the map."""
@@ -301,7 +304,7 @@ class MapRun:
         self.outcome = outcome
         if self.keeps_replies:
             # Read anew, because an interrupt within the generator of rows has ended it for good.
-            self._unread_rows = itertools.islice(self.inputs.rows(), self._rows_read, None)
+            self._unread_rows = self._read_rows()
         self.backend.end_active(self.end_action or "park")
         self.wait_inactive(timeout=END_ACTIVE_S)
         if self.keeps_replies and self.backend.settings.journal:

@@ -16,7 +16,7 @@ from nbcodex.mapping.backends import (
     LiveBackend,
     StatsCounter,
 )
-from nbcodex.mapping.inputs import read_input
+from nbcodex.mapping.inputs import PandasInput, read_input, rows_from_journal
 from nbcodex.mapping.map_run import MapRun, RowState
 from nbcodex.mapping.rows import RowRequests
 from nbcodex.models import MapStats, Origin, Reply, Request, RequestOptions
@@ -119,6 +119,18 @@ def test_slow_row_of_a_list_delays_no_other() -> None:
         run.advance()
     assert len(backend.started) == 5_000
     assert len(run._active) == 1
+
+
+def test_map_from_the_journal_does_not_read_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its frame has no columns: older versions of pandas yield no row of such a frame."""
+    data = rows_from_journal(["a", "b"], "pandas", None)
+    monkeypatch.setattr(PandasInput, "rows", lambda _: pytest.fail("the data was read"))
+    origin = Origin(map_id="m1")
+    run = MapRun(data, None, cast(Any, ManualBackend()), origin=origin)
+    assert not run.advance()
+    monkeypatch.setattr(MapRun, "_park_remaining", lambda *_, **__: None)
+    run.end_early("stopped")
+    assert not run.advance()
 
 
 def test_ending_delivered_twice_counts_once() -> None:
