@@ -89,8 +89,7 @@ def _check_names(function: str, options: Iterable[str], names: Collection[str]) 
 
 def _shown_error(error: NbcodexError | Stopped) -> NbcodexError | Stopped:
     # An error of the event loop's thread has a long traceback, all of it ours.
-    if host.current.is_script:
-        error.advice = advice_for_script(error.advice)
+    host.current.translate_advice(error)
     return error.with_traceback(None)
 
 

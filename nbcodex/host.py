@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from nbcodex.errors import NbcodexError, Stopped, advice_for_script
 from nbcodex.events import BackingOff, CoolingDown, Ending, Event
 from nbcodex.models import MapListener, Origin
 from nbcodex.requests.handle import Handle
@@ -91,6 +92,11 @@ class Host:
     # Asks the user a yes-or-no question; returns None where it cannot be asked
     confirm: Callable[[str], bool | None] = _confirm_in_terminal
     is_script: bool = True  # Whether errors have the advice for scripts, not that for cells
+
+    def translate_advice(self, error: NbcodexError | Stopped) -> None:
+        """In a script, replace an error's advice for cells by that for scripts."""
+        if self.is_script:
+            error.advice = advice_for_script(error.advice)
 
 
 current = Host()

@@ -216,8 +216,7 @@ class MapRun:
         try:
             reply = reply_or_raise(ending)
         except (NbcodexError, errors.Stopped) as failure:
-            if host.current.is_script:
-                failure.advice = errors.advice_for_script(failure.advice)
+            host.current.translate_advice(failure)
             reply = replace(ending.reply, error=str(failure))
             error = failure if isinstance(failure, NbcodexError) else NbcodexError(str(failure))
         if reply and row.entry is not None and row.request is not None:
@@ -279,6 +278,7 @@ class MapRun:
     def _fail_unsent(self, row: RowState, error: NbcodexError) -> None:
         """Record that a row failed before it was sent."""
         self._failed_unsent += 1
+        host.current.translate_advice(error)
         self._set_reply(row, self._unsent_reply(row.index, "failed", str(error)))
         self._add_failure(row, error)
 

@@ -183,6 +183,20 @@ def test_failed_rows_are_false_replies_listed_by_row_key(simulated: SimulatedCli
     assert "1 of 3 answered, 2 failed" in repr(last())
 
 
+def test_row_that_fails_before_it_is_sent_has_the_advice_for_scripts(
+    simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host.current, "is_script", True)
+
+    def prompt(row: str) -> str:
+        if row == "b":
+            raise ConfigurationError("Too long.", advice="Raise --max-output.")
+        return row
+
+    nbcodex.map(prompt, ["a", "b"])
+    assert "Raise max_output." in last()[1].error
+
+
 def test_failed_rows_with_one_label_are_listed_separately(simulated: SimulatedClient) -> None:
     rows = ["[[fault=too_large]] x", "[[echo: ok]]", "[[fault=too_large]] y"]
     nbcodex.map("{}", pandas.Series(rows, index=[0, 0, 0]))
