@@ -23,6 +23,7 @@ from nbcodex.events import BackingOff, Ending, Event, Listener
 from nbcodex.models import NOTE_POSSIBLY_PAID_TWICE, Request, Resumption, UsageTotals
 from nbcodex.requests.conversation import Conversations
 from nbcodex.requests.handle import Handle
+from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import BootClock, Clock
 from nbcodex.settings import DEFAULT_MODEL, JOURNAL_FILENAME, Secret, Settings, data_folder
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from nbcodex.journal.journal import Journal
     from nbcodex.journal.reads import Entry
+    from nbcodex.openai_api.endpoints import Endpoint
     from nbcodex.ratelimit.limiter import Limiter
     from nbcodex.ratelimit.sharing import LimitState
     from nbcodex.requests.budget import RequestEstimate
@@ -110,6 +112,10 @@ class Client:
                     budget_journal=self.budget_journal,
                 )
             return self._services
+
+    def endpoint(self, request: Request, settings: Settings) -> Endpoint:
+        """Return where a request goes, after an async factory has made the client, if one does."""
+        return event_loop.run(self.services().api_client.await_endpoint(request, settings))
 
     def limiter(self, settings: Settings) -> Limiter:
         """Return the limiter for these settings; called on the loop's thread."""
@@ -201,7 +207,7 @@ class Client:
         from nbcodex.openai_api import pricing
 
         services = self.services()
-        base_url = services.api_client.endpoint(request, settings).base_url
+        base_url = (await services.api_client.await_endpoint(request, settings)).base_url
         model = await services.api_client.resolve_model(request, settings)
         await asyncio.to_thread(pricing.load_prices)
         estimate = services.budget.estimate(request, model=model, base_url=base_url)

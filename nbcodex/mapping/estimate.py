@@ -121,7 +121,7 @@ def _count(rows: Iterable[Row], requests: RowRequests, client: Client) -> tuple[
         counted.invalid += len(chunk) - len(made)
         if made and first is None:
             first = made[0]
-            base_url = client.services().api_client.endpoint(first, settings).base_url
+            base_url = client.endpoint(first, settings).base_url
         # A row without `reuse` has no key: it is sent even if it was answered before.
         keys = [equality_key(r, base_url=base_url) if r.reuse else b"" for r in made]
         answered_keys = client.journal(settings).maps.answered_keys(set(filter(None, keys)))
@@ -187,8 +187,7 @@ def confirm_start(
         return
     # Where no price is known, the user's function is not called for an estimate.
     any_request = Request(prompt="?", api_base=requests.options.api_base)
-    endpoint = client.services().api_client.endpoint(any_request, settings)
-    if pricing.provider_of(endpoint.base_url) is None:
+    if pricing.provider_of(client.endpoint(any_request, settings).base_url) is None:
         return
     expected = estimate(data, requests, client, from_sample=True)
     if expected.cost is not None and expected.cost > settings.ask_above:

@@ -25,7 +25,6 @@ from nbcodex.mapping.map_runner import active_runners
 from nbcodex.mapping.rows import PromptSource, RowKey, RowRequests, schema_fields
 from nbcodex.models import Origin, Reply, Request, RequestOptions
 from nbcodex.openai_api.endpoints import check_server
-from nbcodex.runtime import event_loop
 
 # A resume waits so long for the rows that were still active when Stop returned.
 INACTIVE_TIMEOUT_S = 5.0
@@ -138,8 +137,7 @@ def resume_map(
         rows = [each.request for each in pending or list(entries.values())[-1:]]
         for row in {(row.origin.server, row.api_base): row for row in rows}.values():
             sample = Request(prompt="", api_base=row.api_base)
-            await_endpoint = client.services().api_client.await_endpoint
-            check_server(row, event_loop.run(await_endpoint(sample, settings)))
+            check_server(row, client.endpoint(sample, settings))
     # A run over an iterator keeps no rows: those that were started are in the journal.
     if run is None or not run.keeps_replies:
         run = _run_from_journal(map_id, list(entries.values()))

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import openai
 import pandas
 import polars
 import pytest
@@ -363,6 +364,18 @@ def test_expensive_map_needs_confirmation(
     assert "$1.50" in questions[0]
     assert texts(nbcodex.map(ECHO, ["d", "e", "f"], confirm=True)) == ["d", "e", "f"]
     assert len(questions) == 3
+
+
+def test_client_of_an_async_factory_is_made_before_the_estimate(simulated: SimulatedClient) -> None:
+    async def factory() -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(api_key=KEY, base_url="https://api.openai.com/v1")
+
+    host.current.settings = lambda: replace(Settings.read(), client=factory, ask_above=0.0)
+    host.current.confirm = lambda _: False
+    with pytest.raises(NbcodexError, match="Not started"):
+        nbcodex.map(ECHO, ["a"])
+    simulated.restart_process()
+    assert nbcodex.map(ECHO, ["a"], dry_run=True).cost > 0
 
 
 def press_stop(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
