@@ -247,7 +247,8 @@ class FrameInput(InputData):
             column_name(field): ("", [each.get(field) for each in objects])
             for field in self.schema_fields or ()
         }
-        if self.schema_fields is not None:
+        # A function of a row may state a schema where the map has none.
+        if self.schema_fields is not None or any(each is not None for each in parsed):
             fields[column_name("parsed")] = "", parsed
         answer, *others = results.items()
         return dict([answer, *fields.items(), *others])
@@ -349,9 +350,8 @@ def rows_from_journal(
         return ItemsInput(tuple(labels) if kind == "tuple" else list(labels), None)
     # A frame has the result columns only, beside the rows' keys, or else their positions.
     new_frame = importlib.import_module(kind).DataFrame
-    frame: FrameInput
     if kind == "pandas":
-        frame = PandasInput(new_frame(index=list(labels)), None)
+        frame: FrameInput = PandasInput(new_frame(index=list(labels)), None)
     else:
         frame = PolarsInput(new_frame({"row": list(map(str, labels))}), None)
     frame.schema_fields = fields

@@ -233,6 +233,19 @@ def test_schema_fields_are_columns_of_one_type_after_a_resume(
     assert len({type(reply.parsed) for reply in last()}) == 1
 
 
+@pytest.mark.parametrize("kind", [pandas.DataFrame, polars.DataFrame])
+def test_objects_of_rows_with_schemas_of_their_own_are_a_column(
+    simulated: SimulatedClient, kind: Any
+) -> None:
+    def prompt(row: Any) -> dict[str, Any]:
+        return {"prompt": row["text"], "schema": Label if row["text"] == "b" else None}
+
+    result = nbcodex.map(prompt, kind({"text": ["a", "b"]}))
+    assert list(result.columns)[1:3] == ["answer", "parsed"]
+    assert result["parsed"][0] is None
+    assert result["parsed"][1]["label"] == "simulated"
+
+
 @pytest.mark.parametrize("is_script", [False, True])
 @pytest.mark.parametrize("kind", [pandas.DataFrame, polars.DataFrame])
 def test_columns_and_errors_where_no_answer_fits_the_schema(
