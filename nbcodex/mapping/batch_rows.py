@@ -43,6 +43,7 @@ class PendingRow:
     entry: Entry | None = None
     destination: Destination = ("", "", "", 0.0)
     key: bytes = b""  # its `equality_key`
+    upload_until: float = 0.0  # when its patience ends; set when it is ready to be uploaded
 
 
 @dataclass(slots=True, eq=False)

@@ -166,6 +166,7 @@ class BatchUploader:
             elif (tag := inserted.other_jobs.get(id_)) and tag not in self._closed_tags:
                 self._waiting.setdefault(tag, []).append(row)
             else:
+                row.upload_until = self._clock.now() + request.patience
                 self._ready.setdefault(row.destination, deque()).append(row)
         await self._pending.finish(ended)
 
@@ -180,7 +181,8 @@ class BatchUploader:
     async def _upload_ready(self) -> None:
         """Upload the rows that are ready, job after job, each when the one before is accepted."""
         delay = FIRST_QUEUE_WAIT_S
-        while rows := next(filter(None, self._ready.values()), None):
+        while ready := list(filter(None, self._ready.values())):
+            rows = min(ready, key=lambda each: each[0].upload_until)
             if self._cancels_jobs:
                 taken = [rows.popleft() for _ in range(min(len(rows), COMMIT_CHUNK_ROWS))]
                 await self._pending.park([row.request for row in taken], "Not uploaded.")
@@ -243,8 +245,7 @@ class BatchUploader:
         # Recorded before the upload: a kernel that dies in between leaves a tag to look for, and
         # the next one does not pay for the rows again.
         await self._batch_jobs.insert_job(job.tag, job.requests.values(), base_url=job.base_url)
-        patience = job.sample.patience
-        until = self._clock.now() + patience
+        until = min(self._pending.rows[id_].upload_until for id_ in job.requests)
         try:
             await self._batch_api.upload(job, data, until=until)
             # Before anything else, so that the file is erased even if this process dies.
@@ -252,9 +253,9 @@ class BatchUploader:
             await self._batch_api.create(job, until=until)
         except NbcodexError as error:
             if isinstance(error, errors.TransientError):
-                duration = format_duration(patience)
-                why = f"{error.message} It lasted longer than your patience of {duration}."
-                error = parked_error(job.sample, why)
+                patience = f"your patience of {format_duration(job.sample.patience)}"
+                why = f"The next attempt would be later than {patience} allows."
+                error = parked_error(job.sample, f"{error.message} {why}")
                 # The job may have been created in spite of the faults: then its rows stay in it,
                 # and a resume looks for it.
                 if job.batch.input_file:
@@ -303,7 +304,8 @@ class BatchUploader:
         others = [id_ for id_ in job.requests if id_ not in rows]
         await self._batch_jobs.park_rows([], others)
         for row in reversed([rows[id_] for id_ in job.requests if id_ in rows]):
-            row.entry = None
+            # Patience does not include the time in the provider's queue.
+            row.entry, row.upload_until = None, self._clock.now() + row.request.patience
             self._ready.setdefault(row.destination, deque()).appendleft(row)
 
     async def _resume_job(self, tag: str) -> None:

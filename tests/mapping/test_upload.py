@@ -277,7 +277,9 @@ async def test_rows_are_parked_when_an_upload_outlasts_their_patience() -> None:
     await world.until(lambda: len(world.endings) == 2, within=120.0)
     error = world.endings["m1-0"].error  # type: ignore[union-attr]
     assert isinstance(error, ParkedError)
-    assert error.message.endswith("It lasted longer than your patience of 1 min 00 s.")
+    assert error.message.endswith(
+        "The next attempt would be later than your patience of 1 min 00 s allows."
+    )
     assert error.advice == "`%codex resume m1` continues it."
     parked = [entry for entry in world.entries().values() if entry.status == "parked"]
     assert [(entry.id, entry.batch_job) for entry in parked] == [("m1-0", None), ("m1-1", None)]
@@ -288,6 +290,23 @@ async def test_rows_are_parked_when_an_upload_outlasts_their_patience() -> None:
     await world.run(world.uploader(), impatient, **world.entries())
     assert [world.endings[f"m1-{n}"].reply.text for n in range(2)] == list("01")
     assert len(world.sent_prompts) == 3
+
+
+@in_virtual_time
+async def test_patience_counts_from_when_a_row_is_ready_not_from_its_turn() -> None:
+    """Whatever the order of the rows, those with the shortest patience are uploaded first."""
+    world = World()
+    impatient = [
+        replace(request, model=f"model-{n}") for n, request in enumerate(requests(3, patience=60.0))
+    ]
+    patient = requests(4, patience=HOUR)[3:]
+    world.transport.before = lambda call: httpx2.Response(503) if call == "POST /v1/files" else None
+    uploader = world.uploader()
+    uploader.add([PendingRow(request) for request in [*patient, *impatient]])
+    uploader.flush()
+    await world.until(lambda: len(world.endings) == 3, within=90.0)
+    assert set(world.endings) == {"m1-0", "m1-1", "m1-2"}
+    await uploader.park()
 
 
 @in_virtual_time
