@@ -351,15 +351,15 @@ def _set_lock_timeout(connection: Connection, seconds: float) -> None:
 
 
 def _copy_rows(source: Connection, target: Connection, table: str, where: str = "TRUE") -> None:
-    """Copy rows that the target lacks; for batch jobs that it has, the ids that it lacks."""
+    """Copy rows that the target lacks; for batch jobs that it has, the ids of the source."""
     rows = [dict(r) for r in source.execute(f"SELECT * FROM {table} WHERE {where}")]  # noqa: S608
     for row in rows:
         names, places = ", ".join(row), ", ".join(f":{name}" for name in row)
         target.execute(f"INSERT OR IGNORE INTO {table} ({names}) VALUES ({places})", row)  # noqa: S608
     if table == "parts":
         target.executemany(
-            """UPDATE parts SET file = coalesce(:file, file), remote = coalesce(:remote, remote)
-            WHERE tag = :tag""",
+            """UPDATE parts SET file = coalesce(:file, file), remote = coalesce(:remote, remote),
+            owner = coalesce(:owner, owner) WHERE tag = :tag""",
             rows,
         )
 

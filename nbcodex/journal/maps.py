@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from nbcodex.journal import writes
 from nbcodex.journal.codec import storable
 from nbcodex.journal.database import JournalDatabase
-from nbcodex.journal.owner import Connection, is_abandoned
+from nbcodex.journal.owner import Connection, is_abandoned, is_gone
 from nbcodex.journal.reads import KEY_IS_ANSWERED, Entry, entries_of, find_answer, find_id
 from nbcodex.journal.sqlite_worker import Commit, SqliteWorker, blocking_transaction, transaction
 from nbcodex.models import Reply, Request
@@ -23,18 +23,19 @@ KeyedRequest = tuple[Request, bytes]  # a request and its `equality_key`
 # In the file, `batch` is the map run of an entry, `part` is its batch job, `parts` are the batch
 # jobs, `asides` what is reserved of the budget, and `book` the entries with their owners' columns.
 # `storable` makes a text fit for SQLite, which holds no lone surrogates.
-_SELECT_JOBS = "SELECT tag, base_url, file AS file_id, remote AS remote_id FROM parts"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class BatchJob:
-    """A batch job that this process has claimed."""
+    """A batch job. Its first fields are the first columns of `parts`."""
 
     tag: str  # our name for the job, which the provider stores with it
     base_url: str  # the provider's
     file_id: str | None  # the provider's id of the input file; None if it is not stored yet
     remote_id: str | None  # the provider's id of the job; None likewise
-    requests: tuple[Request, ...] = ()  # its rows without an answer
+    _: KW_ONLY
+    requests: tuple[Request, ...] = ()  # its rows that this process has claimed
+    is_awaited: bool = False  # whether a kernel waits for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +164,10 @@ class BatchJobs:
     ) -> None:
         """Commit that rows of this kernel are about to be submitted as the job `tag`."""
         # Stored before it is submitted: after a crash, the job is found by its tag.
-        connection.execute("INSERT INTO parts (tag, base_url) VALUES (?, ?)", (tag, base_url))
         at, owner = connection.clock.wall(), connection.owner.id
+        connection.execute(
+            "INSERT INTO parts (tag, base_url, owner) VALUES (?, ?, ?)", (tag, base_url, owner)
+        )
         connection.executemany(
             """UPDATE entries SET part = ?, status = 'waiting', attempts = attempts + 1,
             updated_at = ? WHERE id = ? AND owner = ?""",
@@ -191,7 +194,7 @@ class BatchJobs:
     @transaction(Commit.POWER_SAFE)
     def claim_job(self, connection: Connection, tag: str) -> BatchJob | None:
         """Claim the unfinished rows of a job; None if there is no such job."""
-        job = connection.execute(f"{_SELECT_JOBS} WHERE tag = ?", (tag,)).fetchone()
+        job = connection.execute("SELECT * FROM parts WHERE tag = ?", (tag,)).fetchone()
         if job is None:
             return None
         rows = connection.execute("SELECT * FROM book WHERE part = ?", (tag,))
@@ -201,8 +204,11 @@ class BatchJobs:
             for entry in entries_of(connection, rows)
             if writes.claim(connection, entry.id, status="waiting")
         )
-        self._database.activate(connection, tag)
-        return BatchJob(**dict(job), requests=claimed)
+        if claimed:
+            owner = connection.owner.id
+            connection.execute("UPDATE parts SET owner = ? WHERE tag = ?", (owner, tag))
+            self._database.activate(connection, tag)
+        return BatchJob(*job[:4], requests=claimed)
 
     @transaction(Commit.POWER_SAFE)
     def finish_rows(
@@ -234,18 +240,13 @@ class BatchJobs:
         """End the heartbeats of a job; delete it if its files at the provider are `erased`."""
         if erased:  # otherwise the job stays, so that its files are erased later
             _delete_job(connection, tag)
-        self._database.deactivate(tag)
+        self._end_wait(connection, tag)
 
     @transaction(Commit.POWER_SAFE)
     def park_rows(
-        self,
-        connection: Connection,
-        tags: Collection[str],
-        ids: Collection[str],
-        *,
-        map_id: str | None = None,
+        self, connection: Connection, tags: Collection[str], ids: Collection[str]
     ) -> None:
-        """Park the rows in these jobs, and these other rows; end all of their heartbeats."""
+        """Park the rows in these jobs, and these other rows; end the heartbeats of the jobs."""
         owner = connection.owner.id
         set_parked = "UPDATE entries SET status = 'parked' WHERE owner = ? AND status IN "
         connection.executemany(
@@ -261,8 +262,15 @@ class BatchJobs:
             WHERE entries.id = asides.id AND part IS NOT NULL)""",
             [(storable(id_),) for id_ in ids],
         )
-        for name in filter(None, (map_id, *tags)):
-            self._database.deactivate(name)
+        for tag in tags:
+            self._end_wait(connection, tag)
+
+    def _end_wait(self, connection: Connection, tag: str) -> None:
+        """Note that this kernel no longer waits for a job."""
+        connection.execute(
+            "UPDATE parts SET owner = NULL WHERE tag = ? AND owner = ?", (tag, connection.owner.id)
+        )
+        self._database.deactivate(tag)
 
     @transaction(Commit.READ_ONLY)  # writes nothing, but must run on the worker's thread
     def end_map_heartbeats(self, _: Connection, map_id: str) -> None:
@@ -274,17 +282,12 @@ class BatchJobs:
         """Return the jobs whose rows have all ended, but whose files were not erased yet."""
         # Their files hold prompts, and the kernel that should have erased them may have died.
         rows = connection.execute(
-            f"""{_SELECT_JOBS} WHERE file IS NOT NULL AND NOT EXISTS (SELECT 1 FROM
-            entries WHERE part = tag AND status NOT IN ('done', 'failed', 'cancelled'))"""  # noqa: S608 - constant
+            """SELECT * FROM parts LEFT JOIN owners ON owners.id = owner WHERE file IS NOT NULL
+            AND NOT EXISTS (SELECT 1 FROM entries WHERE part = tag
+            AND status NOT IN ('done', 'failed', 'cancelled'))"""
         )
-        return [BatchJob(**dict(row)) for row in rows]
-
-    @transaction(Commit.READ_ONLY, on_failure=set)
-    def tags_in_use(self, connection: Connection) -> set[str]:
-        """Return the tags of the jobs that a kernel is waiting for."""
-        query = "SELECT * FROM book WHERE part IS NOT NULL AND status = 'waiting'"
-        rows = connection.execute(query)
-        return {str(r["part"]) for r in rows if not is_abandoned(connection, r)}
+        # A kernel may wait for a job although its rows were deleted.
+        return [BatchJob(*row[:4], is_awaited=not is_gone(connection, row)) for row in rows]
 
 
 def _find_other_job(connection: Connection, key: bytes) -> str | None:

@@ -29,7 +29,10 @@ APPLICATION_ID, SCHEMA_VERSION = 0x6E626378, 6
 _SCHEMA = Path(__file__).with_name("schema.sql").read_text("utf-8").split(";\n")
 
 # Each change after a release is one more list of statements, the last of which sets `user_version`.
-MIGRATIONS: list[list[str]] = []
+MIGRATIONS: list[list[str]] = [
+    # Of a batch job: `owners.id` of the kernel that waits for it.
+    ["ALTER TABLE parts ADD COLUMN owner INTEGER", "PRAGMA user_version = 7"],
+]
 
 # In memory, entries and chapters have larger numbers than in the file that memory replaces: each
 # number names one entry only, also when the entries are copied to the file.

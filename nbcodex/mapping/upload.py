@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import deque
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -93,11 +93,11 @@ class BatchUploader:
         await self._pending.wait_shielded()
         uploaded = {id_ for job in self._uploaded_jobs.values() if job for id_ in job.requests}
         remaining = dict(self._pending.rows)
-        await self._batch_jobs.park_rows([*self._uploaded_jobs], remaining, map_id=self._map_id)
+        await self._batch_jobs.park_rows([*self._uploaded_jobs], remaining)
+        await self._batch_jobs.end_map_heartbeats(self._map_id)
         for id_, row in remaining.items():
             attempts, state = (1, "still") if id_ in uploaded else (0, "not yet")
-            why = f"The row is {state} with the provider."
-            error = parked_error(row.request, why)
+            error = parked_error(row.request, f"The row is {state} with the provider.")
             self._pending.fail_uncommitted(row.request, error, attempts=attempts)
 
     @property
@@ -383,16 +383,11 @@ class BatchUploader:
                 self._pending.fail_uncommitted(row.request, error)
 
 
-async def erase_leftovers(
-    batch_jobs: BatchJobs, services: Services, settings: Settings, *, in_use: Collection[str] = ()
-) -> None:
-    """Erase the files of jobs whose rows have all ended, or were deleted from the journal.
-
-    Jobs with a tag of `in_use` are left alone: they would be cancelled.
-    """
+async def erase_leftovers(batch_jobs: BatchJobs, services: Services, settings: Settings) -> None:
+    """Erase the files of jobs whose rows have all ended, or were deleted from the journal."""
     sample, batch_api = Request(prompt="?"), BatchApi(services, settings)
     for stored in await batch_jobs.unerased_jobs():
-        if stored.tag in in_use:
+        if stored.is_awaited:  # the kernel that waits for it erases its files
             continue
         job = PendingJob(stored.tag, {}, sample, stored.base_url)
         with contextlib.suppress(NbcodexError):

@@ -118,3 +118,26 @@ def test_deleting_a_map_deletes_its_rows_only(journal: Journal) -> None:
     assert run(journal.delete("m1234-1")) == 1
     assert run(journal.delete("m12")) == 2
     assert [entry.id for entry in journal.recent_entries()] == [other.id]
+
+
+def test_job_is_awaited_until_its_kernel_parks_closes_or_ends(
+    open_journal: Open,
+) -> None:
+    """Also if the entries of its rows were deleted meanwhile."""
+    waiting, other = open_journal(), open_journal()
+    for number, tag in enumerate(["parked", "closed", "left"]):
+        add(waiting, row(number))
+        request = waiting.find_entry(f"m1234-{number}").request
+        run(waiting.batch_jobs.insert_job(tag, [request], base_url="https://a/v1"))
+        run(waiting.batch_jobs.set_remote_ids(tag, file_id=f"file of {tag}"))
+    run(other.delete())
+
+    def awaited() -> dict[str, bool]:
+        return {job.tag: job.is_awaited for job in run(other.batch_jobs.unerased_jobs())}
+
+    assert awaited() == {"parked": True, "closed": True, "left": True}
+    run(waiting.batch_jobs.park_rows(["parked"], []))
+    run(waiting.batch_jobs.close_job("closed", erased=False))
+    assert awaited() == {"parked": False, "closed": False, "left": True}
+    waiting.close()
+    assert awaited() == {"parked": False, "closed": False, "left": False}

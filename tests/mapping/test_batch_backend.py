@@ -263,7 +263,7 @@ def test_files_of_deleted_rows_are_erased_at_the_provider(
 def test_forgetting_leaves_a_running_job_at_the_provider(
     simulated: SimulatedClient, capsys: pytest.CaptureFixture[str], forgotten: str
 ) -> None:
-    """The map that waits for it gets its answers."""
+    """The map that waits for it gets its answers, whatever is forgotten or erased meanwhile."""
     simulated.simulator.change_knobs(batch_seconds=2.0)
     with ThreadPoolExecutor() as threads:
         running = threads.submit(nbcodex.map, ECHO, ["a", "b"], engine="batch")
@@ -271,9 +271,14 @@ def test_forgetting_leaves_a_running_job_at_the_provider(
         journal = simulated.client.journal(settings)
         shell = SimpleNamespace(history_manager=None)
         session: Any = SimpleNamespace(journal=journal, settings=settings, shell=shell)
-        while not event_loop.run(journal.batch_jobs.tags_in_use()):
+        while not jobs_created(simulated):
             assert not running.done()
             time.sleep(0.01)
         forget(session, last().id if forgotten == "the map" else "all")
+        # As when another map starts.
+        services = simulated.client.services()
+        event_loop.run(erase_leftovers(journal.batch_jobs, services, settings))
+        forget(session, "all")
+        assert not running.done()
         assert texts(running.result()) == ["a", "b"]
     assert "files of the batch job" in capsys.readouterr().out

@@ -143,10 +143,8 @@ def retry(session: Session, prefix: str, flag: str = "") -> None:
     if flag not in {"", "--new-server"}:
         raise UsageError(f"%codex retry: there is no option {flag}")
     if not flag:
-        await_endpoint = client.services().api_client.await_endpoint
-        endpoint = event_loop.run(await_endpoint(request, session.settings))
         # Raises if the entry was written for another server.
-        check_server(request, endpoint, command="retry")
+        check_server(request, client.endpoint(request, session.settings), command="retry")
     origin = session.new_origin(request.origin.variable)
     origin = replace(origin, position=request.origin.position)
     # Without `reuse`, because another answer than the stored one is wanted.
@@ -207,10 +205,6 @@ def forget(session: Session, prefix: str) -> None:
         for folder in (home, home / DEMO_FOLDER_NAME)
     ]
     journals = list(dict.fromkeys(filter(None, (session.journal, *on_disk))))
-    # The tags of batch jobs that a kernel waits for: without their rows, they could not be found.
-    jobs_in_use = {
-        tag for each in journals for tag in event_loop.run(each.batch_jobs.tags_in_use())
-    }
     if prefix != "all":
         # A prefix that is ambiguous in one journal must not erase an entry of another one.
         found: dict[Journal, list[Entry]] = {}
@@ -225,7 +219,7 @@ def forget(session: Session, prefix: str) -> None:
             raise EntryError(message, advice="Type more of the id.")
         ((journal, durable),) = found.items()
         print(f"{event_loop.run(journal.delete(prefix))} erased.")
-        _erase_remote_copies(session, [journal], durable, jobs_in_use)
+        _erase_remote_copies(session, [journal], durable)
         return
     counts = []
     for journal in journals:
@@ -240,14 +234,12 @@ def forget(session: Session, prefix: str) -> None:
     durable = [entry for journal in journals for entry in journal.durable_entries()]
     erased = sum(event_loop.run(journal.delete()) for journal in journals)
     print(f"{erased} erased: {contents}.")
-    _erase_remote_copies(session, journals, durable, jobs_in_use)
+    _erase_remote_copies(session, journals, durable)
 
 
-def _erase_remote_copies(
-    session: Session, journals: list[Journal], durable: list[Entry], jobs_in_use: set[str]
-) -> None:
+def _erase_remote_copies(session: Session, journals: list[Journal], durable: list[Entry]) -> None:
     """Erase what the provider has of deleted entries, and print what is left, and where."""
-    kept = event_loop.run(_erase_at_provider(journals, durable, session.settings, jobs_in_use))
+    kept = event_loop.run(_erase_at_provider(journals, durable, session.settings))
     if (more := len(kept) - MAX_LISTED_ENTRIES) > 0:
         kept[-more:] = [f"{more:,} more such answers and jobs"]
     history = session.shell.history_manager
@@ -257,7 +249,7 @@ def _erase_remote_copies(
 
 
 async def _erase_at_provider(
-    journals: list[Journal], durable: list[Entry], settings: Settings, jobs_in_use: set[str]
+    journals: list[Journal], durable: list[Entry], settings: Settings
 ) -> list[str]:
     """Erase durable answers, and files of batch jobs without rows; return what is not erased."""
     services, deadline = current().services(), time.monotonic() + ERASE_TIMEOUT_S
@@ -285,7 +277,7 @@ async def _erase_at_provider(
     for jobs in (journal.batch_jobs for journal in journals):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ERASE_TIMEOUT_S):
-                await upload.erase_leftovers(jobs, services, settings, in_use=jobs_in_use)
+                await upload.erase_leftovers(jobs, services, settings)
         for job in await jobs.unerased_jobs():  # named by the provider's id, or else by ours
             kept.append(f"files of the batch job {job.remote_id or job.tag} at {job.base_url}")
     return kept
