@@ -215,7 +215,7 @@ def raise_scripted_failure(planned: PlannedRequest, *, tokens: int) -> None:
 
 
 def error_object(fault: Fault, planned: PlannedRequest) -> dict[str, str | None]:
-    """Return the error of an answer that fails midway: unless the fault says more, of a limit."""
+    """Return the error of an answer that fails midway: a limit, unless the fault states another."""
     tokens = planned.plan.input_tokens + planned.charge.for_output  # as charged at admission
     refusal = _scripted_refusal(replace(fault, kind="tokens_per_minute"), planned.knobs, tokens)
     return {

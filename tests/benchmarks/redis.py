@@ -64,8 +64,10 @@ def set_up(**knobs: Any) -> Iterator[Setup]:
         with redis_server(Path(folder), *login, host=net.address) as redis:
             core = Simulator(Knobs(tpm=LIMIT, rpm=5_000, latency_sigma=0.4, chunk=1000, **knobs))
             server = SimulatorServer(core, host=net.address)
-            yield Setup(net, redis, core, server.start())
-            server.stop()
+            try:
+                yield Setup(net, redis, core, server.start())
+            finally:
+                server.stop()
 
 
 def start_together(processes: list[subprocess.Popen[str]]) -> None:

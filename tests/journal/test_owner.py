@@ -73,7 +73,7 @@ def test_real_process_is_dead_once_killed_even_as_a_zombie() -> None:
     assert is_provably_dead(owner, observer=Owner.of_this_process())
 
 
-def gone_owner(owner: Owner, clock: ManualClock) -> Callable[[], bool]:
+def gone_check(owner: Owner, clock: ManualClock) -> Callable[[], bool]:
     """Return a function that asks whether an owner is gone whose heartbeat is of this moment."""
     connection: Any = SimpleNamespace(owner=HERE, clock=clock)
     row: Any = {
@@ -94,7 +94,7 @@ def test_wall_clock_jump_does_not_change_heartbeat_age_within_a_boot(
     clock: ManualClock, jump: float
 ) -> None:
     """Within a boot only the boot clock counts."""
-    is_owner_gone = gone_owner(replace(OTHER, pid_namespace="t"), clock)
+    is_owner_gone = gone_check(replace(OTHER, pid_namespace="t"), clock)
     clock.epoch += jump
     assert not is_owner_gone()
     clock.boot += 61
@@ -103,7 +103,7 @@ def test_wall_clock_jump_does_not_change_heartbeat_age_within_a_boot(
 
 def test_heartbeat_of_another_host_ages_by_the_wall_clock(clock: ManualClock) -> None:
     """A heartbeat from the future is a sign of life."""
-    is_owner_gone = gone_owner(replace(OTHER, machine="g", boot="c"), clock)
+    is_owner_gone = gone_check(replace(OTHER, machine="g", boot="c"), clock)
     clock.epoch += 60
     assert not is_owner_gone()
     clock.epoch += 1
