@@ -259,7 +259,7 @@ def kill_at_random(scene: Scene, *, kills: int, at_once: int = 6) -> None:
 
 
 def test_kills_at_random_lose_no_prompt_and_no_answer(scene: Scene) -> None:
-    kill_at_random(scene, kills=12)
+    kill_at_random(scene, kills=24)
     assert scene.counts.resumed > 0
 
 

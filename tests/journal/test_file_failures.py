@@ -219,7 +219,7 @@ def test_file_of_zeros_is_reported(written: Path, open_journal: Open) -> None:
 def test_flipped_bits_do_not_raise(written: Path, open_journal: Open) -> None:
     """Whichever bit is wrong, a request is finished, in the file or in memory."""
     content, dice, problems = written.read_bytes(), random.Random(7), 0
-    for _ in range(50):
+    for _ in range(120):
         damaged = bytearray(content)
         for _ in range(dice.choice([1, 1, 20])):
             place = dice.choice([dice.randrange(len(content)), dice.randrange(5000)])

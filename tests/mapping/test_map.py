@@ -488,7 +488,10 @@ class InterruptedRow(dict[str, str]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", ["row", "prompt", "key"])
-def test_interrupt_in_user_code_loses_no_row(simulated: SimulatedClient, at: str) -> None:
+def test_interrupt_in_user_code_loses_no_row(
+    simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    monkeypatch.setattr("nbcodex.mapping.map_run.PARK_CHUNK_ROWS", 40)  # several are parked
     rows = [InterruptedRow(n=str(n)) for n in range(100)]
     rows[7].at = at
 

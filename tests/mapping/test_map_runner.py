@@ -175,7 +175,9 @@ def test_suspended_iterator_is_ended_at_once(simulated: SimulatedClient) -> None
 def test_monitor_buttons_for_all_end_a_map(simulated: SimulatedClient, action: EndAction) -> None:
     """If only its rows were ended, the map would start the next ones."""
     _, result = started(simulated)
-    Monitor(simulated.client)._act(action, "all")
+    widget = Monitor(simulated.client)._live_widget()
+    click = {"type": "action", "name": action, "request": "all", "id": 1}
+    widget._receive(widget, click, [])
     assert isinstance(result.exception(timeout=TIMEOUT_S), ERRORS[action])
     assert len(simulated.prompts) < len(ROWS)
 

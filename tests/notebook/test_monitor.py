@@ -545,8 +545,12 @@ def test_button_acts_on_its_request_or_all(
     live_monitor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No button sends probes for all requests."""
-    _, monitor, _, _ = live_monitor
+    _, _, widget, _ = live_monitor
     orders: list[Any] = []
+
+    def click(action: str, id_: str) -> None:
+        content = {"type": "action", "name": action, "request": id_, "id": 1}
+        widget._receive(widget, content, [])
 
     class Handle:
         def __init__(self, id_: str) -> None:
@@ -561,11 +565,11 @@ def test_button_acts_on_its_request_or_all(
     with monkeypatch.context() as patch:
         patch.setattr(Client, "active_handles", lambda _: [Handle("a"), Handle("b")])
         for name in ("cancel", "retry", "park"):
-            monitor._act(name, "b")
+            click(name, "b")
         assert orders == [("b", "cancel"), ("b", "retry"), ("b", "park")]
         orders.clear()
         for name in ("cancel", "retry", "park"):
-            monitor._act(name, "all")
+            click(name, "all")
     assert orders == [("a", "cancel"), ("b", "cancel"), ("a", "park"), ("b", "park")]
 
 
