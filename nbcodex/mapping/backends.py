@@ -261,11 +261,9 @@ class BatchBackend(Backend):
         if not self._collected:
             return
         if self._uploader is None:
+            services, cancels_jobs = self.client.services(), self._cancels_jobs
             self._uploader = BatchUploader(
-                self.client.services(),
-                self.settings,
-                self._on_event,
-                cancels_jobs=self._cancels_jobs,
+                services, self.settings, self._on_event, cancels_jobs=cancels_jobs
             )
         rows, self._collected = self._collected, []
         event_loop.shared().call_soon(self._uploader.add, rows)

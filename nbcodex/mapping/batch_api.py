@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -31,8 +31,6 @@ FIRST_POLL_S, POLL_FACTOR, MAX_POLL_S = 3.0, 1.3, 60.0
 # what is not erased then is erased by the next map.
 ERASE_PATIENCE_S = 5.0
 
-_NOT_CREATED = Batch(id="", status="")
-
 log = logging.getLogger(__name__)
 
 
@@ -46,7 +44,7 @@ class PendingJob:
     sample: Request  # any of its rows: server, API key and patience are those of all
     base_url: str
     model: str | None = None  # of all its rows; None if the job was read from the journal
-    batch: Batch = _NOT_CREATED  # the latest state that the provider stated
+    batch: Batch = field(default_factory=Batch)  # the latest state that the provider stated
 
 
 class BatchApi:
@@ -105,9 +103,8 @@ class BatchApi:
         if job.batch.ended or job.batch.status == "cancelling":
             return
         try:
-            job.batch = await self._retrying(
-                lambda: self.client.cancel_batch(job.batch.id, job.sample)
-            )
+            cancel = partial(self.client.cancel_batch, job.batch.id, job.sample)
+            job.batch = await self._retrying(cancel)
         except RequestError:  # it ended between our poll and this call
             await self.find(job)
 

@@ -396,12 +396,11 @@ class MapRun:
         if self.end_action != "cancel":  # after a cancel they count as parked: a resume sends them
             failed += self.backend.counter.cancelled
         # The counts add up to the number of rows, so that none seems to be missing.
-        if total is None:
-            waiting = len(self._active) - sent
-        else:
+        waiting = len(self._active) - sent
+        if total is not None:
             waiting = total - self.inputs.unknown_rows - counted.done - failed - parked - sent
-        if total is not None and self.outcome not in {"", "done"}:  # it ended early
-            parked, sent, waiting = max(0, parked + sent + waiting), 0, 0
+            if self.outcome not in {"", "done"}:  # it ended early
+                parked, sent, waiting = max(0, parked + sent + waiting), 0, 0
         tokens, requests = self._rate_limits(counted.model)
         return replace(
             counted,

@@ -37,10 +37,10 @@ _STREAM_PARAMS = ("stream", "stream_options")  # the Batch API refuses them
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """A batch as the server describes it."""
+    """A batch as the server describes it; one that is not created yet has no id."""
 
-    id: str
-    status: str
+    id: str = ""
+    status: str = ""
     total: int = 0  # of requests, like the next two
     answered: int = 0
     failed: int = 0
