@@ -200,7 +200,8 @@ class RawAnswer:
         names = {*self.tool_calls} - {"json_tool_call", request.schema and request.schema.name}
         if request.schema and self.tool_calls and not (names or text):
             text = redactor.clean("".join(self.tool_arguments))
-            self.tool_calls, self.cut = [], None
+            self.tool_calls = []
+            self.cut = None if self.cut == CUT_TOOL_CALLS else self.cut
         clean = redactor.clean
         reasoning, remaining = [], MAX_REASONING_CHARS
         of_chat = {"reasoning_content": text_value("".join(self.reasoning_content))}
@@ -258,9 +259,11 @@ def judge(answer: CompletedAnswer) -> None:
             note=NOTE_EMPTY,
         )
     if answer.cut not in (None, CUT_MAX_OUTPUT, CUT_MAX_ANSWER):
+        reason = f'The answer ended with "{answer.cut}", which is not known as a complete ending.'
+        if answer.cut == CUT_NO_ENDING:
+            reason = "The server did not state how the answer ended."
         raise AnswerError(
-            f'The answer ended with "{answer.cut}", which is not known as a complete ending.',
-            advice="The text so far is kept; the server's log may say why it ended.",
+            reason, advice="The text so far is kept; the server's log may say why it ended."
         )
     if not is_empty:
         return

@@ -65,7 +65,8 @@ class _Reader:
             self.answer.declined |= bool(refusal)
             inner = dict_member(part, "text").get("value") or part.get("text")
             more, _ = self._read_content(part.get("thinking") or inner or part.get("summary"))
-            if part.get("type") in ("thinking", "reasoning"):  # Magistral, Databricks
+            # Of Magistral, Databricks and vLLM.
+            if part.get("type") in ("thinking", "reasoning", "reasoning_text"):
                 reasoning += more
             else:
                 text += more + refusal
@@ -78,7 +79,7 @@ class ResponsesReader(_Reader):
 
     durable: bool = False
     _has_reasoning: bool = False
-    _items: list[dict[str, Any]] = field(default_factory=list)  # {} for one that is not done
+    _items: list[dict[str, Any]] = field(default_factory=list)  # {} where one begins
     _done_texts: dict[tuple[object, object], str] = field(default_factory=dict)
     # Output indexes of the messages that come before the answer, and are shown as reasoning.
     _commentary: set[int | None] = field(default_factory=set)
@@ -155,8 +156,10 @@ class ResponsesReader(_Reader):
         elif event_type == "error" or is_error or "choices" in event:  # of Chat Completions
             raise AnswerFailedError(event)
         elif event_type in _DONE_TEXTS:
-            place = (count_value(event, "output_index"), count_value(event, "content_index"))
-            self._done_texts[place], _ = self._read_content([dict_member(event, "part") or event])
+            index = count_value(event, "output_index")
+            place, part = (index, count_value(event, "content_index")), dict_member(event, "part")
+            if index not in self._commentary:
+                self._done_texts[place], _ = self._read_content([part or event])
         elif response:
             self._identify(response)
         return "", ""
@@ -180,14 +183,14 @@ class ResponsesReader(_Reader):
         answer, output = self.answer, dict_items(response, "output")
         reason = dict_member(response, "incomplete_details").get("reason")
         if not (answer.record_ending(reason) or answer.record_ending(status)):
-            answer.cut = "no status"
+            answer.cut = answers.CUT_NO_ENDING
         answer.usage = answers.read_usage(response.get("usage"), response.get("service_tier"))
-        answer.reasoning = [item for item in output if item.get("type") == "reasoning"]
         if output:
             answer.tool_calls, answer.tool_arguments, answer.hosted_tool_calls = [], [], ()
             self._read_items(response, output)
-        # Some compatible servers leave out the type of a message, or messages in the final event.
+        # Some compatible servers leave out the type of a message, or all items in the final event.
         items = output or ([] if self.position else self._items)
+        answer.reasoning = [item for item in items if item.get("type") == "reasoning"]
         messages = [item for item in items if item.get("type") in ("message", None)]
         if any(message.get("status") == "incomplete" for message in messages):
             answer.record_ending("max_output_tokens")

@@ -176,8 +176,8 @@ def test_failure_in_other_spellings_is_retried(parts: list[Part]) -> None:
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ([chunk("hi"), chunk(usage=USAGE), DONE], "no finish reason"),
-        (body({"choices": [{"message": {"content": "hi"}}], "usage": USAGE}), "no finish reason"),
+        ([chunk("hi"), chunk(usage=USAGE), DONE], "did not state how"),
+        (body({"choices": [{"message": {"content": "hi"}}], "usage": USAGE}), "did not state how"),
         (body({"choices": None, "usage": USAGE}), "probably blocked"),
         ([event({"choices": [], "usage": USAGE}), DONE], "probably blocked"),
     ],
@@ -510,6 +510,35 @@ def test_commentary_is_shown_as_reasoning(parts: list[Part]) -> None:
     assert answer(parts, "responses").text == "hi"
 
 
+def part_done(text: str, kind: str = "output_text", index: int = 0) -> bytes:
+    part = {"type": kind, "text": text}
+    return event({"type": "response.content_part.done", "part": part, "output_index": index})
+
+
+def test_done_part_of_reasoning_is_not_the_answer() -> None:
+    thought_done = part_done("Hm.", "reasoning_text")
+    reasoning = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}
+    cut = {"output": [reasoning], "incomplete_details": {"reason": "max_output_tokens"}}
+    done = answer(
+        [thought_done, event({"type": "response.incomplete", "response": cut})], "responses"
+    )
+    assert (done.text, done.cut) == ("", "max_output_tokens")
+    parts = [thought_done, part_done("hi", index=1), completed(output=[])]
+    assert answer(parts, "responses").text == "hi"
+
+
+def test_done_part_of_commentary_is_not_the_answer() -> None:
+    announced = event({**ADDED, "output_index": 0})
+    parts = [announced, part_done("Let me see."), part_done("hi", index=1), completed(output=[])]
+    assert answer(parts, "responses").text == "hi"
+
+
+def test_encrypted_reasoning_is_read_from_done_items() -> None:
+    reasoning = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAA"}
+    parts = [item_done(reasoning), item_done(message()), completed(output=[])]
+    assert answer(parts, "responses").reasoning == (reasoning,)
+
+
 # Calls.
 
 
@@ -545,6 +574,20 @@ def test_call_in_another_shape_is_an_error(part: dict[str, Any]) -> None:
     ):
         with pytest.raises(AnswerError, match="asked to call"):
             judge(answer(parts))
+
+
+@pytest.mark.parametrize(
+    ("finish", "cut"),
+    [("length", "max_output_tokens"), ("content_filter", "content_filter"), ("tool_calls", None)],
+)
+def test_schema_answered_by_a_call_that_is_cut_is_shown_as_cut(
+    finish: str, cut: str | None
+) -> None:
+    schema = Schema(name="pet", definition={"type": "object"})
+    function = {"name": "pet", "arguments": '{"a":'}
+    parts = [choices(delta={"tool_calls": [{"function": function}]}), chunk(finish=finish), DONE]
+    done = answer(parts, schema=schema)
+    assert (done.text, done.cut) == ('{"a":', cut)
 
 
 @pytest.mark.parametrize("name", ["pet", "json_tool_call"])
