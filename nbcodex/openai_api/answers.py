@@ -27,6 +27,7 @@ MAX_PLAUSIBLE_COUNT = 20_000_000
 MAX_STATED_COST = 1e4  # US dollars for one request; more is not believed
 MAX_REASONING_CHARS = 1_000_000  # of the reasoning that the next turn can send back
 MAX_SOURCES, MAX_URL_CHARS = 100, 2000  # of the web pages that an answer cites
+MAX_IMAGES = 100  # of one answer
 MAX_HOSTED_TOOL_CALLS = 1_000  # of one answer; more are not believed
 
 MAX_ARGUMENT_DELTAS = 100_000  # of the arguments of all calls of one answer
@@ -152,7 +153,8 @@ class RawAnswer:
             value = value.get(name, value) if isinstance(value, dict) else value
         with contextlib.suppress(ValueError):
             image = Image.from_bytes(b64decode(text_value(value).rpartition(",")[2], validate=True))
-            if image and image not in self.images:  # the final event repeats those before
+            # The final event repeats those before.
+            if image and len(self.images) < MAX_IMAGES and image not in self.images:
                 self.images.append(image)
 
     def add_sources(self, listed: object) -> None:
@@ -216,7 +218,7 @@ class RawAnswer:
                 reasoning.append(kept)
         # Each picture is charged besides the tokens, even if the answer does not list the call.
         unlisted = len(self.images) - self.hosted_tool_calls.count(IMAGE_TOOL)
-        calls = self.hosted_tool_calls + (IMAGE_TOOL,) * unlisted
+        calls = (self.hosted_tool_calls + (IMAGE_TOOL,) * unlisted)[:MAX_HOSTED_TOOL_CALLS]
         return CompletedAnswer(
             text=text,
             usage=replace(self.usage, hosted_tool_calls=calls),
@@ -342,8 +344,9 @@ def plausible_cost(value: object, unit: float = 1.0) -> float | None:
 
 
 def merge_usage(earlier: Usage, later: Usage) -> Usage:
-    """Return the figures of two parts of a stream: the later one that is not 0 counts."""
-    known = {f.name: value for f in fields(later) if (value := getattr(later, f.name))}
+    """Return the figures of two parts of a stream: the last that is not 0 counts, or else a 0."""
+    values = ((each.name, getattr(later, each.name)) for each in fields(later))
+    known = {n: v for n, v in values if v or (v is not None and getattr(earlier, n) is None)}
     return replace(earlier, **known)
 
 
@@ -395,7 +398,8 @@ def dict_items(payload: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 def is_error_object(payload: Mapping[str, Any]) -> bool:
     """Whether an object of a successful response describes an error after all."""
-    if payload.get("type") == "error":
+    # MiniMax states an error in `base_resp`, beside `choices: null`.
+    if payload.get("type") == "error" or dict_member(payload, "base_resp").get("status_code"):
         return True
     # OpenAI's is ``error``; gateways also send ``error_code`` and the like (pi #8462). Beside an
     # answer, an error can be 0, or an object whose members are all empty.

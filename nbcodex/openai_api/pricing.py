@@ -151,7 +151,10 @@ def _token_rates(model: str | None, base_url: str, service_tier: str | None = No
 
 
 def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
-    """Return US dollars for a request that `model` answered; None if unknown, and never 0."""
+    """Return US dollars for a request that `model` answered; None if unknown.
+
+    Only a cost that the provider states can be 0.
+    """
     provider = provider_of(base_url)
     if provider is None:
         return usage.stated_cost  # the provider's own figure (OpenRouter, Perplexity)

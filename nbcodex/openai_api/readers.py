@@ -215,7 +215,8 @@ class ResponsesReader(_Reader):
             elif item_type in dialects.WORDS["client_calls"]:
                 name = item.get("name") or str(item_type).removesuffix("_call")
                 self.answer.add_call(name, item.get("arguments"))
-        self.answer.hosted_tool_calls += _read_hosted_calls(response, items)
+        if len(self.answer.hosted_tool_calls) < answers.MAX_HOSTED_TOOL_CALLS:
+            self.answer.hosted_tool_calls += _read_hosted_calls(response, items)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -246,9 +247,8 @@ class ChatReader(_Reader):
 
     def read_body(self, payload: dict[str, Any]) -> None:
         """Read an answer that came in one piece."""
-        # MiniMax states an error beside `choices: null`, and a blocked prompt has nothing else.
-        is_error = payload.get("choices", 0) or dict_member(payload, "base_resp").get("status_code")
-        if not dict_items(payload, "choices") and (is_error or "choices" not in payload):
+        # The answer to a blocked prompt has no error, but `choices: null`.
+        if not dict_items(payload, "choices") and payload.get("choices", True):
             raise AnswerFailedError(payload)
         text, self.answer.reasoning_text = self._read(payload)
         self.answer.text, self.is_closed = text_value(text), True
@@ -258,7 +258,7 @@ class ChatReader(_Reader):
 
     def read_end(self, *, is_marked: bool = False) -> None:
         """Decide at the end whether the answer is whole; `is_marked`: ``[DONE]`` marked the end."""
-        has_usage = self.answer.usage.output_tokens is not None
+        has_usage = bool(self.answer.usage.output_tokens)
         if self.is_ended or (self._has_ending and (is_marked or has_usage)):
             self.is_complete = True
         elif self._unrecognized and not self.is_complete:
@@ -375,7 +375,7 @@ def _read_hosted_calls(response: dict[str, Any], output: list[dict[str, Any]]) -
     if (searches := count_value(web_search, "num_requests")) is not None:
         names = [name for name in names if name != "web_search"]
         names += ["web_search"] * min(searches, answers.MAX_HOSTED_TOOL_CALLS)
-    return tuple(names[: answers.MAX_HOSTED_TOOL_CALLS])
+    return tuple(names)
 
 
 class ReasoningSplitter:
@@ -444,13 +444,15 @@ class ReasoningSplitter:
         # contain a tag's first character, and the others cost little.
         tags = {close: tag for tag, close in dialects.REASONING_TAGS.items() if close[0] in text}
         for tag, opening in tags.items():
+            backticks, counted_to = self._backticks, 0
             for found in re.finditer(re.escape(tag), text):
                 at = found.start()
-                char = (self._last_char + text[:at])[-1:]
+                backticks += text.count("`", counted_to, at)
+                counted_to, char = at, text[at - 1] if at else self._last_char
                 # Answers about such tags have them in code, quotes, or between spaces; a model that
                 # ends its reasoning begins a line, or writes the tag right after its last word.
                 is_ending = char in ("", "\n", ".", "!", "?", "…") or char.isalnum()
-                if not is_ending or (self._backticks + text.count("`", 0, at)) % 2:
+                if not is_ending or backticks % 2:
                     continue
                 before = "".join([*self._possible_reasoning, text[:at]])
                 self._may_be_unopened = False

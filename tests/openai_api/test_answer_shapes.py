@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from base64 import b64encode
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 from nbcodex.errors import AnswerError, NbcodexError, TransientError
 from nbcodex.models import Request, Schema
 from nbcodex.openai_api.answers import (
+    MAX_HOSTED_TOOL_CALLS,
+    MAX_IMAGES,
     CompletedAnswer,
     ReasoningDelta,
     StreamEvent,
@@ -360,6 +363,22 @@ def test_picture_is_read_in_every_shape(part: dict[str, Any]) -> None:
         judge(done)
 
 
+def test_pictures_of_an_answer_are_bounded() -> None:
+    pictures = [b64encode(b"\x89PNG\r\n\x1a\n" + bytes([at])).decode() for at in range(200)]
+    done = answer([choices(delta={"images": pictures}, finish_reason="stop"), DONE])
+    assert len(done.images) == MAX_IMAGES
+    assert done.images[0].data.endswith(b"\0")
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_hosted_calls_of_an_answer_are_bounded(streamed: bool) -> None:
+    items = [{"type": "web_search_call", "id": f"{at}"} for at in range(1_500)]
+    items += [{"type": "image_generation_call", "result": PNG}]
+    received = [item_done(item) for item in items]
+    parts = [*received, completed(output=items)] if streamed else body({"output": items})
+    assert len(answer(parts, "responses").usage.hosted_tool_calls) == MAX_HOSTED_TOOL_CALLS
+
+
 @pytest.mark.parametrize(
     "part", [{"content": [{"type": "refusal", "refusal": "no"}]}, {"refusal": "no"}]
 )
@@ -475,6 +494,15 @@ MENTIONS = [
 def test_mention_of_a_closing_tag_is_part_of_the_answer(text: str, size: int) -> None:
     received = [chunk(text[at : at + size]) for at in range(0, len(text), size)]
     assert answer([*received, chunk(finish="stop"), DONE]).text == text
+
+
+def test_many_mentions_of_a_closing_tag_take_linear_time() -> None:
+    text = "a" + " </think>" * 1_000_000 + " end"
+    splitter = ReasoningSplitter("compatible")
+    before = time.process_time()
+    assert splitter.feed(text) == (text, "")
+    # In quadratic time it would be hours.
+    assert time.process_time() - before < 10.0
 
 
 @pytest.mark.parametrize("server", ["azure", "openai"])

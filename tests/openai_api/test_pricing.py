@@ -236,6 +236,16 @@ def test_usage_is_read_where_the_server_puts_it(chunks: list[bytes]) -> None:
     assert (usage.input_tokens, usage.output_tokens) == (7, 3)
 
 
+def test_stated_cost_of_zero_is_known() -> None:
+    usage = {"prompt_tokens": 7, "completion_tokens": 3, "cost": 0}
+    for parts in (
+        [chunk("Hi", finish="stop"), chunk(usage=usage), DONE],
+        [chunk("Hi", finish="stop", usage=usage), chunk(usage={"prompt_tokens": 0}), DONE],
+    ):
+        answer = ending_of(play(Server(Script(parts)), chosen=settings(api="chat")))
+        assert pricing.cost(answer.usage, "m", "https://openrouter.ai/api/v1") == 0.0
+
+
 @pytest.mark.parametrize(
     ("base_url", "details", "missing"),
     [

@@ -19,6 +19,8 @@ from tests.openai_api.scripted import (
     completed,
     delta,
     ending_of,
+    event,
+    fails,
     play,
     refusal,
     settings,
@@ -65,6 +67,18 @@ def test_wait_in_a_message_is_read(message: str) -> None:
         ("Please try again later.", None),
         ("Please wait before trying again.", None),
         ("Retry after the reset of version 7", None),
+        ("Try again in 5-10 minutes", 600.0),
+        ("Please try again in 5 to 10 minutes.", 600.0),
+        ("Retry after 5-10", 10.0),
+        ("Retry after 2.5", 2.5),
+        ("Retry after 10:30 UTC", None),
+        ("Retry after 10:30:00 UTC", None),
+        ("Retry after 21.09.2026", None),
+        ("Retry after 9/21/2026", None),
+        ("Retry after 5-minute cooldown", None),
+        ("Try again after 2026-09-21T14:14:02Z", 42.0),
+        ("Retry after 2026-09-21 14:14:02 UTC", 42.0),
+        ("Retry after 2026-09-21", None),
     ],
 )
 def test_other_waits_in_messages(message: str, wait: float | None) -> None:
@@ -192,6 +206,16 @@ def test_refusal_is_what_its_words_say(status: int, body: Any, name: str) -> Non
 def test_failure_with_status_200_is_what_its_words_say(payload: Any, name: str) -> None:
     error = api_errors.from_exception(AnswerFailedError(payload), wall_time=WALL)
     assert type(error).__name__ == name
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_error_of_minimax_is_read_from_a_stream_and_in_one_piece(api: str, streamed: bool) -> None:
+    payload = {"choices": None, "base_resp": {"status_code": 1004, "status_msg": "login fail"}}
+    parts = [event(payload), DONE] if streamed else [json.dumps(payload).encode()]
+    error = fails(Server(Script(parts)), chosen=settings(api=api))
+    assert type(error).__name__ == "CredentialsError"
+    assert "login fail" in error.message
 
 
 def test_server_that_says_so_is_not_asked_again() -> None:
