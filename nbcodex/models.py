@@ -280,10 +280,12 @@ class Limit:
             return "rate limit"
         if not self.window:
             return f"{self.resource} limit"
-        per = {1.0: "second", MINUTE: "minute", 3600.0: "hour", DAY: "day"}.get(self.window)
-        if per is None:
-            return f"{self.resource} per {self.window / MINUTE:,g} minutes"
-        return f"{self.resource} per {per} ({self.resource[0].upper()}P{per[0].upper()})"
+        units = {1.0: "second", MINUTE: "minute", 3600.0: "hour", DAY: "day", 7 * DAY: "week"}
+        if unit := units.get(self.window):
+            return f"{self.resource} per {unit} ({self.resource[0].upper()}P{unit[0].upper()})"
+        # A month has no such abbreviation: TPM and RPM stand for minutes.
+        unit = "month" if self.window == 30 * DAY else f"{self.window / MINUTE:,g} minutes"
+        return f"{self.resource} per {unit}"
 
     @property
     def figures(self) -> str:

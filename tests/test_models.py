@@ -5,8 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
+
 from nbcodex.journal.codec import decode
-from nbcodex.models import Origin, Reply, Request, TurnPosition, Usage, new_id
+from nbcodex.models import (
+    DAY,
+    MINUTE,
+    Limit,
+    Origin,
+    Reply,
+    Request,
+    TurnPosition,
+    Usage,
+    new_id,
+)
 
 
 def test_ids_of_200_000_requests_do_not_repeat() -> None:
@@ -21,6 +33,21 @@ def test_records_of_release_0_1_0_are_read_under_their_new_names() -> None:
     decoded = decode(Request, text)
     assert decoded is not None
     assert decoded.origin == Origin(map_id="m1", row_index=3, row_count=9, position=position)
+
+
+@pytest.mark.parametrize(
+    ("window", "name"),
+    [
+        (MINUTE, "tokens per minute (TPM)"),
+        (DAY, "tokens per day (TPD)"),
+        (7 * DAY, "tokens per week (TPW)"),
+        (30 * DAY, "tokens per month"),
+        (5 * 3600.0, "tokens per 300 minutes"),
+        (None, "tokens limit"),
+    ],
+)
+def test_limit_is_named_by_its_window(window: float | None, name: str) -> None:
+    assert Limit(resource="tokens", window=window).name == name
 
 
 def test_repr_of_a_reply_is_short() -> None:

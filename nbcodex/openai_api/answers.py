@@ -189,7 +189,7 @@ class RawAnswer:
         return True
 
     def completed(
-        self, text: str, redactor: Redactor, request: models.Request, server_kind: str = "openai"
+        self, text: str, redactor: Redactor, request: models.Request, server_kind: str
     ) -> CompletedAnswer:
         """Return the answer without secrets; `text` has been cleaned as it arrived.
 

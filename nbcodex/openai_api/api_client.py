@@ -157,7 +157,8 @@ class ApiClient:
         except Exception as error:
             failure = self.translate(error, redactor, headers)
             # A gateway that answers each path with Chat Completions.
-            if prepared.is_api_assumed and "chat.completion" in f"{getattr(error, 'payload', '')}":
+            is_chat = "choices" in answers.dict_member(vars(error), "payload")
+            if prepared.is_api_assumed and is_chat:
                 self.capabilities.detected_apis[endpoint.base_url] = "chat"
             generated = api_errors.failed_generation(error)
             if generated is None:
@@ -213,7 +214,7 @@ class ApiClient:
         """
         if safe_response_id(position.response_id) is None:
             raise errors.AnswerLostError("The answer is lost: the journal has no valid id for it.")
-        _, client, redactor = await self._connect(request, settings)
+        endpoint, client, redactor = await self._connect(request, settings)
         start = position
         # The calls are those of OpenAI's guide "Background mode": ``GET /responses/{id}``, first
         # with ``stream`` and ``starting_after``, then without them for the whole answer.
@@ -246,7 +247,7 @@ class ApiClient:
                                 case answers.TextDelta(more):
                                     text += more
                             yield event
-                yield reader.answer.completed(stream.text, redactor, request)
+                yield reader.answer.completed(stream.text, redactor, request, endpoint.kind)
             except Exception as error:
                 failure = self.translate(error, redactor)
                 status = getattr(error, "status_code", None)
@@ -422,7 +423,7 @@ def _improve_advice(failure: NbcodexError, prepared: PreparedRequest) -> None:
     """Replace the advice of a refusal whose cause the request shows."""
     if not isinstance(failure, errors.RequestError | errors.ModelError):
         return
-    demands_reasoning = has_match(failure.message, "reasoning_demanded_patterns")
+    demands_reasoning = has_match(failure.message.lower(), "reasoning_demanded_patterns")
     if pricing.IMAGE_TOOL in pricing.paid_tools(prepared.request, prepared.model):
         failure.advice = request_body.NO_IMAGES_ADVICE
     elif prepared.request.turns and demands_reasoning:
@@ -433,9 +434,13 @@ def _improve_advice(failure: NbcodexError, prepared: PreparedRequest) -> None:
 
 def _prompt_cut_notice(prepared: PreparedRequest, read_tokens: int | None) -> str:
     """Return a notice if the server has read far less than the prompt, as Ollama does."""
-    sent_tokens = pricing.estimate_request_tokens(replace(prepared.request, turns=prepared.turns))
-    most = min(sent_tokens - MIN_CUT_TOKENS, MAX_READ_SHARE * sent_tokens)
-    if read_tokens is None or read_tokens > most or pricing.provider_of(prepared.endpoint.base_url):
+    if read_tokens is None or pricing.provider_of(prepared.endpoint.base_url):
+        return ""
+    # Only text: servers count pictures, schemas and tools in other ways, or not at all.
+    turns = tuple(replace(turn, images=(), carried=()) for turn in prepared.turns)
+    text = replace(prepared.request, turns=turns, images=(), schema=None, params={})
+    sent_tokens = pricing.estimate_request_tokens(text)
+    if read_tokens > min(sent_tokens - MIN_CUT_TOKENS, MAX_READ_SHARE * sent_tokens):
         return ""
     return (
         f"the server read only {read_tokens:,} of some {sent_tokens:,} tokens: it may cut long "

@@ -467,7 +467,8 @@ def _limit_error(
 
 def _quota_error(info: ErrorInfo, wall_time: float) -> NbcodexError:
     """Return the error for missing credit, or for a spend limit, which resets each month."""
-    words, advice = dialects.QUOTA_TEXTS.get(info.code.lower(), ("", ""))
+    texts = (dialects.QUOTA_TEXTS.get(name.lower()) for name in (info.code, info.kind))
+    words, advice = next(filter(None, texts), ("", ""))
     if "fewer max_tokens" in info.message:  # OpenRouter: "... can only afford 1234"
         words, advice = "The credit does not suffice", "Lower --max-output, or add credit."
     if not words:

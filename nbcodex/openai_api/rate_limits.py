@@ -29,9 +29,9 @@ _MAX_VALUE_CHARS = 64  # of a header
 _DURATION_PART = rf"(\d{{1,12}}(?:\.\d{{0,12}})?|\.\d{{1,12}}) ?({'|'.join(UNITS_S)})(?![a-zµμ])"
 _DURATION = rf"{_DURATION_PART}(?:,? ?(?:and )?{_DURATION_PART}){{0,4}}"  # days to milliseconds
 _CLOCK = r"(\d{1,3}):(\d\d):(\d\d)"
-_RANGE_START = r"(?:\d{1,3} ?(?:[-–]|to) ?)?"  # "5-10 minutes": the longer wait counts
+_RANGE_START = r"(?:\d{1,3} ?(?:[-\u2013]|to) ?)?"  # "5-10 minutes": the longer wait counts
 # Neither a part of a date, a time of day or a larger number, nor a number before another word.
-_PLAIN_NUMBER = r"\d{1,6}(?:\.\d{1,6})?(?![-/:.,–]?\d|[ -]?[a-z])"
+_PLAIN_NUMBER = r"\d{1,6}(?:\.\d{1,6})?(?![-/:.,\u2013]?\d|[ -]?[a-z])"
 _WAIT = re.compile(
     rf"(?:{'|'.join(WORDS['wait_phrases'])}):? (?:about |for |at least )?{_RANGE_START}"
     rf"({_DURATION}|(?:an?|one) (?:minute|hour)\b|{_CLOCK}(?! ?[a-z])|{_PLAIN_NUMBER})",

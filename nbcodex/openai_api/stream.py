@@ -312,8 +312,9 @@ class AnswerStream:
                     if name == "error":
                         raise AnswerFailedError(data)
                     # A relay can send OpenRouter's comments as data (mnfst/llm-gateway #2053), and
-                    # keep-alives can be words or times.
-                    continue
+                    # keep-alives can be words or times. Anything else is a damaged event.
+                    if "{" not in data and "}" not in data:
+                        continue
                 text, reasoning = self._reader.read_event(name, data)
             except (AnswerFailedError, ValueError, RecursionError) as error:
                 if self._reader.is_complete:

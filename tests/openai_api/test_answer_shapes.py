@@ -38,6 +38,7 @@ from tests.openai_api.scripted import (
     settings,
     text_of,
 )
+from tests.openai_api.test_server_peculiarities import TAGGED
 from tests.virtual import LoopClock, run_virtual
 
 PNG = b64encode(b"\x89PNG\r\n\x1a\n" + bytes(9)).decode()
@@ -446,18 +447,8 @@ def choice_of(text: str) -> dict[str, Any]:
     return {"message": {"content": text}, "finish_reason": "stop"}
 
 
-HARMONY = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>hi"
-
-
-@pytest.mark.parametrize("text", [HARMONY, "<thought>Hm.</thought>hi", "<think>Hm.</think>hi"])
-def test_reasoning_in_tags_is_separated(text: str) -> None:
-    for parts in (
-        [*map(chunk, text), chunk(finish="stop"), DONE],
-        body({"choices": [choice_of(text)]}),
-    ):
-        events = run(parts)
-        assert text_of(events) == "hi"
-        assert reasoning_of(events).startswith("Hm.")
+@pytest.mark.parametrize("text", TAGGED)
+def test_reasoning_in_tags_of_a_batch_is_separated(text: str) -> None:
     for payload in ({"choices": [choice_of(text)]}, {"output": [message(text)]}):
         done = batch_answer(payload)
         assert isinstance(done, CompletedAnswer)
@@ -658,3 +649,21 @@ STOP = b'{"choices":[{"delta":{},"finish_reason":"stop"}]}'
 )
 def test_framing_that_departs_from_the_standard_is_read(parts: list[Part]) -> None:
     assert answer(parts).text == "hi"
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"data: data: " + HELLO, b"data: \xef\xbb\xbf" + HELLO, b"data: " + HELLO[1:]],
+    ids=["prefix", "byte order mark", "first byte"],
+)
+def test_damaged_event_is_a_fault_that_is_retried(damaged: bytes) -> None:
+    parts = [chunk("Oh, "), damaged + b"\n\n", chunk(finish="stop"), DONE]
+    assert isinstance(fails(Server(Script(parts)), chosen=settings(api="chat")), TransientError)
+    half = b'data: "type":"response.output_text.delta","delta":"hi"}\n\n'
+    parts = [delta("Oh, "), half, completed(output=[])]
+    assert isinstance(fails(Server(Script(parts))), TransientError)
+
+
+def test_error_event_with_braces_in_its_words_keeps_them() -> None:
+    parts = [b"event: error\ndata: out of memory {gpu 0}\n\n"]
+    assert "out of memory {gpu 0}" in fails(Server(Script(parts))).message

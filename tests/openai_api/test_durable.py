@@ -69,11 +69,14 @@ class Reader:
         return await self._gather(self.api_client.stream(request, self.settings, model=MODEL))
 
     async def go_on(
-        self, position: StreamPosition | None = None, text: str | None = None
+        self,
+        position: StreamPosition | None = None,
+        text: str | None = None,
+        request: Request = REQUEST,
     ) -> NbcodexError | None:
         return await self._gather(
             self.api_client.resume_stream(
-                REQUEST,
+                request,
                 self.settings,
                 position=position or self.position,
                 text=self.text if text is None else text,
@@ -157,6 +160,20 @@ def test_position_is_yielded_before_and_after_the_text() -> None:
     assert isinstance(received[0], ResponseStarted)
     assert received[1:4] == [StreamPosition("resp_1"), TextDelta("Hi"), StreamPosition("resp_1", 1)]
     assert isinstance(received[-1], CompletedAnswer)
+
+
+def test_resumed_answer_that_used_all_its_output_is_cut() -> None:
+    request = Request(prompt="Why?", durable=True, max_output=3)
+
+    async def operation(reader: Reader) -> StreamEvent:
+        assert await reader.ask(request) is not None
+        assert await reader.go_on(request=request) is None
+        return reader.received[-1]
+
+    broken = Script([created() + text_event("Hi", 1), BROKEN])
+    ending = with_server(operation, Server(broken, Script([done(2)])))
+    assert isinstance(ending, CompletedAnswer)
+    assert (ending.text, ending.cut) == ("Hi", "max_output_tokens")
 
 
 @pytest.mark.parametrize("after", [-1, 0, 1, 5, 9])

@@ -421,6 +421,15 @@ def test_relay_with_backends_that_demand_and_refuse_reasoning_answers_every_prom
     assert [(reply.text, reply.attempts, reply.notes) for reply in replies] == [("hi", 1, ())] * 6
 
 
+def test_demand_for_reasoning_is_explained_in_any_case(server: Server) -> None:
+    demand = "Thinking blocks MUST BE passed back."
+    server.answers = [streamed("chat", "one"), refused(400, demand, type="invalid_request_error")]
+    nbcodex.ask("Go on.", api="chat", thread="talk")
+    with pytest.raises(errors.RequestError) as caught:
+        nbcodex.ask("Go on.", api="chat", thread="talk")
+    assert "--new" in caught.value.advice
+
+
 @APIS
 def test_turns_without_the_demanded_reasoning_are_left_out_and_counted(
     server: Server, api: str
@@ -584,3 +593,11 @@ def test_gateway_that_answers_each_path_with_chat_is_asked_for_it(
     server.answers = [answer]
     assert nbcodex.ask("Why?").text == "Hi"
     assert ["input" in body for body in server.sent] == [True, False]
+
+
+def test_failure_that_mentions_chat_completions_does_not_change_the_api(server: Server) -> None:
+    error = {"message": "The chat.completion cannot be made.", "code": "server_error"}
+    failure = event({"type": "response.failed", "response": {"error": error}})
+    server.answers = [Answer(failure), streamed("responses", "Hi")]
+    assert nbcodex.ask("Why?").text == "Hi"
+    assert ["input" in body for body in server.sent] == [True, True]

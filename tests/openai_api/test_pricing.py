@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nbcodex.models import Request, Usage
+from nbcodex.models import Image, Request, Schema, Turn, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import Notice, read_usage
 from tests.openai_api.scripted import (
@@ -273,6 +273,20 @@ def test_prompt_that_the_server_has_cut_is_noted(read: int | None, is_cut: bool)
     body = chunk("Hi", finish="stop", **usage) + DONE
     events = play(Server(Script([body])), chosen=settings(api="chat"), prompt="word " * 20_000)
     assert any("read only" in e.text for e in events if isinstance(e, Notice)) == is_cut
+
+
+def test_pictures_and_schemas_that_a_server_does_not_count_are_not_a_cut_prompt() -> None:
+    image = Image(b"\x89PNG\r\n\x1a\n")
+    schema = Schema(name="pet", definition={"description": "word " * 20_000})
+    for options in (
+        {"images": (image,) * 20},
+        {"turns": (Turn(prompt="a", answer="b", images=(image,) * 20),)},
+        {"schema": schema},
+        {"params": {"tools": [{"type": "function", "name": "x" * 50_000}]}},
+    ):
+        body = chunk("{}", finish="stop", usage={"prompt_tokens": 9, "completion_tokens": 3}) + DONE
+        events = play(Server(Script([body])), chosen=settings(api="chat"), **options)
+        assert not any(isinstance(each, Notice) for each in events)
 
 
 @pytest.mark.parametrize("api", ["responses", "chat"])

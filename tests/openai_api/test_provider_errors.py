@@ -385,6 +385,15 @@ def test_billing_codes_are_permanent_whatever_the_type(
     assert advises in found.advice
 
 
+def test_spend_limit_that_only_the_type_names_is_not_missing_credit() -> None:
+    kind = "project_spend_limit_exceeded"
+    for code in (None, 429):
+        found = error(429, {"error": {"message": "no", "type": kind, "code": code}})
+        assert isinstance(found, QuotaError)
+        assert "project's monthly spend limit" in found.message
+        assert "1 December" in found.advice
+
+
 @pytest.mark.parametrize(
     "message",
     [

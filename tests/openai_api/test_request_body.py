@@ -112,7 +112,7 @@ def test_unencrypted_secret_or_huge_reasoning_is_dropped() -> None:
         {"type": "reasoning", "encrypted_content": "x" * MAX_REASONING_CHARS},
     ]
     done = RawAnswer(reasoning=items).completed(
-        "text", Redactor(["sk-a-secret-key"]), Request(prompt="Why?")
+        "text", Redactor(["sk-a-secret-key"]), Request(prompt="Why?"), "openai"
     )
     assert done.reasoning == ({"type": "reasoning", "encrypted_content": "good"},)
 
