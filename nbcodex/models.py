@@ -340,7 +340,8 @@ class Usage:
     cache_written_tokens: int | None = None  # Part of the input: written to the prompt cache
     service_tier: str | None = None  # The provider's class of service, which has its own prices
     stated_cost: float | None = None  # US dollars, where the provider states a cost itself
-    audio_tokens: int | None = None  # Part of input and output, which no price is known for
+    input_audio_tokens: int | None = None  # Part of the input
+    output_audio_tokens: int | None = None  # Part of the output
     hosted_tool_calls: tuple[str, ...] = ()  # For each call that the provider charges: the tool
 
     __repr__ = describe
@@ -375,7 +376,7 @@ class Reply:
     model: str | None = None  # The model that answered, as the server names it
     usage: Usage = Usage()  # Tokens of all attempts; those of broken attempts are estimates
     cost: float | None = None  # US dollars; None where no price is known
-    unpriced_tools: tuple[str, ...] = ()  # Tools whose calls `cost`, a lower bound, leaves out
+    unpriced_tools: tuple[str, ...] = ()  # Left out of `cost`: tools, audio, a surcharge
     attempts: int = 1  # HTTP attempts, the successful one included
     waited: float = 0.0  # Seconds spent waiting because of limits and faults
     queued: float = 0.0  # Seconds spent in the queue for capacity, which use no patience

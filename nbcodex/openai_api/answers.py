@@ -301,7 +301,6 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
     # Gemini's and xAI's output lacks the reasoning, which only the total contains.
     if total is not None and input_tokens is not None and output_tokens is not None:
         output_tokens = max(output_tokens, total - input_tokens)
-    audio = [count_value(each, "audio_tokens") or 0 for each in (of_input, of_output)]
     return Usage(
         input_tokens=input_tokens,
         cached_tokens=count_value(
@@ -312,7 +311,8 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
         ),
         output_tokens=output_tokens,
         reasoning_tokens=count_value(of_output, "reasoning_tokens"),
-        audio_tokens=sum(audio) or None,
+        input_audio_tokens=count_value(of_input, "audio_tokens") or None,
+        output_audio_tokens=count_value(of_output, "audio_tokens") or None,
         service_tier=name_value(service_tier),  # the one that was really used decides the price
         stated_cost=_stated_cost(figures),
     )

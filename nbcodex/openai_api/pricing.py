@@ -12,6 +12,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache, partial
 from typing import Literal
 from urllib.parse import urlsplit
@@ -168,6 +169,8 @@ def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
             cache_read_tokens=usage.cached_tokens or 0,
             cache_write_tokens=usage.cache_written_tokens or 0,
             output_tokens=usage.output_tokens,
+            input_audio_tokens=usage.input_audio_tokens or 0,
+            output_audio_tokens=usage.output_audio_tokens or 0,
         )
         is_batch = usage.service_tier == BATCH_TIER
         tier = {"processing" if is_batch else "service_tier": usage.service_tier or "default"}
@@ -188,7 +191,12 @@ def unpriced_parts(usage: Usage, model: str | None, base_url: str) -> tuple[str,
         return ()
     tools = set(usage.hosted_tool_calls)
     missing = [tool for tool in tools if not _call_price(tool, model, provider)]
-    missing += ["audio"] * bool(usage.audio_tokens)
+    # Where a model has no price for audio, the tables count it as text.
+    of_text = replace(usage, input_audio_tokens=None, output_audio_tokens=None)
+    is_unpriced = of_text != usage and cost(of_text, model, base_url) == cost(
+        usage, model, base_url
+    )
+    missing += ["audio"] * is_unpriced
     # Newer models cost 10 % more at eu.api.openai.com and the like (OpenAI's price list), which
     # genai-prices does not have.
     is_regional = provider == "openai" and _hostname(base_url) != _OPENAI_HOST

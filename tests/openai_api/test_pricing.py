@@ -264,6 +264,20 @@ def test_what_has_no_price_makes_the_cost_a_lower_bound(
     assert pricing.unpriced_parts(usage, "gpt-5", base_url) == missing
 
 
+def test_audio_has_its_own_price_where_the_tables_have_one() -> None:
+    figures = {"prompt_tokens": 1000, "completion_tokens": 1000}
+    details = {"audio_tokens": 1000}
+    audio = read_usage(
+        figures | {"prompt_tokens_details": details, "completion_tokens_details": details}
+    )
+    # gpt-audio: 32 and 64 dollars a million tokens of audio, against 2.5 and 10 of text.
+    assert pricing.cost(audio, "gpt-audio", OPENAI) == pytest.approx(0.032 + 0.064)
+    assert pricing.cost(read_usage(figures), "gpt-audio", OPENAI) == pytest.approx(0.0125)
+    assert pricing.unpriced_parts(audio, "gpt-audio", OPENAI) == ()
+    assert pricing.unpriced_parts(audio, "gpt-5", OPENAI) == ("audio",)
+    assert pricing.unpriced_parts(audio, "unknown", OPENAI) == ("audio",)
+
+
 @pytest.mark.parametrize(
     ("read", "is_cut"),
     [(4096, True), (11_000, True), (20_000, False), (None, False), (25_000, False)],
