@@ -291,9 +291,7 @@ class Limit:
     def figures(self) -> str:
         """The server's figures, such as ``limit 30,000, used 22,999, requested 12,528``."""
         given = {"limit": self.limit, "used": self.used, "requested": self.requested}
-        return ", ".join(
-            f"{word} {value:,.0f}" for word, value in given.items() if value is not None
-        )
+        return ", ".join(f"{name} {n:,.0f}" for name, n in given.items() if n is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from nbcodex.models import CONTENT_FILTER, Image, Source, StreamPosition, Usage
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.dialects import WORDS, has_code
 from nbcodex.openai_api.pricing import IMAGE_TOOL
+from nbcodex.openai_api.rate_limits import dicts_in
 
 # Of tokens, events or requests: twice the longest context window. More would use up any budget.
 MAX_PLAUSIBLE_COUNT = 20_000_000
@@ -29,7 +30,6 @@ MAX_REASONING_CHARS = 1_000_000  # of the reasoning that the next turn can send 
 MAX_SOURCES, MAX_URL_CHARS = 100, 2000  # of the web pages that an answer cites
 MAX_IMAGES = 100  # of one answer
 MAX_HOSTED_TOOL_CALLS = 1_000  # of one answer; more are not believed
-
 MAX_ARGUMENT_DELTAS = 100_000  # of the arguments of all calls of one answer
 
 NOTE_EMPTY = "the answer is empty"  # in the line of figures
@@ -392,8 +392,7 @@ def dict_member(payload: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def dict_items(payload: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """Return the objects in a list member; other elements are left out."""
-    found = payload.get(name)
-    return [i for i in found if isinstance(i, dict)] if isinstance(found, list) else []
+    return dicts_in(payload.get(name))
 
 
 def is_error_object(payload: Mapping[str, Any]) -> bool:

@@ -117,8 +117,7 @@ class ApiClient:
         # Ollama's own list has `models`, each with a `name`.
         models = answers.dict_items(payload, "data") or answers.dict_items(payload, "models")
         stated = [answers.name_value(model.get("id") or model.get("name")) for model in models]
-        names = {name for name in stated if name}
-        return [redactor.clean(name) for name in sorted(names)]
+        return [redactor.clean(name) for name in sorted({*filter(None, stated)})]
 
     async def stream(
         self, request: Request, settings: Settings, *, model: str
@@ -157,8 +156,7 @@ class ApiClient:
         except Exception as error:
             failure = self.translate(error, redactor, headers)
             # A gateway that answers each path with Chat Completions.
-            is_chat = "choices" in answers.dict_member(vars(error), "payload")
-            if prepared.is_api_assumed and is_chat:
+            if prepared.is_api_assumed and "choices" in answers.dict_member(vars(error), "payload"):
                 self.capabilities.detected_apis[endpoint.base_url] = "chat"
             generated = api_errors.failed_generation(error)
             if generated is None:
@@ -376,9 +374,8 @@ class ApiClient:
             create = resource.with_streaming_response.create
             # The answers of Chat Completions do not list the calls of paid tools.
             reader = ChatReader() if is_chat else ResponsesReader(durable=prepared.durable)
-            if is_chat:
-                tools = pricing.paid_tools(prepared.request, prepared.model)
-                reader.answer.hosted_tool_calls = tools
+            tools = pricing.paid_tools(prepared.request, prepared.model) if is_chat else ()
+            reader.answer.hosted_tool_calls = tools
             try:
                 # Without streaming, the headers come when the answer is complete.
                 factor = WHOLE_BODY_FACTOR if prepared.is_unstreamed else FIRST_TEXT_FACTOR

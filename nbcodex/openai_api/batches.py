@@ -207,7 +207,6 @@ def _read_batch(payload: dict[str, Any], redactor: Redactor) -> Batch:
     counts = answers.dict_member(payload, "request_counts")
     metadata = answers.dict_member(payload, "metadata")
     listed = answers.dict_items(answers.dict_member(payload, "errors"), "data")[:_MAX_LISTED_ERRORS]
-    input_file = payload.get("input_file_id")
     files = (payload.get("output_file_id"), payload.get("error_file_id"))
     reasons = []
     for error in listed:
@@ -221,7 +220,7 @@ def _read_batch(payload: dict[str, Any], redactor: Redactor) -> Batch:
         answered=answers.count_value(counts, "completed") or 0,
         failed=answers.count_value(counts, "failed") or 0,
         files=tuple(file for file in files if isinstance(file, str)),
-        input_file=input_file if isinstance(input_file, str) else None,
+        input_file=answers.text_value(payload.get("input_file_id")) or None,
         error="; ".join(reasons),
         error_codes=tuple(str(error.get("code")) for error in listed),
         metadata={name: text for name, text in metadata.items() if isinstance(text, str)},

@@ -279,9 +279,7 @@ def check_for_secrets(request: Request, secrets: Iterable[str]) -> None:
     # The fields are selected by type, so that a new option is checked, too.
     values = [(field.name, getattr(request, field.name)) for field in fields(request)]
     texts = [(name, value) for name, value in values if isinstance(value, str)]
-    texts += [
-        ("conversation", text) for turn in request.turns for text in (turn.prompt, turn.answer)
-    ]
+    texts += [("conversation", t) for turn in request.turns for t in (turn.prompt, turn.answer)]
     try:
         params = json.dumps(dict(request.params), ensure_ascii=False, allow_nan=False)
         texts.append(("params", params))

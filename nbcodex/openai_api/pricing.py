@@ -152,10 +152,7 @@ def _token_rates(model: str | None, base_url: str, service_tier: str | None = No
 
 
 def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
-    """Return US dollars for a request that `model` answered; None if unknown.
-
-    Only a cost that the provider states can be 0.
-    """
+    """Return US dollars for a request that `model` answered; None if unknown, 0 only if stated."""
     provider = provider_of(base_url)
     if provider is None:
         return usage.stated_cost  # the provider's own figure (OpenRouter, Perplexity)
@@ -189,8 +186,9 @@ def unpriced_parts(usage: Usage, model: str | None, base_url: str) -> tuple[str,
     provider = provider_of(base_url)
     if provider is None:  # another provider's own figure includes all of it
         return ()
-    tools = set(usage.hosted_tool_calls)
-    missing = [tool for tool in tools if not _call_price(tool, model, provider)]
+    missing = [
+        tool for tool in {*usage.hosted_tool_calls} if not _call_price(tool, model, provider)
+    ]
     # Where a model has no price for audio, the tables count it as text.
     of_text = replace(usage, input_audio_tokens=None, output_audio_tokens=None)
     is_unpriced = of_text != usage and cost(of_text, model, base_url) == cost(

@@ -109,10 +109,8 @@ def wait_in_headers(headers: Headers, *, wall_time: float) -> float | None:
     milliseconds = parse_number(headers.get("retry-after-ms"))
     if wait := clamp_wait(milliseconds / 1000 if milliseconds else None):
         return wait
-    stated, now = (
-        headers.get("retry-after", "")[:_MAX_VALUE_CHARS],
-        _server_time(headers, wall_time),
-    )
+    stated, now = headers.get("retry-after", ""), _server_time(headers, wall_time)
+    stated = stated[:_MAX_VALUE_CHARS]
     # A gateway may send it twice ("60, 60"), or in words ("30 seconds").
     seconds = parse_reset(stated, now) or parse_reset(stated.partition(",")[0], now)
     return clamp_wait(seconds)

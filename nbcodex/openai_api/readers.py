@@ -125,11 +125,11 @@ class ResponsesReader(_Reader):
 
     def _read(self, event: dict[str, Any], name: str) -> tuple[str, str]:
         event_type = event.get("type") or name
+        is_commentary = count_value(event, "output_index") in self._commentary
         if event_type in _TEXT_DELTAS:
             self.answer.declined |= event_type == _REFUSAL_DELTA
             delta = event.get("delta")
             delta = delta if isinstance(delta, str) else ""
-            is_commentary = count_value(event, "output_index") in self._commentary
             return ("", delta) if is_commentary else (delta, "")
         if event_type in _REASONING_DELTAS:
             self._has_reasoning = True
@@ -155,11 +155,9 @@ class ResponsesReader(_Reader):
             raise AnswerFailedError(event, final=bool(response.get("error")))
         elif event_type == "error" or is_error or "choices" in event:  # of Chat Completions
             raise AnswerFailedError(event)
-        elif event_type in _DONE_TEXTS:
-            index = count_value(event, "output_index")
-            place, part = (index, count_value(event, "content_index")), dict_member(event, "part")
-            if index not in self._commentary:
-                self._done_texts[place], _ = self._read_content([part or event])
+        elif event_type in _DONE_TEXTS and not is_commentary:
+            place = (count_value(event, "output_index"), count_value(event, "content_index"))
+            self._done_texts[place], _ = self._read_content([dict_member(event, "part") or event])
         elif response:
             self._identify(response)
         return "", ""
@@ -284,8 +282,10 @@ class ChatReader(_Reader):
                 answer.usage = answers.merge_usage(answer.usage, usage)
         if timings := dict_member(payload, "timings"):  # llama.cpp
             read_tokens = [count_value(timings, name) or 0 for name in ("prompt_n", "cache_n")]
-            output_tokens = timings.get("predicted_n")
-            counted = {"input_tokens": sum(read_tokens), "output_tokens": output_tokens}
+            counted = {
+                "input_tokens": sum(read_tokens),
+                "output_tokens": timings.get("predicted_n"),
+            }
             answer.usage = answers.merge_usage(answers.read_usage(counted), answer.usage)
         # The text refers to `citations` by number; `search_results` has their titles.
         answer.add_sources(payload.get("citations"))
@@ -364,12 +364,10 @@ def safe_response_id(value: object) -> str | None:
 
 def _read_hosted_calls(response: dict[str, Any], output: list[dict[str, Any]]) -> tuple[str, ...]:
     """Return the calls of paid tools in a response, a name for each."""
-    names = []
-    for item in output:
-        # Of web search, only searches are charged.
-        is_free = dict_member(item, "action").get("type") in ("open_page", "find_in_page")
-        if (name := pricing.paid_tool(item.get("type"))) and not is_free:
-            names.append(name)
+    # Of web search, only searches are charged.
+    free = ("open_page", "find_in_page")
+    charged = [item for item in output if dict_member(item, "action").get("type") not in free]
+    names = [name for item in charged if (name := pricing.paid_tool(item.get("type")))]
     # OpenAI's own count, since 2026, leaves out searches that it does not charge for.
     web_search = dict_member(dict_member(response, "tool_usage"), "web_search")
     if (searches := count_value(web_search, "num_requests")) is not None:

@@ -166,7 +166,7 @@ class PreparedRequest:
         ours = self._chat_body() if self.api == "chat" else self._responses_body()
         # The bound on the output is never left out.
         unsupported = self.unsupported.difference(_OUTPUT_PARAMS)
-        body = {name: value for name, value in ours.items() if name not in unsupported}
+        body = {n: value for n, value in ours.items() if value is not None and n not in unsupported}
         for name, value in self.request.params.items():
             # Objects, such as ``reasoning``, are merged.
             if isinstance(body.get(name), dict) and isinstance(value, Mapping):
@@ -176,49 +176,39 @@ class PreparedRequest:
 
     def _responses_body(self) -> Body:
         request, system = self._place_instructions()
-        is_plain = not (request.turns or request.images)
-        body: Body = {
+        schema, is_plain = _schema_format(request.schema), not (request.turns or request.images)
+        has_reasoning = self.endpoint.kind == "openai" and self.model.startswith(_REASONING_MODELS)
+        return {
             "model": self.model,
             "input": request.prompt if is_plain else _messages(request, "responses"),
             "stream": True,
             "store": self.durable,  # OpenAI's default is true
-        }
-        if self.durable:
-            body["background"] = True
-        if system:
-            body["instructions"] = system
-        if request.max_output is not None:
-            body["max_output_tokens"] = request.max_output
-        if request.effort:
-            body["reasoning"] = {"effort": request.effort}
-        if request.schema and request.schema.definition:
-            body["text"] = {"format": {"type": "json_schema", **_schema_format(request.schema)}}
-        if self.endpoint.kind == "openai" and self.model.startswith(_REASONING_MODELS):
+            "background": self.durable or None,
+            "instructions": system or None,
+            "max_output_tokens": request.max_output,
+            "reasoning": {"effort": request.effort} if request.effort else None,
+            "text": {"format": {"type": "json_schema", **schema}} if schema else None,
             # The server does not store the reasoning: the next turn has to send it.
-            body["include"] = ["reasoning.encrypted_content"]
-        return body
+            "include": ["reasoning.encrypted_content"] if has_reasoning else None,
+        }
 
     def _chat_body(self) -> Body:
         request, system = self._place_instructions()
+        schema = _schema_format(request.schema)
         first = [{"role": "system", "content": system}] if system else []
-        body: Body = {
+        # Compatible servers often accept only ``max_tokens``, OpenAI's newer models the other.
+        names = _OUTPUT_PARAMS[::-1] if self.endpoint.kind == "compatible" else _OUTPUT_PARAMS
+        output_param = next((name for name in names if name not in self.unsupported), names[0])
+        return {
             "model": self.model,
             "messages": [*first, *_messages(request, "chat", self.unsupported)],
             "stream": True,
+            # OpenAI refuses it without ``stream``.
+            "stream_options": None if self.is_unstreamed else {"include_usage": True},
+            output_param: request.max_output,
+            "reasoning_effort": request.effort or None,
+            "response_format": {"type": "json_schema", "json_schema": schema} if schema else None,
         }
-        if not self.is_unstreamed:  # without ``stream``, OpenAI refuses it
-            body["stream_options"] = {"include_usage": True}
-        if request.max_output is not None:
-            # Compatible servers often accept only ``max_tokens``, OpenAI's newer models the other.
-            names = _OUTPUT_PARAMS[::-1] if self.endpoint.kind == "compatible" else _OUTPUT_PARAMS
-            name = next((name for name in names if name not in self.unsupported), names[0])
-            body[name] = request.max_output
-        if request.effort:
-            body["reasoning_effort"] = request.effort
-        if request.schema and request.schema.definition:
-            schema = _schema_format(request.schema)
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return body
 
     def _place_instructions(self) -> tuple[Request, str]:
         """Return the request, and the system text that is sent beside it."""
@@ -237,7 +227,9 @@ class PreparedRequest:
         return replace(request, turns=(first, *request.turns[1:])), ""
 
 
-def _schema_format(schema: Schema) -> Body:
+def _schema_format(schema: Schema | None) -> Body | None:
+    if not (schema and schema.definition):
+        return None
     definition, is_strict = sent_form(schema)
     return {"name": schema.name, "schema": definition, "strict": is_strict}
 
