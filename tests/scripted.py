@@ -43,6 +43,9 @@ class ScriptedApiClient:
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
         return resolve(settings, request)
 
+    async def await_endpoint(self, request: Request, settings: Settings) -> Endpoint:
+        return self.endpoint(request, settings)
+
     def limits_id(self, endpoint: Endpoint, model: str, *, salt: bytes) -> str:
         return model
 

@@ -201,12 +201,10 @@ class RequestRunner:
         """Insert the request, or become owner of a resumed one's entry; return a reused answer."""
         state, resumption = self.state, self._resumption
         request, settings, api_client = self._request, self._settings, self._services.api_client
-        endpoint = api_client.endpoint(request, settings)
-        if resumption is not None:
-            if endpoint.server is None:  # unknown until this creates the custom client
-                with contextlib.suppress(errors.NbcodexError):
-                    await api_client.resolve_model(request, settings)
-                endpoint = api_client.endpoint(request, settings)
+        if resumption is None:
+            endpoint = api_client.endpoint(request, settings)
+        else:
+            endpoint = await api_client.await_endpoint(request, settings)
             check_server(request, endpoint)
         state.base_url = endpoint.base_url
         # What is spent is read while the request is being committed, not after it.

@@ -600,19 +600,15 @@ def test_server_of_a_custom_client_is_known_before_an_entry_is_resumed(
 
     async def main() -> ScriptedServices:
         scripted = ScriptedServices(answer("hi"))
-        client, is_made = scripted.api_client, False
-        resolve, endpoint = client.resolve_model, client.endpoint
+        client, endpoint = scripted.api_client, scripted.api_client.endpoint
 
-        async def make(request: Request, settings: Any) -> str:
-            nonlocal is_made
-            is_made = True
-            return await resolve(request, settings)
+        async def await_endpoint(request: Request, settings: Any) -> Endpoint:
+            return endpoint(request, settings)
 
-        def address(request: Request, settings: Any) -> Endpoint:
-            known = endpoint(request, settings)
-            return known if is_made else replace(known, base_url="", host="")
+        def unknown(request: Request, settings: Any) -> Endpoint:
+            return replace(endpoint(request, settings), base_url="", host="")
 
-        client.resolve_model, client.endpoint = make, address  # type: ignore[method-assign]
+        client.await_endpoint, client.endpoint = await_endpoint, unknown  # type: ignore[method-assign]
         received: list[Event] = scripted.events.setdefault("", [])
         request = Request(prompt="x").with_server(written_for)
         run = RequestRunner(
