@@ -95,7 +95,8 @@ class MapRunner:
             elif isinstance(error, KeyboardInterrupt | GeneratorExit | asyncio.CancelledError):
                 outcome = "stopped"
             run_uninterrupted(
-                lambda _: self._end_early(outcome), is_stopped=isinstance(error, KeyboardInterrupt)
+                lambda _stop_pressed: self._end_early(outcome),
+                stop_pressed=isinstance(error, KeyboardInterrupt),
             )
             if not isinstance(error, _EndedByUserError | KeyboardInterrupt):
                 raise

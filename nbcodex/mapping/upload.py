@@ -220,7 +220,7 @@ class BatchUploader:
                     journal=self._services.budget_journal(self._settings),
                     model=model,
                     base_url=base_url,
-                    tier=BATCH_TIER,
+                    service_tier=BATCH_TIER,
                 )
                 line = self._batch_api.client.request_line(request, model=model)
                 if len(line) > MAX_BATCH_BYTES:

@@ -230,7 +230,7 @@ class Session:
         # Cached, because `finish` runs again after Stop: a notice can be taken only once.
         take_notice = cache(self._take_notice)
 
-        def finish(_is_stopped: bool) -> None:
+        def finish(_stop_pressed: bool) -> None:
             output.close(take_notice)
             if reply is not None:
                 on_end(reply)

@@ -165,13 +165,13 @@ class Budget:
         self._answers = self._answer_tokens = 0  # of this session, for the average
 
     def estimate(
-        self, request: Request, *, model: str | None, base_url: str, tier: str | None = None
+        self, request: Request, *, model: str | None, base_url: str, service_tier: str | None = None
     ) -> RequestEstimate:
         """Return what `request` may cost; the first call takes 0.2 s to load the prices."""
         input_tokens = pricing.estimate_request_tokens(request)
         average = self._answer_tokens // self._answers if self._answers else DEFAULT_OUTPUT_TOKENS
         output_tokens = request.max_output or average
-        tier = tier or pricing.requested_tier(request)
+        tier = service_tier or pricing.requested_tier(request)
         usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens, service_tier=tier)
         tools = pricing.paid_tools(request, model)
         cost = pricing.cost(replace(usage, hosted_tool_calls=tools), model, base_url)
@@ -191,7 +191,7 @@ class Budget:
         journal: Journal,
         model: str | None,
         base_url: str,
-        tier: str | None = None,
+        service_tier: str | None = None,
         broken: SpendAmount = _NO_SPEND,
     ) -> None:
         """Reserve what a request may cost: its next answer, and what `broken` attempts have used.
@@ -205,7 +205,7 @@ class Budget:
         # Caps in tokens need no price tables.
         if any(cap.unit == "dollars" for cap in in_force):
             await asyncio.to_thread(pricing.load_prices)
-        expected = self.estimate(request, model=model, base_url=base_url, tier=tier)
+        expected = self.estimate(request, model=model, base_url=base_url, service_tier=service_tier)
         # A server on this machine has no price, because it costs nothing.
         is_free = expected.cost is None and pricing.is_local_server(base_url)
         checked = [cap for cap in in_force if not (is_free and cap.unit == "dollars")]

@@ -77,13 +77,13 @@ class Conversations:
         self._states[notebook, thread] = _ThreadState(chapter, is_new=True, repeated_turns=None)
 
     def next_turns(
-        self, notebook: str | None, thread: str, store: ConversationStore, limit: int | None
+        self, notebook: str | None, thread: str, store: ConversationStore, max_turns: int | None
     ) -> list[Turn]:
         """Return the turns that the next new cell would be sent with, if all fit its model."""
         stored = store.find_conversation(notebook, thread)
         chapter = self._state(notebook, thread).chapter
         position = TurnPosition(chapter=stored.chapter if chapter is None else chapter)
-        return _turns_before(position, stored, store, limit)
+        return _turns_before(position, stored, store, max_turns)
 
     def _state(self, notebook: str | None, thread: str) -> _ThreadState:
         return self._states.setdefault((notebook, thread), _ThreadState())
@@ -109,9 +109,12 @@ class Conversations:
 
 
 def _turns_before(
-    position: TurnPosition, stored: StoredConversation, store: ConversationStore, limit: int | None
+    position: TurnPosition,
+    stored: StoredConversation,
+    store: ConversationStore,
+    max_turns: int | None,
 ) -> list[Turn]:
-    """Return the newest `limit` turns before a position in its chapter, oldest first."""
+    """Return the newest `max_turns` turns before a position in its chapter, oldest first."""
     if position.starts_new:
         return []
     of_chapter = [turn for turn in stored.candidates if turn.chapter == position.chapter]
@@ -121,7 +124,7 @@ def _turns_before(
     done = {turn.number: turn for turn in earlier if turn.is_done}
     first = max((number for number, turn in newest.items() if turn.begins), default=0)
     turns = store.read_turns([done[number].entry for number in sorted(done) if number >= first])
-    return turns if limit is None else turns[max(0, len(turns) - limit) :]
+    return turns if max_turns is None else turns[max(0, len(turns) - max_turns) :]
 
 
 def _newest_that_fit(turns: list[Turn], request: Request, *, model: str | None) -> list[Turn]:

@@ -212,27 +212,27 @@ class Handle:
         """
         self._check_thread()
         try:
-            ending, is_stopped = run_uninterrupted(
-                lambda is_stopped: self._render_batches(render, max_idle_s, is_stopped=is_stopped)
+            ending, stop_pressed = run_uninterrupted(
+                lambda stop_pressed: self._render_all(render, max_idle_s, stop_pressed=stop_pressed)
             )
         finally:
             if not self.done:
                 self.end("stop")
-        if is_stopped and not isinstance(ending, events.Interrupted):
+        if stop_pressed and not isinstance(ending, events.Interrupted):
             raise Stopped("Stopped when the request had just ended.", reply=ending.reply)
         return ending
 
-    def _render_batches(
-        self, render: RenderEvents, max_idle_s: Callable[[], float | None], *, is_stopped: bool
+    def _render_all(
+        self, render: RenderEvents, max_idle_s: Callable[[], float | None], *, stop_pressed: bool
     ) -> Ending:
         """Start the request and render all batches; after Stop, end it and do not wait long."""
-        if is_stopped:
+        if stop_pressed:
             self.end("stop")
         else:
             self.start()
         while True:
-            batch = self._queue.next_batch(STOP_TIMEOUT_S if is_stopped else max_idle_s())
-            if is_stopped and not batch:
+            batch = self._queue.next_batch(STOP_TIMEOUT_S if stop_pressed else max_idle_s())
+            if stop_pressed and not batch:
                 # No ending came in time: the thread goes on with one of its own.
                 reply = Reply(id=self.request.id, status="interrupted", attempts=0)
                 last = events.Interrupted(request_id=self.request.id, at=0.0, reply=reply)
@@ -398,7 +398,7 @@ def ignore_repeated_stop() -> None:
 
 
 def run_uninterrupted(
-    operation: Callable[[bool], ResultT], *, is_stopped: bool = False
+    operation: Callable[[bool], ResultT], *, stop_pressed: bool = False
 ) -> tuple[ResultT, bool]:
     """Run an operation to its end, again if Stop interrupts it; return its result and if it did.
 
@@ -408,10 +408,10 @@ def run_uninterrupted(
     while True:
         try:
             try:
-                if is_stopped:
+                if stop_pressed:
                     ignore_repeated_stop()
-                return operation(is_stopped), is_stopped
+                return operation(stop_pressed), stop_pressed
             except KeyboardInterrupt:
-                is_stopped = True
+                stop_pressed = True
         except KeyboardInterrupt:  # a second one, while the first was being handled
-            is_stopped = True
+            stop_pressed = True
