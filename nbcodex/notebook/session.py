@@ -219,7 +219,7 @@ class Session:
         """Show a request until it ends; its answer stays in the output, even after Stop."""
         stopped: Stopped | None = None
         try:
-            ending = handle.follow(output.on_events, max_idle_s=lambda: output.render_interval_s)
+            ending = handle.follow(output.on_events, max_idle_s=output.max_idle_s)
         except Stopped as error:
             stopped, reply = error, error.reply
         else:
