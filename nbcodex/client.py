@@ -272,7 +272,7 @@ class Client:
             handle.park_at_exit()
         concurrent.futures.wait([handle.ending for handle in handles], timeout=PARK_TIMEOUT_S)
         for journal in self._journals.values():
-            journal.shut_down(within=SHUTDOWN_TIMEOUT_S)
+            journal.shut_down(park_interrupted_within=SHUTDOWN_TIMEOUT_S)
         for limiter in self._limiters.values():
             limiter.close()
 

@@ -79,9 +79,9 @@ class InstantJournal:
         if attempt := where.get("attempt"):
             self.written.append(("start_attempt", attempt))
 
-    async def find_answer(self, key: bytes, *, id_: str) -> Reply | None:
+    async def find_answer(self, key: bytes, *, reply_id: str) -> Reply | None:
         found = self.answers.get(key)
-        return found and replace(found, id=id_)
+        return found and replace(found, id=reply_id)
 
     async def claim(self, id_: str, *, server: str | None = None) -> bool:
         self.written.append(("claim", id_))

@@ -61,7 +61,7 @@ def decode(cls: type[RecordT], text: str) -> RecordT | None:
     return None
 
 
-def storable(text: TextT) -> TextT:
+def sqlite_text(text: TextT) -> TextT:
     """Return `text` as SQLite can hold it: lone surrogates are replaced."""
     if text is None or text.isascii():
         return text

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
-from nbcodex.journal.codec import decode, storable
+from nbcodex.journal.codec import decode, sqlite_text
 from nbcodex.journal.owner import Connection
 from nbcodex.journal.sqlite_worker import Commit, SqliteWorker, blocking_transaction
 from nbcodex.models import CarriedReasoning, Reply, Request, Turn
@@ -28,7 +28,7 @@ class TurnCandidate:
     number: int
     cell: str | None  # the id of the cell that sent the prompt
     is_done: bool  # whether it was answered
-    begins: bool  # whether a new conversation starts with it
+    starts_new: bool  # whether a new conversation starts with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ class ConversationStore:
         self, connection: Connection, notebook: str | None, thread: str
     ) -> StoredConversation:
         """Return a conversation, which may be empty."""
-        where = {"notebook": storable(notebook), "thread": storable(thread)}
+        where = {"notebook": sqlite_text(notebook), "thread": sqlite_text(thread)}
         # The index `entries_thread` holds all of these columns, so no entry is read.
         rows = connection.execute(
             """SELECT seq AS entry, chapter, place AS number, cell, status = 'done' AS is_done,
-            begins FROM entries
+            begins AS starts_new FROM entries
             WHERE thread = :thread AND notebook IS :notebook AND place IS NOT NULL
             ORDER BY seq""",
             where,
@@ -84,7 +84,7 @@ class ConversationStore:
         """Start the next chapter; return its number."""
         inserted = connection.execute(
             "INSERT INTO chapters (notebook, thread, begun_at) VALUES (?, ?, ?)",
-            (storable(notebook), storable(thread), connection.clock.wall()),
+            (sqlite_text(notebook), sqlite_text(thread), connection.clock.wall()),
         )
         return inserted.lastrowid or 0
 

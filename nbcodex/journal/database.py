@@ -110,7 +110,7 @@ class JournalDatabase:
     def _transact(self, jobs: list[Job]) -> list[Any]:
         level = max(job.level for job in jobs)
         connection = self._connection or self._open()
-        connection.gone_owners = {}
+        connection.owner_is_gone = {}
         if level is Commit.NO_TRANSACTION:  # such a job is passed alone
             return [job.work(connection) for job in jobs]
         is_safe = level is Commit.POWER_SAFE
@@ -173,12 +173,14 @@ class JournalDatabase:
             leak_connection(self._connection)
         self._reset()
 
-    def activate(self, connection: Connection, id_: str, insert: Insertion | None = None) -> None:
-        """Keep writing heartbeats for this entry, map or batch job until `deactivate`."""
+    def begin_heartbeats(
+        self, connection: Connection, id_: str, *, insert: Insertion | None = None
+    ) -> None:
+        """Keep writing heartbeats for this entry, map or batch job until `end_heartbeats`."""
         self._active[id_] = insert
         self.ensure_heartbeat(connection)
 
-    def deactivate(self, id_: str) -> None:
+    def end_heartbeats(self, id_: str) -> None:
         """Note that the entry, map or batch job needs no more heartbeats."""
         self._active.pop(id_, None)
 

@@ -69,7 +69,7 @@ class EntryWriter:
             self._insert_timer = loop.call_later(INSERT_DELAY_S, self._insert_now)
             return None
         await self.wait_inserted()
-        return await self._journal.find_answer(key, id_=self._request.id)
+        return await self._journal.find_answer(key, reply_id=self._request.id)
 
     async def claim(self, base_url: str, server: str | None, *, reuse: bool) -> Reply | None:
         """Claim the entry; return an equal request's answer if `reuse` and the request allow it."""
@@ -78,7 +78,7 @@ class EntryWriter:
         if not (reuse and self._request.reuse):
             return None
         key = equality_key(self._request, base_url=base_url)
-        return await self._journal.find_answer(key, id_=self._request.id)
+        return await self._journal.find_answer(key, reply_id=self._request.id)
 
     async def wait_inserted(self) -> None:
         """Return once the request is committed."""
@@ -147,7 +147,7 @@ class EntryWriter:
         if self._answer.position is not None:
             await self._update()
 
-    async def finish(self, ending: Ending, *, assumed: SpendAmount) -> None:
+    async def finish(self, ending: Ending, *, spent_if_unknown: SpendAmount) -> None:
         """Commit the ending as `Journal.finish` does; nothing of it may be shown before that."""
         if self._update_task is not None:
             self._update_task.cancel()
@@ -159,7 +159,7 @@ class EntryWriter:
             ending.reply,
             error=str(ending.error) if ending.error else None,
             resume_at=getattr(ending.error, "resume_at", None),
-            assumed=assumed,
+            spent_if_unknown=spent_if_unknown,
         )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nbcodex.errors import EntryError
 from nbcodex.journal import reads, spending, writes
-from nbcodex.journal.codec import bounded_integer, encode, finite_or_none, storable
+from nbcodex.journal.codec import bounded_integer, encode, finite_or_none, sqlite_text
 from nbcodex.journal.conversations import ConversationStore
 from nbcodex.journal.database import JournalDatabase
 from nbcodex.journal.maps import BatchJobs, Maps
@@ -67,7 +67,7 @@ class Journal(JournalReads):
         """
         insert = partial(writes.insert, request=request, key=key, attempt=attempt)
         insert(connection)
-        self._database.activate(connection, request.id, insert)
+        self._database.begin_heartbeats(connection, request.id, insert=insert)
 
     # PROCESS_SAFE: a power failure may lose this, and with it only the warning that the request may
     # be charged twice.
@@ -112,7 +112,7 @@ class Journal(JournalReads):
             _update,
             id_=id_,
             changes="text = :text, sequence = coalesce(:sequence, sequence)",
-            text=storable(text),
+            text=sqlite_text(text),
             sequence=None if sequence is None else bounded_integer(sequence),
         )
         self._worker.post(change)
@@ -120,7 +120,7 @@ class Journal(JournalReads):
     @transaction(Commit.POWER_SAFE)
     def set_response_id(self, connection: Connection, id_: str, response_id: str) -> None:
         """Commit which durable response carries the answer."""
-        _update(connection, id_, "response_id = :response", response=storable(response_id))
+        _update(connection, id_, "response_id = :response", response=sqlite_text(response_id))
 
     @transaction(Commit.POWER_SAFE)
     def finish(
@@ -130,16 +130,18 @@ class Journal(JournalReads):
         *,
         error: str | None = None,
         resume_at: float | None = None,
-        assumed: SpendAmount | None = None,
+        spent_if_unknown: SpendAmount | None = None,
     ) -> None:
         """Commit the ending of a request: once this returns, the answer may be shown.
 
         `error` says why there is no answer; `resume_at` is when a parked request may be sent, in
-        seconds since the epoch; the request counts for `assumed` if the reply states no usage.
+        seconds since the epoch; `spent_if_unknown` counts if the reply states no usage.
         """
         self._was_interrupted |= reply.status == "interrupted"
-        writes.finish(connection, reply, error=error, resume_at=resume_at, assumed=assumed)
-        self._database.deactivate(reply.id)
+        writes.finish(
+            connection, reply, error, resume_at=resume_at, spent_if_unknown=spent_if_unknown
+        )
+        self._database.end_heartbeats(reply.id)
 
     @transaction(Commit.POWER_SAFE, on_failure=bool)  # not claimed
     def claim(self, connection: Connection, id_: str, *, server: str | None = None) -> bool:
@@ -148,7 +150,7 @@ class Journal(JournalReads):
         `server` replaces its `Origin.server`.
         """
         if claimed := writes.claim(connection, id_, server=server):
-            self._database.activate(connection, id_)
+            self._database.begin_heartbeats(connection, id_)
         return claimed
 
     @transaction(Commit.PROCESS_SAFE, on_failure=Spending)  # nothing is spent
@@ -167,10 +169,10 @@ class Journal(JournalReads):
         """
         # `allowed` is called in a write transaction, so one kernel decides at a time.
         spending.release_for_dead_kernels(connection)
-        spending.release(connection, storable(id_))
+        spending.release(connection, sqlite_text(id_))
         before = spending.read_spending(connection, today=today)
         if allowed(before):
-            spending.reserve(connection, storable(id_), amount)
+            spending.reserve(connection, sqlite_text(id_), amount)
             self._database.ensure_heartbeat(connection)
         return before
 
@@ -180,11 +182,11 @@ class Journal(JournalReads):
         connection: Connection,
         replies: Sequence[Reply],
         *,
-        assumed: SpendAmount | None = None,
+        if_unknown: SpendAmount | None = None,
     ) -> None:
         """Commit what requests have used whose entries another journal holds; see `finish`."""
         for reply in replies:
-            writes.settle_spending(connection, reply, assumed)
+            writes.commit_spending(connection, reply, if_unknown=if_unknown)
 
     @transaction(Commit.POWER_SAFE)
     def reset_spending(self, connection: Connection) -> None:
@@ -219,8 +221,8 @@ class Journal(JournalReads):
         await self._worker.run(lambda _: None, default=None)
         return deleted
 
-    def shut_down(self, *, within: float) -> None:
-        """Close as the process ends; park what was interrupted in the last `within` seconds."""
+    def shut_down(self, *, park_interrupted_within: float) -> None:
+        """Close as the process ends; park what was interrupted at most so many seconds ago."""
 
         # A front end interrupts a kernel before it restarts it: the user did not press Stop then.
         def park_interrupted(connection: Connection) -> None:
@@ -228,7 +230,7 @@ class Journal(JournalReads):
             connection.execute(
                 """UPDATE entries SET status = 'parked', updated_at = ?
                 WHERE owner = ? AND status = 'interrupted' AND updated_at >= ?""",
-                (at, connection.owner.id, at - within),
+                (at, connection.owner.id, at - park_interrupted_within),
             )
 
         if self._was_interrupted:
@@ -240,9 +242,9 @@ class Journal(JournalReads):
         self._worker.close()
 
     @transaction(Commit.READ_ONLY)
-    def find_answer(self, connection: Connection, key: bytes, *, id_: str) -> Reply | None:
-        """Return the newest answer to an equal request, as a reply to `id_` that costs nothing."""
-        return reads.find_answer(connection, key, id_)
+    def find_answer(self, connection: Connection, key: bytes, *, reply_id: str) -> Reply | None:
+        """Return the newest answer to an equal request, as a reply that costs nothing."""
+        return reads.find_answer(connection, key, reply_id=reply_id)
 
     @transaction(Commit.READ_ONLY, on_failure=Spending)
     def read_spending(self, connection: Connection, today: str) -> Spending:
@@ -263,7 +265,7 @@ class Journal(JournalReads):
 
 def _update(connection: Connection, id_: str, changes: str, **values: object) -> None:
     """Change columns of an entry, unless another kernel has claimed it."""
-    ours = {"id": storable(id_), "owner": connection.owner.id}
+    ours = {"id": sqlite_text(id_), "owner": connection.owner.id}
     connection.execute(
         f"UPDATE entries SET {changes}, updated_at = :at WHERE id = :id AND owner = :owner",  # noqa: S608 - constants
         {**values, **ours, "at": connection.clock.wall()},

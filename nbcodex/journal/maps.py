@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
 from nbcodex.journal import writes
-from nbcodex.journal.codec import storable
+from nbcodex.journal.codec import sqlite_text
 from nbcodex.journal.database import JournalDatabase
 from nbcodex.journal.owner import Connection, is_abandoned, is_gone
 from nbcodex.journal.reads import KEY_IS_ANSWERED, Entry, entries_of, find_answer, find_id
@@ -22,7 +22,7 @@ KeyedRequest = tuple[Request, bytes]  # a request and its `equality_key`
 
 # In the file, `batch` is the map run of an entry, `part` is its batch job, `parts` are the batch
 # jobs, `asides` what is reserved of the budget, and `book` the entries with their owners' columns.
-# `storable` makes a text fit for SQLite, which holds no lone surrogates.
+# `sqlite_text` makes a text fit for SQLite, which holds no lone surrogates.
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Maps:
                 writes.insert(connection, request, key=key)
                 connection.execute(
                     "UPDATE entries SET status = 'parked' WHERE id = ? AND status = 'pending'",
-                    (storable(request.id),),
+                    (sqlite_text(request.id),),
                 )
 
         self._worker.post(work)
@@ -104,7 +104,7 @@ class Maps:
         counts_by_map = self._count_rows(
             """status IN ('pending', 'running', 'waiting', 'parked') AND batch IS NOT NULL
             AND (?1 IS NULL OR notebook = ?1)""",
-            storable(notebook),
+            sqlite_text(notebook),
         )
         return [id_ for id_, n in counts_by_map.items() if n["parked"] or n["abandoned"]]
 
@@ -148,14 +148,14 @@ class BatchJobs:
                 continue
             if not request.reuse:
                 continue
-            if reply := find_answer(connection, key, id_):
+            if reply := find_answer(connection, key, reply_id=id_):
                 inserted.answers[id_] = reply
             elif tag := _find_other_job(connection, key):
                 inserted.other_jobs[id_] = tag
         if rows:
             # The map has heartbeats of its own, because its rows have no job before the upload.
             first, _ = rows[0]
-            self._database.activate(connection, first.origin.map_id or first.id)
+            self._database.begin_heartbeats(connection, first.origin.map_id or first.id)
         return inserted
 
     @transaction(Commit.POWER_SAFE)
@@ -171,9 +171,9 @@ class BatchJobs:
         connection.executemany(
             """UPDATE entries SET part = ?, status = 'waiting', attempts = attempts + 1,
             updated_at = ? WHERE id = ? AND owner = ?""",
-            [(tag, at, storable(request.id), owner) for request in requests],
+            [(tag, at, sqlite_text(request.id), owner) for request in requests],
         )
-        self._database.activate(connection, tag)
+        self._database.begin_heartbeats(connection, tag)
 
     @transaction(Commit.POWER_SAFE)
     def set_remote_ids(
@@ -188,7 +188,7 @@ class BatchJobs:
         connection.execute(
             """UPDATE parts SET file = coalesce(?, file), remote = coalesce(?, remote)
             WHERE tag = ?""",
-            (storable(file_id), storable(remote_id), tag),
+            (sqlite_text(file_id), sqlite_text(remote_id), tag),
         )
 
     @transaction(Commit.POWER_SAFE)
@@ -207,7 +207,7 @@ class BatchJobs:
         if claimed:
             owner = connection.owner.id
             connection.execute("UPDATE parts SET owner = ? WHERE tag = ?", (owner, tag))
-            self._database.activate(connection, tag)
+            self._database.begin_heartbeats(connection, tag)
         return BatchJob(*job[:4], requests=claimed)
 
     @transaction(Commit.POWER_SAFE)
@@ -216,11 +216,11 @@ class BatchJobs:
     ) -> None:
         """Commit the endings of rows, each a reply and, if there is no answer, the reason."""
         for reply, error in endings:
-            writes.finish(connection, reply, error=error)
+            writes.finish(connection, reply, error)
         # An answered row keeps its job, so that the job's file is found until it is erased.
         connection.executemany(
             "UPDATE entries SET part = NULL WHERE id = ? AND owner = ? AND status <> 'done'",
-            [(storable(reply.id), connection.owner.id) for reply, _ in endings],
+            [(sqlite_text(reply.id), connection.owner.id) for reply, _ in endings],
         )
 
     @transaction(Commit.POWER_SAFE)
@@ -233,7 +233,7 @@ class BatchJobs:
             (tag, connection.owner.id),
         )
         _delete_job(connection, tag)
-        self._database.deactivate(tag)
+        self._database.end_heartbeats(tag)
 
     @transaction(Commit.POWER_SAFE)
     def close_job(self, connection: Connection, tag: str, *, erased: bool) -> None:
@@ -244,25 +244,25 @@ class BatchJobs:
 
     @transaction(Commit.POWER_SAFE)
     def park_rows(
-        self, connection: Connection, tags: Collection[str], ids: Collection[str]
+        self, connection: Connection, *, in_jobs: Collection[str] = (), ids: Collection[str] = ()
     ) -> None:
-        """Park the rows in these jobs, and these other rows; end the heartbeats of the jobs."""
+        """Park the rows in the jobs of these tags, and other rows; end the jobs' heartbeats."""
         owner = connection.owner.id
         set_parked = "UPDATE entries SET status = 'parked' WHERE owner = ? AND status IN "
         connection.executemany(
-            f"{set_parked} ('waiting', 'running') AND part = ?", [(owner, tag) for tag in tags]
+            f"{set_parked} ('waiting', 'running') AND part = ?", [(owner, tag) for tag in in_jobs]
         )
         connection.executemany(
             f"{set_parked} ('pending', 'running') AND id = ?",
-            [(owner, storable(id_)) for id_ in ids],
+            [(owner, sqlite_text(id_)) for id_ in ids],
         )
         # Rows at a provider may still be charged, so their budget stays reserved.
         connection.executemany(
             """DELETE FROM asides WHERE id = ? AND NOT EXISTS (SELECT 1 FROM entries
             WHERE entries.id = asides.id AND part IS NOT NULL)""",
-            [(storable(id_),) for id_ in ids],
+            [(sqlite_text(id_),) for id_ in ids],
         )
-        for tag in tags:
+        for tag in in_jobs:
             self._end_wait(connection, tag)
 
     def _end_wait(self, connection: Connection, tag: str) -> None:
@@ -270,12 +270,12 @@ class BatchJobs:
         connection.execute(
             "UPDATE parts SET owner = NULL WHERE tag = ? AND owner = ?", (tag, connection.owner.id)
         )
-        self._database.deactivate(tag)
+        self._database.end_heartbeats(tag)
 
     @transaction(Commit.READ_ONLY)  # writes nothing, but must run on the worker's thread
     def end_map_heartbeats(self, _: Connection, map_id: str) -> None:
         """End the heartbeats of a map whose rows are all in a job, or have ended."""
-        self._database.deactivate(map_id)
+        self._database.end_heartbeats(map_id)
 
     @transaction(Commit.READ_ONLY, on_failure=list)
     def unerased_jobs(self, connection: Connection) -> list[BatchJob]:

@@ -30,7 +30,7 @@ class Connection(sqlite3.Connection):
     clock: Clock
     # Whether other owners are gone, by id: `is_gone` reads /proc, and many rows have one owner.
     # Emptied for each transaction.
-    gone_owners: dict[int, bool]
+    owner_is_gone: dict[int, bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +64,10 @@ class Owner:
 
 def write_heartbeat(connection: Connection) -> None:
     """Record that the owner is alive."""
-    from nbcodex.journal.codec import storable  # here, because `%load_ext` has to be fast
+    from nbcodex.journal.codec import sqlite_text  # here, because `%load_ext` has to be fast
 
     owner, wall, now = connection.owner, connection.clock.wall(), connection.clock.now()
-    host = storable(owner.machine)
+    host = sqlite_text(owner.machine)
     connection.execute(
         """INSERT INTO owners (id, host, boot, space, pid, start, beat_at, beat_now)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?)
@@ -80,9 +80,9 @@ def is_abandoned(connection: Connection, row: sqlite3.Row) -> bool:
     """Return whether an entry, a row of the view `book`, is unfinished and its owner is gone."""
     if row["status"] not in ACTIVE_STATUSES or row["owner"] == connection.owner.id:
         return False
-    if row["owner"] not in connection.gone_owners:
-        connection.gone_owners[row["owner"]] = is_gone(connection, row)
-    return connection.gone_owners[row["owner"]]
+    if row["owner"] not in connection.owner_is_gone:
+        connection.owner_is_gone[row["owner"]] = is_gone(connection, row)
+    return connection.owner_is_gone[row["owner"]]
 
 
 def is_gone(connection: Connection, row: sqlite3.Row) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from nbcodex.errors import EntryError, EntryNotFoundError
-from nbcodex.journal.codec import decode, storable
+from nbcodex.journal.codec import decode, sqlite_text
 from nbcodex.journal.conversations import resolve_turns
 from nbcodex.journal.owner import Connection, is_abandoned
 from nbcodex.journal.sqlite_worker import SqliteWorker, blocking_transaction
@@ -97,8 +97,8 @@ def may_be_claimed(status: str, *, map_id: str | None) -> bool:
     return status in ("parked", "interrupted", "failed") or (status == "cancelled" and bool(map_id))
 
 
-def find_answer(connection: Connection, key: bytes, id_: str) -> Reply | None:
-    """Return the newest answer to an equal request, as a reply to `id_` that costs nothing."""
+def find_answer(connection: Connection, key: bytes, *, reply_id: str) -> Reply | None:
+    """Return the newest answer to an equal request, as a reply that costs nothing."""
     rows = connection.execute(
         f"SELECT * FROM book WHERE {KEY_IS_ANSWERED} ORDER BY seq DESC LIMIT 1",  # noqa: S608 - constant
         (key,),
@@ -106,7 +106,7 @@ def find_answer(connection: Connection, key: bytes, id_: str) -> Reply | None:
     # If the answer is damaged, there is no entry, and the request is sent.
     for entry in entries_of(connection, rows):
         free = replace(entry.reply, usage=NO_USAGE, cost=0.0, attempts=0, notes=())
-        return replace(free, id=id_, reused=True, waited=0.0, queued=0.0, seconds=0.0)
+        return replace(free, id=reply_id, reused=True, waited=0.0, queued=0.0, seconds=0.0)
     return None
 
 
@@ -122,7 +122,7 @@ def find_entry(connection: Connection, prefix: str) -> Entry:
 
 def find_id(connection: Connection, column: Literal["id", "batch"], prefix: str) -> str | None:
     """Return the one id in `column` that is or begins with `prefix`; EntryError if several do."""
-    if not (start := storable(prefix.strip())):
+    if not (start := sqlite_text(prefix.strip())):
         return None
     # A range instead of LIKE: it uses the index, and the prefix may hold % and _.
     rows = connection.execute(
@@ -184,7 +184,7 @@ class JournalReads:
         rows = connection.execute(
             """SELECT * FROM book WHERE status IN ('pending', 'running', 'waiting', 'parked')
             AND batch IS NULL AND (:notebook IS NULL OR notebook = :notebook) ORDER BY seq""",
-            {"notebook": storable(notebook)},
+            {"notebook": sqlite_text(notebook)},
         )
         entries = [entry for entry in entries_of(connection, rows) if entry.resumable]
         return [_with_turns(connection, entry) for entry in entries]

@@ -25,11 +25,11 @@ class SpendAmount:
     dollars: float = 0.0
 
     @classmethod
-    def of_reply(cls, reply: Reply, *, assumed: Self) -> Self:
-        """Return what `reply` used, or `assumed` if it does not state that."""
+    def of_reply(cls, reply: Reply, *, if_unknown: Self) -> Self:
+        """Return what `reply` used, or `if_unknown` if it does not state that."""
         usage = reply.usage
         if usage.input_tokens is None and usage.output_tokens is None:
-            return assumed
+            return if_unknown
         # A server may state anything, so both terms and the sum are bounded.
         tokens = bounded_integer(usage.input_tokens) + bounded_integer(usage.output_tokens)
         return cls(

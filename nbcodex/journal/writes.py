@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import date
 
 from nbcodex.journal import spending
-from nbcodex.journal.codec import bounded_integer, decode, encode, finite_or_none, storable
+from nbcodex.journal.codec import bounded_integer, decode, encode, finite_or_none, sqlite_text
 from nbcodex.journal.conversations import compact_turns
 from nbcodex.journal.owner import Connection, is_abandoned
 from nbcodex.journal.reads import may_be_claimed
@@ -30,7 +30,7 @@ def insert(
     connection: Connection, request: Request, *, key: bytes | None, attempt: int | None = None
 ) -> None:
     """Insert a request as `pending`, or as `running` if an attempt is about to be sent."""
-    id_, origin, owner = storable(request.id), request.origin, connection.owner.id
+    id_, origin, owner = sqlite_text(request.id), request.origin, connection.owner.id
     stored = request
     if request.turns:
         stored = replace(request, turns=compact_turns(connection, request.turns))
@@ -39,13 +39,13 @@ def insert(
         "status": "pending" if attempt is None else "running",
         "attempts": bounded_integer(attempt),
         "owner": owner,
-        "notebook": storable(origin.notebook),
-        "cell": storable(origin.cell),
-        "variable": storable(origin.variable),
+        "notebook": sqlite_text(origin.notebook),
+        "cell": sqlite_text(origin.cell),
+        "variable": sqlite_text(origin.variable),
         "key": key,
         "at": connection.clock.wall(),
         "request": encode(stored),
-        "batch": storable(origin.map_id),
+        "batch": sqlite_text(origin.map_id),
         "item": origin.row_index,
     }
     if not connection.execute(_INSERT, values).rowcount:
@@ -63,7 +63,7 @@ def insert(
         connection.execute(
             """UPDATE entries SET thread = ?, chapter = ?, place = coalesce(?, seq), begins = ?
             WHERE id = ?""",
-            (storable(request.thread), *columns, id_),
+            (sqlite_text(request.thread), *columns, id_),
         )
     connection.execute("UPDATE totals SET requests = requests + 1")
 
@@ -71,12 +71,12 @@ def insert(
 def finish(
     connection: Connection,
     reply: Reply,
-    *,
     error: str | None,
+    *,
     resume_at: float | None = None,
-    assumed: SpendAmount | None = None,
+    spent_if_unknown: SpendAmount | None = None,
 ) -> None:
-    """Store how a request ended, and count its usage: `assumed` if the reply states none."""
+    """Store how a request ended and, as `error`, why; count its usage."""
     # An answer is paid for, so it is stored even if another kernel has claimed the entry meanwhile,
     # unless that kernel has answered it. Only the new owner may store any other ending.
     # A resumed request that ends without text leaves the text that an earlier kernel has stored.
@@ -86,13 +86,13 @@ def finish(
         attempts = :attempts, resume_at = :resume_at, updated_at = :at
         WHERE id = :id AND (owner = :owner OR (:status = 'done' AND status <> 'done'))""",
         {
-            "id": storable(reply.id),
+            "id": sqlite_text(reply.id),
             "owner": connection.owner.id,
             "at": connection.clock.wall(),
             "status": reply.status,
             "reply": encode(replace(reply, text="", parsed=None)),
-            "text": storable(reply.text),
-            "error": storable(error),
+            "text": sqlite_text(reply.text),
+            "error": sqlite_text(error),
             "attempts": bounded_integer(reply.attempts),
             "resume_at": finite_or_none(resume_at),
         },
@@ -100,14 +100,18 @@ def finish(
     if reply.attempts and not (reply.simulated or reply.reused):
         # Counted once per ending, even if another kernel owns the entry by now: tokens were used.
         spending.add_to_totals(connection, spending.bounded_totals(reply))
-    settle_spending(connection, reply, assumed)
+    commit_spending(connection, reply, if_unknown=spent_if_unknown)
 
 
-def settle_spending(connection: Connection, reply: Reply, assumed: SpendAmount | None) -> None:
-    """Release what is reserved for a request, and count its usage, or `assumed` if unknown."""
-    reserved = spending.release(connection, storable(reply.id))
+def commit_spending(
+    connection: Connection, reply: Reply, *, if_unknown: SpendAmount | None
+) -> None:
+    """Release what a request reserved; count its usage (if unknown, `if_unknown` or that)."""
+    reserved = spending.release(connection, sqlite_text(reply.id))
     if reply.attempts and not (reply.simulated or reply.reused):
-        amount = SpendAmount.of_reply(reply, assumed=reserved if assumed is None else assumed)
+        amount = SpendAmount.of_reply(
+            reply, if_unknown=reserved if if_unknown is None else if_unknown
+        )
         today = date.fromtimestamp(connection.clock.wall()).isoformat()
         spending.spend(connection, amount, day=today)
 
@@ -119,7 +123,7 @@ def claim(
 
     A `server` replaces its `Origin.server`.
     """
-    row = connection.execute("SELECT * FROM book WHERE id = ?", (storable(id_),)).fetchone()
+    row = connection.execute("SELECT * FROM book WHERE id = ?", (sqlite_text(id_),)).fetchone()
     if row is None or not (
         may_be_claimed(row["status"], map_id=row["batch"]) or is_abandoned(connection, row)
     ):

@@ -93,7 +93,7 @@ class BatchUploader:
         await self._pending.wait_shielded()
         uploaded = {id_ for job in self._uploaded_jobs.values() if job for id_ in job.requests}
         remaining = dict(self._pending.rows)
-        await self._batch_jobs.park_rows([*self._uploaded_jobs], remaining)
+        await self._batch_jobs.park_rows(in_jobs=[*self._uploaded_jobs], ids=remaining)
         await self._batch_jobs.end_map_heartbeats(self._map_id)
         for id_, row in remaining.items():
             attempts, state = (1, "still") if id_ in uploaded else (0, "not yet")
@@ -302,7 +302,7 @@ class BatchUploader:
         rows = self._pending.rows
         # A resumed job may hold rows of another map, for which nothing waits here.
         others = [id_ for id_ in job.requests if id_ not in rows]
-        await self._batch_jobs.park_rows([], others)
+        await self._batch_jobs.park_rows(ids=others)
         for row in reversed([rows[id_] for id_ in job.requests if id_ in rows]):
             # Patience does not include the time in the provider's queue.
             row.entry, row.upload_until = None, self._clock.now() + row.request.patience
@@ -355,7 +355,7 @@ class BatchUploader:
             why = f"The batch is abandoned. {error.message}"
             await self._pending.park(job.requests.values(), why)
         else:
-            await self._batch_jobs.park_rows([job.tag], [])
+            await self._batch_jobs.park_rows(in_jobs=[job.tag])
             for request in list(job.requests.values()):
                 self._pending.fail_uncommitted(request, error)
         await self._close_job(job.tag)

@@ -272,17 +272,17 @@ class Budget:
         )
 
     def commit(
-        self, request_id: str, reply: Reply, *, assumed: SpendAmount | None = None
+        self, request_id: str, reply: Reply, *, if_unknown: SpendAmount | None = None
     ) -> tuple[str, ...]:
-        """Count what a reply used (`assumed` or reserved if unknown); return new warnings."""
-        assumed = self.reserved_for(request_id) if assumed is None else assumed
+        """Count what a reply used (`if_unknown` or reserved, if unknown); return new warnings."""
+        assumed = self.reserved_for(request_id) if if_unknown is None else if_unknown
         caps = self.release(request_id)
         if reply.reused or not reply.attempts:
             return ()
         if reply.status == "done":
             self._answers += 1
             self._answer_tokens += reply.usage.output_tokens or 0
-        spent = SpendAmount.of_reply(reply, assumed=assumed)
+        spent = SpendAmount.of_reply(reply, if_unknown=assumed)
         self._session += spent
         # Simulated answers cost nothing, so they are not counted for days and months.
         if not reply.simulated:

@@ -122,7 +122,7 @@ def _turns_before(
     newest = {turn.number: turn for turn in earlier}  # later entries overwrite earlier ones
     # A cell that failed when it was run again keeps its last answer as a turn.
     done = {turn.number: turn for turn in earlier if turn.is_done}
-    first = max((number for number, turn in newest.items() if turn.begins), default=0)
+    first = max((number for number, turn in newest.items() if turn.starts_new), default=0)
     turns = store.read_turns([done[number].entry for number in sorted(done) if number >= first])
     return turns if max_turns is None else turns[max(0, len(turns) - max_turns) :]
 

@@ -83,12 +83,12 @@ class Services:
         self.budget = Budget(self.clock)
 
     async def count_spending(
-        self, replies: Sequence[Reply], settings: Settings, *, assumed: SpendAmount | None = None
+        self, replies: Sequence[Reply], settings: Settings, *, if_unknown: SpendAmount | None = None
     ) -> None:
-        """Count what replies used (`assumed` if unknown), unless their entries' journal does so."""
+        """Count what replies used (or `if_unknown`), unless their entries' journal does so."""
         budget_journal = self.budget_journal(settings)
         if budget_journal is not self.journal(settings):
-            await budget_journal.count_spending(replies, assumed=assumed)
+            await budget_journal.count_spending(replies, if_unknown=if_unknown)
 
 
 class RequestRunner:
@@ -153,11 +153,11 @@ class RequestRunner:
         # server is counted when it is resumed.
         continues = state.partial.continues_at_server(ending.reply.status)
         assumed = SpendAmount() if continues else services.budget.reserved_for(self._request.id)
-        warnings = services.budget.commit(self._request.id, ending.reply, assumed=assumed)
+        warnings = services.budget.commit(self._request.id, ending.reply, if_unknown=assumed)
         reply = replace(ending.reply, notes=(*ending.reply.notes, *warnings))
         ending = replace(ending, reply=reply)
-        await self._entry.finish(ending, assumed=assumed)
-        await services.count_spending([reply], self._settings, assumed=assumed)
+        await self._entry.finish(ending, spent_if_unknown=assumed)
+        await services.count_spending([reply], self._settings, if_unknown=assumed)
         self._send_event(ending)
         # After the ending: the server may be slow.
         if isinstance(ending, events.Cancelled) and (position := state.partial.position):

@@ -276,7 +276,7 @@ def with_many(folder: Path) -> None:
         "resumable()": lambda: journal.resumable_entries(notebook=None),
         "entry(prefix)": lambda: journal.find_entry(some[:7]),
         "totals()": journal.read_totals,
-        "answered(key)": lambda: asyncio.run(journal.find_answer(key, id_="new")),
+        "answered(key)": lambda: asyncio.run(journal.find_answer(key, reply_id="new")),
     }
     for name, read in reads.items():
         show(f"  {name}", spread([timed(read) for _ in range(30)]))

@@ -223,7 +223,7 @@ def test_request_interrupted_by_shutdown_is_parked(
     clock.advance(60.0)
     just_now = added(journal, status="interrupted", text="half", notebook="a")
     answered = added(journal, status="done", notebook="a")
-    journal.shut_down(within=5.0)
+    journal.shut_down(park_interrupted_within=5.0)
     entries = {entry.id: entry for entry in open_journal().recent_entries()}
     statuses = [entries[asked.id].status for asked in (long_ago, just_now, answered)]
     assert statuses == ["interrupted", "parked", "done"]
@@ -236,7 +236,7 @@ def test_equal_request_is_answered_from_the_journal(journal: Journal) -> None:
     for text in ["old", "new"]:
         asked = added(journal, key=key)
         run(journal.finish(replace(FULL, id=asked.id, text=text)))
-    reply = run(journal.find_answer(key, id_=asked.id))
+    reply = run(journal.find_answer(key, reply_id=asked.id))
     assert (reply.text, reply.id, bool(reply)) == ("new", asked.id, True)
     assert (reply.reused, reply.cost, reply.attempts, reply.usage.total_tokens) == (True, 0, 0, 0)
 
@@ -245,7 +245,7 @@ def test_equal_request_is_answered_from_the_journal(journal: Journal) -> None:
 def test_only_answered_entries_are_reused(journal: Journal, status: str | None) -> None:
     key = equality_key(request(), base_url="https://a/v1")
     added(journal, status=status, key=key)
-    assert run(journal.find_answer(key, id_="new")) is None
+    assert run(journal.find_answer(key, reply_id="new")) is None
 
 
 def test_stored_key_differs_between_journals(
@@ -254,7 +254,7 @@ def test_stored_key_differs_between_journals(
     """Keys are salted per journal, so that prompts cannot be guessed from their hashes."""
     key = equality_key(request(), base_url="https://a/v1")
     added(journal, key=key, status="done")
-    assert run(open_journal().find_answer(key, id_="new")) is not None
+    assert run(open_journal().find_answer(key, reply_id="new")) is not None
     journal.close()
     content = b"".join(path.read_bytes() for path in folder.iterdir())
     assert key not in content

@@ -60,7 +60,7 @@ def run_requests(journal: Journal) -> list[str]:
         journal.update_text(first.id, "half"),
         journal.record_wait(first.id, 1.8e9),
         journal.finish(Reply(id=first.id, text="whole")),
-        journal.find_answer(key, id_="new"),
+        journal.find_answer(key, reply_id="new"),
         journal.insert(second),
         journal.finish(Reply(id=second.id, status="parked")),
         journal.claim(second.id),
@@ -279,7 +279,7 @@ def test_damaged_row_does_not_hide_others(journal: Journal, column: str) -> None
             default=None,
         )
         assert [entry.id for entry in journal.recent_entries()] == [good.id]
-        assert run(journal.find_answer(key, id_="new")) is None
+        assert run(journal.find_answer(key, reply_id="new")) is None
         with pytest.raises(EntryError, match="damaged"):
             journal.find_entry(bad.id)
 

@@ -136,7 +136,7 @@ def test_job_is_awaited_until_its_kernel_parks_closes_or_ends(
         return {job.tag: job.is_awaited for job in run(other.batch_jobs.unerased_jobs())}
 
     assert awaited() == {"parked": True, "closed": True, "left": True}
-    run(waiting.batch_jobs.park_rows(["parked"], []))
+    run(waiting.batch_jobs.park_rows(in_jobs=["parked"]))
     run(waiting.batch_jobs.close_job("closed", erased=False))
     assert awaited() == {"parked": False, "closed": False, "left": True}
     waiting.close()

@@ -62,7 +62,7 @@ def test_an_old_answer_is_reused(journal: Journal) -> None:
     request = Request(
         prompt="What is a mole?", model="gpt-5.6-sol", images=(Image(data=b"\x89PNG"),)
     )
-    reply = run(journal.find_answer(equality_key(request, base_url=BASE_URL), id_="new"))
+    reply = run(journal.find_answer(equality_key(request, base_url=BASE_URL), reply_id="new"))
     assert reply is not None
     assert (reply.text, reply.reused) == ("6.022e23 of anything.", True)
 

@@ -280,7 +280,7 @@ def test_day_and_session_count_the_same() -> None:
             await journal.insert(request)
             reserved = own.reserved_for("a")
             own.commit("a", reply)
-            await journal.finish(reply, assumed=reserved)
+            await journal.finish(reply, spent_if_unknown=reserved)
             seen = await journal.read_spending(date.today().isoformat())
             assert seen.day == reserved == SpendAmount(tokens=50)
             assert own.usage_lines(["9k"]) == ["50 of 9,000 tokens for this session used (1%)"]
