@@ -34,7 +34,8 @@ MAX_ARGUMENT_DELTAS = 100_000  # of the arguments of all calls of one answer
 
 NOTE_EMPTY = "the answer is empty"  # in the line of figures
 
-# Values of `CompletedAnswer.cut`; others are CONTENT_FILTER and endings that we do not know.
+# Values of `CompletedAnswer.cut`: the request's bound on the output, our own bound (the setting
+# `max_answer`), and a function call. Others are CONTENT_FILTER and endings that we do not know.
 CUT_MAX_OUTPUT, CUT_MAX_ANSWER, CUT_TOOL_CALLS = "max_output_tokens", "max_answer", "tool_calls"
 CUT_NO_ENDING = "no finish reason"
 _CUT_BY_ENDINGS = {
@@ -47,10 +48,10 @@ _CUT_BY_ENDINGS = {
 # ResponseReasoningItemParam), and the member of DeepSeek's messages in Chat Completions.
 _REASONING_FIELDS = ("type", "id", "summary", "encrypted_content", "reasoning_content")
 
-# Categories of characters that show nothing: control, format, surrogate and separator characters.
+# Unicode categories of characters that show nothing: control, format, surrogate and separator.
 _BLANK = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Zs"})
 
-MASK = "[secret]"
+MASK = "[secret]"  # stands where a text contained one
 MIN_SECRET_CHARS = 8  # a shorter string occurs by chance, and no provider's keys are that short
 
 # Keys that users set where a local server requires any key at all: answers may contain them.
@@ -91,7 +92,7 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something that the reader of the answer should know."""
+    """Something about the answer that the user should know."""
 
     text: str
 
@@ -132,7 +133,7 @@ class RawAnswer:
     text: str = ""
     reasoning_text: str = ""  # to show, of an answer in one piece
     reasoning: list[dict[str, Any]] = field(default_factory=list)  # items for the next turn
-    reasoning_content: list[str] = field(default_factory=list)  # deltas of this member, as in Chat
+    reasoning_content: list[str] = field(default_factory=list)  # deltas of DeepSeek's member
     images: list[Image] = field(default_factory=list)
     declined: bool = False
     tool_calls: list[str] = field(default_factory=list)
@@ -169,8 +170,8 @@ class RawAnswer:
             if is_page and len(url) <= MAX_URL_CHARS and len(self.sources) < MAX_SOURCES:
                 self.sources[url] = self.sources.get(url) or title or ""
 
-    def record_ending(self, reason: object) -> bool:
-        """Note how the answer ended, if that is stated; for a failure, raise AnswerFailedError."""
+    def read_ending(self, reason: object) -> bool:
+        """Set `cut` by the stated reason of the end, if any; return whether there is one."""
         # ``EndTurn`` and ``END-TURN`` are ``end_turn``. Google's enum has a prefix:
         # ``FINISH_REASON_STOP``.
         if not isinstance(reason, str):
@@ -191,37 +192,35 @@ class RawAnswer:
     def completed(
         self, text: str, redactor: Redactor, request: models.Request, server_kind: str
     ) -> CompletedAnswer:
-        """Return the answer without secrets; `text` has been cleaned as it arrived.
-
-        `server_kind` is `Endpoint.kind`: the endings of compatible servers are not trusted.
-        """
-        # Some servers say that an answer ended normally where they cut it (openclaw #142778).
-        if server_kind == "compatible" and request.max_output == (self.usage.output_tokens or -1):
+        """Return the answer without secrets; `text` has been cleaned as it arrived."""
+        # Some servers whose `Endpoint.kind` is ``compatible`` say that an answer ended normally
+        # where they cut it (openclaw #142778).
+        is_at_bound = 0 < (self.usage.output_tokens or 0) == request.max_output
+        if server_kind == "compatible" and is_at_bound:
             self.cut = self.cut or CUT_MAX_OUTPUT
         # Bedrock and LiteLLM answer a schema by calling a function with one of these names.
-        names = {*self.tool_calls} - {"json_tool_call", request.schema and request.schema.name}
-        if request.schema and self.tool_calls and not (names or text):
-            text = redactor.clean("".join(self.tool_arguments))
+        clean, schema = redactor.clean, request.schema
+        other_calls = {*self.tool_calls} - {"json_tool_call", schema and schema.name}
+        if schema and self.tool_calls and not (other_calls or text):
+            text = clean("".join(self.tool_arguments))
             self.tool_calls = []
             self.cut = None if self.cut == CUT_TOOL_CALLS else self.cut
-        clean = redactor.clean
-        reasoning, remaining = [], MAX_REASONING_CHARS
-        of_chat = {"reasoning_content": text_value("".join(self.reasoning_content))}
-        for item in [*self.reasoning, of_chat]:
+        reasoning, remaining_chars = [], MAX_REASONING_CHARS
+        chat_item = {"reasoning_content": text_value("".join(self.reasoning_content))}
+        for item in [*self.reasoning, chat_item]:
             kept = {name: item[name] for name in _REASONING_FIELDS if name in item}
             encoded = json.dumps(kept)
-            remaining -= len(encoded)
-            # The server accepts only what it sent: an item that contains a secret is left out.
-            is_clean = clean(encoded) == encoded
+            remaining_chars -= len(encoded)
             is_useful = item.get("encrypted_content") or item.get("reasoning_content")
-            if is_useful and remaining >= 0 and is_clean:
+            # The server accepts only what it sent: an item that contains a secret is left out.
+            if is_useful and remaining_chars >= 0 and clean(encoded) == encoded:
                 reasoning.append(kept)
-        # Each picture is charged besides the tokens, even if the answer does not list the call.
-        unlisted = len(self.images) - self.hosted_tool_calls.count(IMAGE_TOOL)
-        calls = (self.hosted_tool_calls + (IMAGE_TOOL,) * unlisted)[:MAX_HOSTED_TOOL_CALLS]
+        # Each picture is charged besides the tokens, even if the answer does not list its call.
+        unlisted_images = len(self.images) - self.hosted_tool_calls.count(IMAGE_TOOL)
+        tool_calls = self.hosted_tool_calls + (IMAGE_TOOL,) * unlisted_images
         return CompletedAnswer(
             text=text,
-            usage=replace(self.usage, hosted_tool_calls=calls),
+            usage=replace(self.usage, hosted_tool_calls=tool_calls[:MAX_HOSTED_TOOL_CALLS]),
             model=clean(self.model) if self.model else None,
             cut=clean(self.cut) if self.cut else None,
             response_id=clean(self.response_id) if self.response_id else None,
@@ -237,7 +236,7 @@ def judge(answer: CompletedAnswer) -> None:
     """Raise an AnswerError if an answer is empty, or neither the model nor a limit ended it."""
     # Broken and failed answers never get here; they are retried. What fails here was generated
     # and is charged, and the same request would end in the same way: no other place may decide that
-    # an answer is a failure, and none may retry this one.
+    # an answer is a failure, and none may retry it.
     text = answer.text.strip()
     # `isprintable` is False for characters that are newer than this Python, such as an emoji.
     is_empty = not answer.images and all(category(c) in _BLANK for c in text)
@@ -324,8 +323,9 @@ def _stated_cost(figures: dict[str, Any]) -> float | None:
     if isinstance(cost, dict):
         cost = cost.get("total_cost")  # Perplexity
     stated = plausible_cost(cost)
-    if stated is None and (ticks := plausible_cost(figures.get("cost_in_usd_ticks"), 1e10)):
-        return ticks / 1e10  # xAI
+    ticks = plausible_cost(figures.get("cost_in_usd_ticks"), units_per_dollar=1e10)  # xAI
+    if stated is None and ticks:
+        return ticks / 1e10
     # On a user's own key, OpenRouter's `cost` is its fee alone.
     if stated is not None and figures.get("is_byok"):
         details = dict_member(figures, "cost_details")
@@ -333,18 +333,18 @@ def _stated_cost(figures: dict[str, Any]) -> float | None:
     return stated
 
 
-def plausible_cost(value: object, unit: float = 1.0) -> float | None:
-    """Return the cost of one request in its unit, `unit` of which are a dollar; None if absurd."""
+def plausible_cost(value: object, units_per_dollar: float = 1.0) -> float | None:
+    """Return the cost of one request, in the unit in which it is stated; None if absurd."""
     with contextlib.suppress(ValueError, OverflowError):
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             number = float(value)
             # The comparison is false for NaN.
-            return number if 0 <= number < MAX_STATED_COST * unit else None
+            return number if 0 <= number < MAX_STATED_COST * units_per_dollar else None
     return None
 
 
 def merge_usage(earlier: Usage, later: Usage) -> Usage:
-    """Return the figures of two parts of a stream: the last that is not 0 counts, or else a 0."""
+    """Return the figures of two parts of a stream: the later ones, unless they are 0 or unknown."""
     values = ((each.name, getattr(later, each.name)) for each in fields(later))
     known = {n: v for n, v in values if v or (v is not None and getattr(earlier, n) is None)}
     return replace(earlier, **known)
@@ -416,7 +416,7 @@ def json_object(data: str) -> dict[str, Any]:
 
 
 def effective_secrets(secrets: Iterable[str]) -> list[str]:
-    """Return the secrets that are neither placeholders nor too short to be one, longest first."""
+    """Return the secrets but for placeholders and those that are too short, the longest first."""
     kept = {s for s in secrets if len(s) >= MIN_SECRET_CHARS and s.lower() not in _PLACEHOLDERS}
     return sorted(kept, key=len, reverse=True)
 

@@ -47,7 +47,7 @@ _ANSWER_UNKNOWN_STATUSES = {400, 404, 405, 410, 422, 501}
 class ApiClient:
     """Sends requests to any server. Belongs to one event loop."""
 
-    limits_id = staticmethod(endpoints.limits_id)
+    limits_id = staticmethod(endpoints.limits_id)  # of a model and an account
 
     def __init__(self, *, clock: Clock, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         # Dates the limit snapshots, and gives the wall time for waits that are stated as dates.
@@ -55,7 +55,7 @@ class ApiClient:
         self._connections = connections.Connections(transport=transport)
         self._has_transport = transport is not None  # in place of the network, in tests
         self.capabilities = ServerCapabilities()
-        self._sole_models: dict[Endpoint, str] = {}
+        self._sole_models: dict[Endpoint, str] = {}  # of the servers that offer only one
         # By id of the request, how many streams in a row have ended empty, or without an ending.
         self._empty_streams: dict[str, int] = {}
 
@@ -64,7 +64,8 @@ class ApiClient:
         request_body.check_params(request.params)
         if settings.client is None or request.api_base is not None:
             return endpoints.resolve(settings, request)
-        # A client that an async factory makes is known only after `await_endpoint`.
+        # Codex.client is a user's own SDK client, or a factory of one. What an async factory makes
+        # is known only after `await_endpoint`.
         endpoint, client_secrets = self._connections.custom_endpoint(settings.client)
         endpoints.check_for_secrets(request, [*settings.secrets(), *client_secrets])
         return endpoint
@@ -145,7 +146,7 @@ class ApiClient:
                 # Azure states the wait in the headers of the HTTP 200 whose stream fails.
                 headers = response.headers
                 # An answer without an ending is charged: the second one in a row is accepted.
-                reader.accepts_unfinished = empty_streams > 0
+                reader.accepts_missing_ending = empty_streams > 0
                 # The server accepted the parameters: no failure after this is due to them.
                 if not follows_empty_streams:
                     self.capabilities.learn(prepared)
@@ -160,7 +161,7 @@ class ApiClient:
                 self.capabilities.detected_apis[endpoint.base_url] = "chat"
             generated = api_errors.failed_generation(error)
             if generated is None:
-                if stream and (stream.is_empty or reader.is_unfinished):
+                if stream and (stream.is_empty or reader.lacks_ending):
                     self._empty_streams[request.id] = empty_streams + 1
                 # Missing capacity of the flex tier, for which OpenAI publishes no code, is HTTP 429
                 # that names no limit. It must not close the model to requests of other tiers.
@@ -175,11 +176,12 @@ class ApiClient:
             # treated as an answer that does not fit its schema, which the caller can repair.
             if headers is None:
                 snapshot = failure.snapshot or LimitSnapshot(at=self.clock.now())
-                yield ResponseStarted(prepared.api, model, snapshot, failure.simulated, None)
+                is_simulated = failure.simulated
+                yield ResponseStarted(prepared.api, model, snapshot, is_simulated, request_id=None)
             text = redactor.clean(generated)
             yield answers.Reset()
             yield answers.TextDelta(text)
-            yield CompletedAnswer(text, Usage(), model, cut=None, response_id=None)
+            yield CompletedAnswer(text, usage=Usage(), model=model, cut=None, response_id=None)
             return
         # Whether the server keeps the answer is known only from its events.
         is_not_kept = request.durable and reader.position is None
@@ -213,7 +215,7 @@ class ApiClient:
         if safe_response_id(position.response_id) is None:
             raise errors.AnswerLostError("The answer is lost: the journal has no valid id for it.")
         endpoint, client, redactor = await self._connect(request, settings)
-        start = position
+        stored_position = position
         # The calls are those of OpenAI's guide "Background mode": ``GET /responses/{id}``, first
         # with ``stream`` and ``starting_after``, then without them for the whole answer.
         retrieve: Any = client.responses.with_streaming_response.retrieve
@@ -239,11 +241,10 @@ class ApiClient:
                     )
                     async with contextlib.aclosing(stream.events()) as events:
                         async for event in events:
-                            match event:
-                                case StreamPosition():
-                                    position = event
-                                case answers.TextDelta(more):
-                                    text += more
+                            if isinstance(event, StreamPosition):
+                                position = event
+                            elif isinstance(event, answers.TextDelta):
+                                text += event.text
                             yield event
                 yield reader.answer.completed(stream.text, redactor, request, endpoint.kind)
             except Exception as error:
@@ -254,7 +255,7 @@ class ApiClient:
                 # The answer may still be there when its stream fails: the server may have dropped
                 # its events, a cancelled answer's stream merely ends, and an `error` event may
                 # concern the stream or the answer.
-                if streamed and (is_lost or (is_disconnected and position == start)):
+                if streamed and (is_lost or (is_disconnected and position == stored_position)):
                     continue
                 if is_lost:
                     raise errors.AnswerLostError(f"The answer is lost. {failure.message}") from None
@@ -406,11 +407,10 @@ class ApiClient:
     ) -> ResponseStarted:
         headers = dict(response.headers.items())  # a lookup in httpx2's headers is linear
         request_id = redactor.clean(headers.get("x-request-id", ""))
-        now = self.clock.now()
         return ResponseStarted(
             api=api,
             model=model,
-            snapshot=read_snapshot(headers, at=now, clean=redactor.clean),
+            snapshot=read_snapshot(headers, at=self.clock.now(), clean=redactor.clean),
             simulated=self.is_simulated(headers, str(response.url)),
             request_id=shorten(request_id, 100) or None,
         )
@@ -420,10 +420,10 @@ def _improve_advice(failure: NbcodexError, prepared: PreparedRequest) -> None:
     """Replace the advice of a refusal whose cause the request shows."""
     if not isinstance(failure, errors.RequestError | errors.ModelError):
         return
-    demands_reasoning = has_match(failure.message.lower(), "reasoning_demanded_patterns")
+    message = failure.message.lower()
     if pricing.IMAGE_TOOL in pricing.paid_tools(prepared.request, prepared.model):
         failure.advice = request_body.NO_IMAGES_ADVICE
-    elif prepared.request.turns and demands_reasoning:
+    elif prepared.request.turns and has_match(message, "reasoning_demanded_patterns"):
         failure.advice = errors.LONG_CONVERSATION_ADVICE
     else:
         api_errors.explain_wrong_address(failure, prepared.endpoint.base_url, PATHS[prepared.api])

@@ -33,7 +33,7 @@ _ADVICE: dict[type[NbcodexError], str] = {
     TooLargeError: "Shorten the prompt, lower --max-output, or use a model with a larger limit.",
     errors.CredentialsError: errors.Advice(
         "`%codex login` sets another key; this key may lack access to the model.",
-        "OPENAI_API_KEY sets another key; this key may lack access to the model.",
+        script="OPENAI_API_KEY sets another key; this key may lack access to the model.",
     ),
     errors.ModelError: "See `%codex models` or `nbcodex doctor`; check the base URL, too.",
     errors.RequestError: "Change the prompt or the options; as it is, it can never succeed.",
@@ -44,7 +44,7 @@ _LIMIT_ADVICE: dict[Resource | None, str] = {
     "parallel requests": "It is retried automatically, with fewer requests at once.",
     "traffic growth": "It is retried automatically, and requests are sent more slowly.",
 }
-MAX_SLOT_WAIT_S = 10.0  # a longer wait is not about a limit on parallel requests
+MAX_PARALLEL_WAIT_S = 10.0  # a longer wait is not about a limit on parallel requests
 _ADDRESS_ADVICE = "Check the base URL (--api-base, OPENAI_BASE_URL): most end in /v1."
 _WEB_PAGE = "it sent a web page instead of an answer"
 _NOT_AN_ADDRESS = "is not an address of an API"
@@ -52,31 +52,31 @@ _CERTIFICATE_ADVICE = "Set SSL_CERT_FILE to the file with your organisation's ce
 
 
 class AnswerFailedError(Exception):
-    """The server states that the answer failed; unless `final`, the next event may state why."""
+    """The server states that the answer failed; if not `is_explained`, the reason may follow."""
 
-    def __init__(self, payload: object, *, final: bool = True) -> None:
+    def __init__(self, payload: object, *, is_explained: bool = True) -> None:
         super().__init__()
         self.payload = payload
-        self.final = final
+        self.is_explained = is_explained
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorInfo:
     """An error as the server describes it, safe to show; what it does not state is empty."""
 
-    status: int | None = None  # of HTTP, or the provider's as a gateway states it
+    status: int | None = None  # of HTTP, or that of the provider behind a gateway
     code: str = ""
-    kind: str = ""  # the error's `type`, or Google's `status`
+    error_type: str = ""  # the error's `type`, or Google's `status`
     message: str = ""
     param: str = ""
     limit: Limit | None = None  # from structured details
     stated_wait: str = ""  # a duration, or the instant when it ends
-    is_google: bool = False  # whether the shape is that of Google's errors
+    is_google: bool = False  # whether it has the form of Google's errors
     headers: Headers = field(default_factory=dict)  # of the provider behind a gateway
 
     def has_code(self, list_name: str) -> bool:
         """Return whether its code or type is in a list of `dialects`."""
-        return dialects.has_code((self.code.lower(), self.kind.lower()), list_name)
+        return dialects.has_code((self.code.lower(), self.error_type.lower()), list_name)
 
     def has_phrase(self, list_name: str) -> bool:
         """Return whether its message contains a phrase of a list of `dialects`."""
@@ -85,7 +85,7 @@ class ErrorInfo:
     def sentence(self, words: str) -> str:
         """Return `words`, the status and what the server states, as one line."""
         status = f" (HTTP {self.status})" if self.status is not None else ""
-        stated = self.message or self.code or self.kind
+        stated = self.message or self.code or self.error_type
         if self.param and self.param not in stated:
             stated = f"{stated.rstrip('.')} (parameter {self.param!r})"
         stop = "" if stated.endswith((".", "!", "?")) else "."
@@ -237,7 +237,7 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
             message = _WEB_PAGE
         return ErrorInfo(status=status, message=message)
     code = _one_line(_first_value(details, "code", "error_code", "status_code"), clean)[:100]
-    kind = _one_line(_first_value(details, "type", "error_type", "status"), clean)[:100]
+    error_type = _one_line(_first_value(details, "type", "error_type", "status"), clean)[:100]
     # Gateways write the upstream status into `code` (OpenRouter: a number, Azure: a string).
     as_status = int(code) if len(code) == 3 and code.isascii() and code.isdigit() else None
     google_details = rate_limits.dicts_in(details.get("details"))
@@ -247,13 +247,13 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
     info = ErrorInfo(
         status=as_status if status is None else status,
         code=code,
-        kind=kind,
+        error_type=error_type,
         message=_one_line(_first_value(details, *dialects.WORDS["message_members"]), clean),
         # LiteLLM writes "None" for a parameter that it does not know.
         param=_one_line(details.get("param"), clean)[:100].removeprefix("None"),
         limit=rate_limits.limit_in_google_details(google_details),
         stated_wait=_one_line(next(filter(None, waits), None), clean)[:64],
-        is_google=kind.isupper() and isinstance(details.get("details"), list),
+        is_google=error_type.isupper() and isinstance(details.get("details"), list),
     )
     return _with_provider(info, metadata, clean) if isinstance(metadata, dict) else info
 
@@ -334,14 +334,14 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     # The order matters: quota and size errors arrive as HTTP 429 with the codes of rate limits, and
     # must never be retried.
     status = info.status
-    is_wrapped = info.has_code("wrapped_request_codes")
+    # A relay can answer HTTP 500 for a provider's 400. OpenAI's SDK obeys this header, too.
+    is_wrapped = headers.get("x-should-retry") == "false"
+    is_wrapped |= info.has_code("wrapped_request_codes")
     is_wrapped |= info.has_phrase("wrapped_request_phrases")
-    # OpenAI's SDK obeys this header, too.
-    is_wrapped |= headers.get("x-should-retry") == "false"
     if status is not None and status >= 500 and is_wrapped:
         status = 400
     headers = {**headers, **info.headers} if info.headers else headers
-    limit = info.limit or rate_limits.limit_in_message(info.message, kind=info.kind)
+    limit = info.limit or rate_limits.limit_in_message(info.message, error_type=info.error_type)
     wait = (
         rate_limits.wait_in_headers(headers, wall_time=wall_time)
         or rate_limits.clamp_wait(rate_limits.parse_reset(info.stated_wait, wall_time))
@@ -349,16 +349,15 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     )
     is_limit_error = status == 429 or info.has_code("limit_codes")
     is_limit_error |= status in {None, 400, 403} and info.has_phrase("limit_phrases")
-    # Gemini's per-minute limits are also "exceeded your current quota": a stated wait or limit
-    # shows that waiting helps.
-    is_quota = info.has_phrase("quota_phrases") and not (wait or limit.limit)
-    is_credit = (status or 400) < 500 and info.has_phrase("credit_phrases")
-    is_quota = is_credit or (is_limit_error and is_quota)
+    # Gemini's per-minute limits are also "exceeded your current quota": waiting helps if a wait or
+    # a limit is stated.
+    is_quota = is_limit_error and info.has_phrase("quota_phrases") and not (wait or limit.limit)
+    is_quota |= (status or 400) < 500 and info.has_phrase("credit_phrases")
     if info.has_code("quota_codes") or status == 402 or is_quota:
         return _quota_error(info, wall_time)
     excess = limit.requested - limit.limit if limit.limit and limit.requested else 0.0
     # A 5xx page can talk about a context window that has nothing to do with the request.
-    is_described = (status or 400) < 500 or bool(info.code or info.kind)
+    is_described = (status or 400) < 500 or bool(info.code or info.error_type)
     is_too_large = is_described and info.has_phrase("too_large_phrases")
     is_too_large |= status == 413 or info.has_code("too_large_codes")
     if is_too_large or (is_limit_error and excess > 0):
@@ -451,9 +450,9 @@ def _limit_error(
         wait = rate_limits.clamp_wait(limit.window / 24)
     if info.is_google and limit.window == DAY:
         wait = max(wait or 0.0, rate_limits.seconds_to_pacific_midnight(wall_time))
-    if limit.resource == "parallel requests" and (wait or 0.0) > MAX_SLOT_WAIT_S:
-        # LiteLLM states when the minute of its other limits ends; a slot is free when one of the
-        # requests in progress ends.
+    if limit.resource == "parallel requests" and (wait or 0.0) > MAX_PARALLEL_WAIT_S:
+        # LiteLLM states when the minute of its other limits ends; the next request may start when
+        # one of those in progress ends.
         wait = None
     message = info.sentence("The server's rate limit is reached")
     if limit.resource == "traffic growth":
@@ -467,7 +466,7 @@ def _limit_error(
 
 def _quota_error(info: ErrorInfo, wall_time: float) -> NbcodexError:
     """Return the error for missing credit, or for a spend limit, which resets each month."""
-    texts = (dialects.QUOTA_TEXTS.get(name.lower()) for name in (info.code, info.kind))
+    texts = (dialects.QUOTA_TEXTS.get(name.lower()) for name in (info.code, info.error_type))
     words, advice = next(filter(None, texts), ("", ""))
     if "fewer max_tokens" in info.message:  # OpenRouter: "... can only afford 1234"
         words, advice = "The credit does not suffice", "Lower --max-output, or add credit."

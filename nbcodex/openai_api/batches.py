@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from nbcodex.openai_api.api_client import ApiClient
 
 MAX_BATCH_REQUESTS = 50_000
-MAX_BATCH_BYTES = 190_000_000  # OpenAI allows 200 MB; the rest is for the form around the file
+MAX_BATCH_BYTES = 190_000_000  # OpenAI allows 200 MB, the multipart form of the upload included
 
 _MAX_LINE_BYTES = 32_000_000  # of a result file: one answer
 _MAX_LISTED_ERRORS = 3
 _FINAL_STATUSES = frozenset({"completed", "failed", "expired", "cancelled"})
-_QUEUE_FULL_CODE = "token_limit_exceeded"  # the enqueued tokens of the model, not a request's size
+_QUEUE_FULL_CODE = "token_limit_exceeded"  # of all that is enqueued for the model
 _STREAM_PARAMS = ("stream", "stream_options")  # the Batch API refuses them
 
 
@@ -73,7 +73,7 @@ class BatchClient:
         """Return the API of a request; all requests of one batch must have the same."""
         endpoint = self._api_client.endpoint(request, self._settings)
         # The API does not depend on the model, which may not be known yet.
-        return self._capabilities.prepare(request, self._settings, endpoint, "").api
+        return self._capabilities.prepare(request, self._settings, endpoint, model="").api
 
     def request_line(self, request: Request, *, model: str) -> bytes:
         """Return a request as a line of an input file; its id names the answer."""
@@ -96,7 +96,7 @@ class BatchClient:
     async def create_batch(
         self, file: str, request: Request, *, metadata: Mapping[str, str]
     ) -> Batch:
-        """Create a batch from an uploaded file; after a `TransientError`, first `find_batch`."""
+        """Create a batch; after a `TransientError`, `find_batch` shows whether it exists."""
         path: Any = f"/v1{PATHS[self.api_for(request)]}"
         async with self._api_client.connected(request, self._settings) as (client, redactor):
             created = await client.batches.create(
@@ -129,14 +129,13 @@ class BatchClient:
         self, batch: Batch, request: Request
     ) -> AsyncGenerator[tuple[str, CompletedAnswer | NbcodexError]]:
         """Yield the ids of the requests that the files mention, each with its answer or error."""
-        api_client = self._api_client
-        async with api_client.connected(request, self._settings) as (client, redactor):
+        async with self._api_client.connected(request, self._settings) as (client, redactor):
             for file in batch.files:
                 async with (
                     client.files.with_streaming_response.content(file) as response,
                     contextlib.aclosing(_lines(response.iter_bytes())) as lines,
                 ):
-                    simulated = api_client.is_simulated(response.headers, str(response.url))
+                    simulated = self._api_client.is_simulated(response.headers, str(response.url))
                     async for line in lines:
                         try:
                             result = json.loads(line)
@@ -170,11 +169,12 @@ class BatchClient:
         status, body = int(response["status_code"]), response["body"]
         clean, wall_time = redactor.clean, self._api_client.clock.wall()
         if status != 200:
-            text = json.dumps(body)
-            return api_errors.from_status(status, {}, text, wall_time=wall_time, clean=clean)
+            return api_errors.from_status(
+                status, headers={}, body=json.dumps(body), wall_time=wall_time, clean=clean
+            )
         # The line does not name its API; only a response of Responses has `output`. A body of Chat
         # Completions that does not state how the answer ended is accepted: nothing can follow it.
-        reader = ResponsesReader() if "output" in body else ChatReader(accepts_unfinished=True)
+        reader = ResponsesReader() if "output" in body else ChatReader(accepts_missing_ending=True)
         try:
             reader.read_body(body)
         except (AnswerFailedError, NbcodexError) as error:

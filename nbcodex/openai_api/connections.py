@@ -48,7 +48,7 @@ class Connections:
         self._transport = transport
         self._pools: dict[tuple[str | None, ...], httpx2.AsyncClient] = {}
         self._cached_client = lru_cache(_MAX_CLIENTS)(_make_client)
-        self._custom_clients: dict[Any, AsyncOpenAI] = {}
+        self._custom_clients: dict[Any, AsyncOpenAI] = {}  # by the user's factory (Codex.client)
 
     def client(self, endpoint: Endpoint) -> AsyncOpenAI:
         """Return the client for an endpoint, or raise a ConfigurationError on a bad environment."""
@@ -59,7 +59,7 @@ class Connections:
         return self._cached_client(endpoint, self._pools[environment])
 
     async def custom_client(self, factory: Callable[[], Any]) -> AsyncOpenAI:
-        """Return the client that a user's factory makes, made once."""
+        """Return the client that a user's factory makes; the factory is called only once."""
         if client := self.made_client(factory):
             return client
         try:
@@ -69,7 +69,7 @@ class Connections:
         return self._keep_client(factory, made)
 
     def made_client(self, factory: Callable[[], Any]) -> AsyncOpenAI | None:
-        """Return the client of a factory; None if the factory has to be awaited first."""
+        """Return a factory's client; None if it has to be awaited; a client stands for itself."""
         if factory not in self._custom_clients and not inspect.iscoroutinefunction(factory):
             try:
                 made = factory() if callable(factory) else factory
@@ -93,9 +93,8 @@ class Connections:
         if client is None:
             return Endpoint(kind="compatible", base_url="", host="", account=account), []
         base_url = str(client.base_url).rstrip("/")
-        kind: ServerKind = provider_of(base_url) or "compatible"
-        if isinstance(client, openai.AsyncAzureOpenAI):
-            kind = "azure"
+        is_azure = isinstance(client, openai.AsyncAzureOpenAI)
+        kind: ServerKind = "azure" if is_azure else provider_of(base_url) or "compatible"
         host = client.base_url.netloc.decode("ascii", "replace").rpartition("@")[2]
         endpoint = Endpoint(kind=kind, base_url=base_url, host=host, account=account)
         return endpoint, secrets_of(client)
@@ -117,11 +116,10 @@ class Connections:
 
     async def close(self) -> None:
         """Close every connection, except those of custom clients, which belong to the user."""
-        pools = list(self._pools.values())
-        self._pools.clear()
+        pools, self._pools = self._pools, {}
         self._custom_clients.clear()
         self._cached_client.cache_clear()
-        for pool in pools:
+        for pool in pools.values():
             await pool.aclose()
 
 

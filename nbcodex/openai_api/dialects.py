@@ -12,10 +12,10 @@ from nbcodex.models import Resource
 _TABLE: dict[str, Any] = tomllib.loads(
     files("nbcodex.openai_api").joinpath("dialects.toml").read_text("utf-8")
 )
-# The lists by name: of codes, phrases, names of members, and regular expressions.
+# The table's lists, by name: codes, phrases, names of JSON members, and regular expressions.
 WORDS: dict[str, list[str]] = {name: v for name, v in _TABLE.items() if isinstance(v, list)}
 REASONING_TAGS: dict[str, str] = _TABLE["reasoning_tags"]
-QUOTA_TEXTS: dict[str, tuple[str, str]] = _TABLE["quota_texts"]
+QUOTA_TEXTS: dict[str, tuple[str, str]] = _TABLE["quota_texts"]  # what happened, what to do
 RESOURCES: dict[str, Resource] = _TABLE["resources"]
 UNITS_S: dict[str, float] = _TABLE["units_s"]
 
@@ -31,5 +31,5 @@ def has_phrase(text: str, list_name: str) -> bool:
 
 
 def has_match(text: str, list_name: str) -> bool:
-    """Return whether a lower-case text contains a match of an expression of the list."""
+    """Return whether a lower-case text matches an expression of the list named `list_name`."""
     return any(re.search(pattern, text) for pattern in WORDS[list_name])

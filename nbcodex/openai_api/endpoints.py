@@ -26,7 +26,7 @@ ServerKind = Literal["openai", "azure", "compatible"]
 NO_KEY = Secret("none")  # sent to a host whose entry in Codex.keys is empty: it needs none
 
 _PROCESS_SALT = secrets.token_bytes(16)
-_KEY_ADVICE = Advice(
+_NO_KEY_ADVICE = Advice(
     "Use `%codex login`, or set OPENAI_API_KEY. `%codex demo` (`nbcodex demo`) needs no key.",
     script="Set OPENAI_API_KEY. `nbcodex demo` needs no key.",
 )
@@ -37,7 +37,7 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_CALL_PATHS = ("/responses", "/chat/completions", "/completions", "/models")
+_CALL_PATHS = ("/responses", "/chat/completions", "/completions", "/models")  # of API calls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +94,13 @@ def resolve(settings: Settings, request: Request) -> Endpoint:
     if not (_is_secure(target) or is_allowed):
         entry = f"`%config Codex.keys = {{'{_name_in_keys(target)}': 'KEY'}}`"
         allow = f"Use https://, or allow it with {entry}"
+        advice = Advice(f"{allow}.", script=f"{allow} in a notebook.")
         raise ConfigurationError(
             f"http://{endpoint.host} would carry the key and the prompt unencrypted.",
-            advice="Use https://."
-            if always_secure
-            else Advice(f"{allow}.", f"{allow} in a notebook."),
+            advice="Use https://." if always_secure else advice,
         )
     if endpoint.key is None:
-        raise _missing_key(endpoint, settings, is_configured=request.api_base is None)
+        raise _missing_key(endpoint, settings, is_default=request.api_base is None)
     key = endpoint.key.reveal()
     # Typical of a key that was copied together with its quotes or a line break.
     if not key.isascii() or not key.isprintable() or any(c in key for c in " \"'"):
@@ -168,10 +167,10 @@ def _endpoint_at(
 
 
 def limits_id(endpoint: Endpoint, model: str, *, salt: bytes) -> str:
-    """Return an id of the limits of a model and account, equal wherever the salt is equal."""
+    """Return an id of the limits of a model and account; `salt` is that of their shared store."""
     key, account = endpoint.key, endpoint.account
     if key and account == fingerprint(key.reveal()):
-        # The hash in `account` uses the salt of this process; other kernels share only `salt`.
+        # The hash in `account` uses the salt of this process, which other kernels do not have.
         account = fingerprint(key.reveal(), salt)
     return fingerprint(f"{endpoint.base_url} {account} {model}", salt)
 
@@ -203,9 +202,9 @@ def _name_in_keys(url: SplitResult) -> str:
     return url.netloc if _is_secure(url) else _origin(url)
 
 
-def _missing_key(endpoint: Endpoint, settings: Settings, *, is_configured: bool) -> MissingKeyError:
+def _missing_key(endpoint: Endpoint, settings: Settings, *, is_default: bool) -> MissingKeyError:
     if endpoint.kind == "openai":
-        return MissingKeyError("No API key is set for OpenAI.", advice=_KEY_ADVICE)
+        return MissingKeyError("No API key is set for OpenAI.", advice=_NO_KEY_ADVICE)
     if endpoint.kind == "azure":
         advice = "Set AZURE_OPENAI_API_KEY or AZURE_OPENAI_AD_TOKEN, or see `nbcodex demo`."
         if settings.azure_endpoint and (settings.azure_key or settings.azure_ad_token):
@@ -216,15 +215,15 @@ def _missing_key(endpoint: Endpoint, settings: Settings, *, is_configured: bool)
             )
     elif is_local_server(endpoint.base_url):
         entry = f'`%config Codex.keys = {{"{endpoint.host}": ""}}`'
-        entry += ", or set OPENAI_API_KEY=none" * is_configured
+        entry += ", or set OPENAI_API_KEY=none" * is_default
         advice = Advice(
             f"If it needs no key: {entry}. Otherwise type `%codex login {endpoint.host}`.",
             script="Set OPENAI_API_KEY, or OPENAI_API_KEY=none if it needs no key."
-            if is_configured
+            if is_default
             else _OTHER_HOST_SCRIPT_ADVICE,
         )
-    elif is_configured:
-        advice = join_advice(_KEY_ADVICE, "For a server without keys, set OPENAI_API_KEY=none.")
+    elif is_default:
+        advice = join_advice(_NO_KEY_ADVICE, "For a server without keys, set OPENAI_API_KEY=none.")
     else:
         advice = Advice(
             f"Keys go only to their own host: enter one with `%codex login {endpoint.host}`, or "
@@ -284,15 +283,15 @@ def check_for_secrets(request: Request, secrets: Iterable[str]) -> None:
         params = json.dumps(dict(request.params), ensure_ascii=False, allow_nan=False)
         texts.append(("params", params))
         schema = dict(request.schema.definition) if request.schema else {}
-        texts.append(("schema", _encode(schema)))
+        texts.append(("schema", _to_json(schema)))
     except (TypeError, ValueError, RecursionError):
         raise ConfigurationError(
             "The params, or the schema, are not valid JSON, or are nested too deeply.",
             advice="Use strings, numbers, true, false, null, lists and objects.",
         ) from None
-    plain = effective_secrets(secrets)
+    plain_secrets = effective_secrets(secrets)
     # JSON escapes a quote or a backslash in a secret.
-    forms = {*plain, *(_encode(secret)[1:-1] for secret in plain)}
+    forms = {*plain_secrets, *(_to_json(secret)[1:-1] for secret in plain_secrets)}
     for name, text in texts:
         if not text.isascii() and _SURROGATE.search(text):
             raise ConfigurationError(
@@ -306,5 +305,5 @@ def check_for_secrets(request: Request, secrets: Iterable[str]) -> None:
             )
 
 
-def _encode(value: object) -> str:
+def _to_json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)

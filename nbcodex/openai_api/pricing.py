@@ -35,14 +35,14 @@ _AZURE_HOSTS = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservic
 # alphabets, of Chinese, Japanese, Korean and emoji. They err by some 15 %; the limiter learns the
 # ratio to what the server charges. tiktoken is more exact, but downloads its tables.
 ASCII_TOKENS, OTHER_TOKENS, WIDE_TOKENS = 1 / 4, 1 / 2.5, 0.9
+_ROUND_UP = 0.49  # tokens that are added before rounding, so that a part of a token counts as one
 _WIDE = re.compile("[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\U00010000-\U0010ffff]+")
 
 # Tokens that frame each message, and that open the answer (OpenAI's cookbook, "How to count tokens
 # with tiktoken").
 MESSAGE_TOKENS, ANSWER_TOKENS = 4, 3
 
-# Stands in `Usage.service_tier` for what went through the Batch API.
-BATCH_TIER = "batch"
+BATCH_TIER = "batch"  # `Usage.service_tier` of what went through the Batch API
 _BATCH_PRICE_FACTOR = 0.5  # where the tables have no batch price (OpenAI's price list)
 
 IMAGE_TOKENS = 765  # of a picture of a megapixel (OpenAI's guide "Images and vision")
@@ -84,9 +84,9 @@ def requested_tier(request: Request) -> str | None:
     return tier if isinstance(tier, str) else None
 
 
-def paid_tool(kind: object) -> str | None:
-    """Return the name of the paid tool that a `type` of a request or an answer belongs to."""
-    return next((name for name in _PAID_TOOLS if str(kind).startswith(name)), None)
+def paid_tool(item_type: object) -> str | None:
+    """Return the name of the paid tool that the `type` of a tool or of its call belongs to."""
+    return next((name for name in _PAID_TOOLS if str(item_type).startswith(name)), None)
 
 
 def paid_tools(request: Request, model: str | None) -> tuple[str, ...]:
@@ -122,8 +122,8 @@ def context_window(model: str | None) -> int | None:
     try:
         from genai_prices import data_snapshot
 
-        tables = data_snapshot.get_snapshot()
-        _, known = tables.find_provider_model(model or "", None, "openai", None)
+        find = data_snapshot.get_snapshot().find_provider_model
+        _, known = find(model or "", provider=None, provider_id="openai", provider_api_url=None)
     except Exception:
         return None
     return known.context_window or None
@@ -186,19 +186,17 @@ def unpriced_parts(usage: Usage, model: str | None, base_url: str) -> tuple[str,
     provider = provider_of(base_url)
     if provider is None:  # another provider's own figure includes all of it
         return ()
-    missing = [
-        tool for tool in {*usage.hosted_tool_calls} if not _call_price(tool, model, provider)
-    ]
+    tools = {*usage.hosted_tool_calls}
+    missing = [tool for tool in tools if not _call_price(tool, model, provider)]
     # Where a model has no price for audio, the tables count it as text.
     of_text = replace(usage, input_audio_tokens=None, output_audio_tokens=None)
-    is_unpriced = of_text != usage and cost(of_text, model, base_url) == cost(
-        usage, model, base_url
-    )
-    missing += ["audio"] * is_unpriced
+    if of_text != usage and cost(of_text, model, base_url) == cost(usage, model, base_url):
+        missing.append("audio")
     # Newer models cost 10 % more at eu.api.openai.com and the like (OpenAI's price list), which
     # genai-prices does not have.
-    is_regional = provider == "openai" and _hostname(base_url) != _OPENAI_HOST
-    return tuple(sorted([*missing, *["the regional surcharge"] * is_regional]))
+    if provider == "openai" and _hostname(base_url) != _OPENAI_HOST:
+        missing.append("the regional surcharge")
+    return tuple(sorted(missing))
 
 
 @cache
@@ -218,10 +216,10 @@ def estimate_text_tokens(text: str) -> int:
     """Return about how many tokens `text` has."""
     narrow = len(text.encode("ascii", "ignore"))
     if narrow == len(text):
-        return round(narrow * ASCII_TOKENS + 0.49)
+        return round(narrow * ASCII_TOKENS + _ROUND_UP)
     wide = sum(map(len, _WIDE.findall(text)))
     other = len(text) - narrow - wide
-    return round(narrow * ASCII_TOKENS + other * OTHER_TOKENS + wide * WIDE_TOKENS + 0.49)
+    return round(narrow * ASCII_TOKENS + other * OTHER_TOKENS + wide * WIDE_TOKENS + _ROUND_UP)
 
 
 def estimate_turn_tokens(turn: Turn) -> int:

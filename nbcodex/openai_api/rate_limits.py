@@ -28,24 +28,24 @@ _MAX_VALUE_CHARS = 64  # of a header
 # Go's time.Duration.String() ("6m0s", "17ms", "8m51.438s"), and words ("1 minute and 20 seconds").
 _DURATION_PART = rf"(\d{{1,12}}(?:\.\d{{0,12}})?|\.\d{{1,12}}) ?({'|'.join(UNITS_S)})(?![a-zµμ])"
 _DURATION = rf"{_DURATION_PART}(?:,? ?(?:and )?{_DURATION_PART}){{0,4}}"  # days to milliseconds
-_CLOCK = r"(\d{1,3}):(\d\d):(\d\d)"
+_H_MM_SS = r"(\d{1,3}):(\d\d):(\d\d)"
 _RANGE_START = r"(?:\d{1,3} ?(?:[-\u2013]|to) ?)?"  # "5-10 minutes": the longer wait counts
 # Neither a part of a date, a time of day or a larger number, nor a number before another word.
 _PLAIN_NUMBER = r"\d{1,6}(?:\.\d{1,6})?(?![-/:.,\u2013]?\d|[ -]?[a-z])"
 _WAIT = re.compile(
     rf"(?:{'|'.join(WORDS['wait_phrases'])}):? (?:about |for |at least )?{_RANGE_START}"
-    rf"({_DURATION}|(?:an?|one) (?:minute|hour)\b|{_CLOCK}(?! ?[a-z])|{_PLAIN_NUMBER})",
+    rf"({_DURATION}|(?:an?|one) (?:minute|hour)\b|{_H_MM_SS}(?! ?[a-z])|{_PLAIN_NUMBER})",
     re.IGNORECASE,
 )
 _RESETS_AT = re.compile(
-    r"\b(?:(resets|again|retry)|your limit will reset) (?:at|after):? ([\dT:. +Z-]{10,40})",
+    r"\b(?:(?P<utc>resets|again|retry)|your limit will reset) (?:at|after):? ([\dT:. +Z-]{10,40})",
     re.IGNORECASE,
 )
-_GLM_UTC_OFFSET_S = 8 * 3600.0  # of the dates in GLM's messages: "Your limit will reset at ..."
+_GLM_UTC_OFFSET_S = 8 * 3600.0  # of the dates in GLM's "Your limit will reset at ..."
 
 _COUNTED_WORD = re.compile(r"\b(\d{0,6})-?([a-z]+)\b")  # "5-minute" in a header's name
 _POLICY_PART = re.compile(r"([a-z]+)=(\d{1,15})")  # "w=300"
-_EPOCH_S, _EPOCH_MS = 1e9, 1e12  # larger numbers are instants, not durations
+_EPOCH_S, _EPOCH_MS = 1e9, 1e12  # larger numbers are instants in s or ms, not durations
 
 
 def parse_number(text: str | None) -> float | None:
@@ -64,7 +64,7 @@ def parse_duration(text: str | None) -> float | None:
     if not text or len(text) > _MAX_VALUE_CHARS:
         return None
     text = text.strip().lower()
-    if clock := re.fullmatch(_CLOCK, text):
+    if clock := re.fullmatch(_H_MM_SS, text):
         return int(clock[1]) * 3600.0 + int(clock[2]) * 60.0 + int(clock[3])
     if re.fullmatch(_DURATION, text):
         parts = re.findall(_DURATION_PART, text)
@@ -167,8 +167,7 @@ def header_limits(headers: Headers, *, wall_time: float) -> list[HeaderLimit]:
         windows = [float(n or 1) * UNITS_S[w] for n, w in units if UNITS_S.get(w, 0.0) >= 1.0]
         window = windows[0] if windows else None
         scope = tuple(word for word in words if word not in counted)
-        key = (resource, window, *scope)
-        limit = limits.setdefault(key, HeaderLimit(resource, window, scope))
+        limit = limits.setdefault((resource, window, *scope), HeaderLimit(resource, window, scope))
         if figure == "reset":
             limit.reset_in = parse_reset(value, now)
         elif figure == "status":  # Anthropic: "rejected", or "allowed"
@@ -185,7 +184,7 @@ def _read_structured_field(value: str, limits: dict[tuple[object, ...], HeaderLi
     names = {"r": "remaining", "t": "reset_in", "q": "limit", "w": "window", "reset": "reset_in"}
     for item in value.split(",") if ";" in value else [value]:
         policy = item.partition(";")[0].strip() if ";" in item else ""
-        limit = limits.setdefault(("policy", policy), HeaderLimit(None, None))
+        limit = limits.setdefault(("policy", policy), HeaderLimit(resource=None, window=None))
         for name, figure in _POLICY_PART.findall(item):
             if (member := names.get(name, name)) in HeaderLimit.__slots__:
                 setattr(limit, member, float(figure))
@@ -196,6 +195,7 @@ def read_snapshot(
 ) -> LimitSnapshot:
     """Return the limits that the headers state, which arrived at the instant `at`."""
     # Source: ``x-ratelimit-*`` in OpenAI's guide "Rate limits", and the headers of other providers.
+    # Without a `date` header, a reset that is stated as a date is so far away that it is dropped.
     stated = header_limits(headers, wall_time=0.0)
     # The server read the limits at admission: these milliseconds before the headers arrived.
     milliseconds = parse_number(headers.get("openai-processing-ms"))
@@ -228,8 +228,8 @@ def _tightest_reading(stated: list[HeaderLimit], resource: Resource) -> LimitRea
     return min(readings, key=lambda reading: (reading.remaining, reading.limit), default=None)
 
 
-def limit_in_message(message: str, *, kind: str = "") -> Limit:
-    """Return the limit that a message names, with its figures; `kind` is the error's ``type``."""
+def limit_in_message(message: str, *, error_type: str = "") -> Limit:
+    """Return the limit that a message names, with its figures; OpenAI's type names a resource."""
     # "Rate limit reached for M in organization O on tokens per min (TPM): Limit 30000, Used 22999,
     # Requested 12528."
     stated: dict[str, str] = {}
@@ -243,7 +243,7 @@ def limit_in_message(message: str, *, kind: str = "") -> Limit:
                 stated = groups | stated
     window = stated.get("window", "").lower()
     limit = Limit(
-        resource=RESOURCES.get(stated.get("resource", kind).lower()),
+        resource=RESOURCES.get(stated.get("resource", error_type).lower()),
         window=UNITS_S.get(window) or parse_number(window),
         limit=_figure(stated.get("limit")),
         used=_figure(stated.get("used")),
@@ -280,18 +280,18 @@ def seconds_to_pacific_midnight(wall_time: float) -> float:
     return midnight.timestamp() - wall_time
 
 
-def wait_in_message(message: str, *, wall_time: float = 0.0) -> float | None:
-    """Return the seconds after which a message asks to try again, in any mix of units."""
+def wait_in_message(message: str, *, wall_time: float | None = None) -> float | None:
+    """Return the wait that a message asks for; dates are read only if `wall_time` is given."""
     text = message[:MAX_SEARCHED_CHARS]
     for phrase in _WAIT.finditer(text):
         stated = re.sub("^(an?|one) ", "1 ", phrase[1].lower())
         if (wait := clamp_wait(parse_duration(stated))) is not None:
             return wait
-    found = _RESETS_AT.search(text) if wall_time else None
+    found = _RESETS_AT.search(text)
     moment = _parse_date(found[2].strip(" .")) if found else None
-    if found is None or moment is None:
+    if found is None or moment is None or wall_time is None:
         return None
-    return clamp_wait(moment - wall_time - (0.0 if found[1] else _GLM_UTC_OFFSET_S))
+    return clamp_wait(moment - wall_time - (0.0 if found["utc"] else _GLM_UTC_OFFSET_S))
 
 
 def computed_wait(limit: Limit) -> float | None:

@@ -27,6 +27,8 @@ _FINAL_EVENTS = {"response.completed", "response.incomplete", "response.done"}
 # into a body, or the text of the older API into both.
 _MESSAGE_MEMBERS = ("delta", "message", "text")
 
+TextAndReasoning = tuple[str, str]  # what an event, or a part of an answer, adds
+
 _SPECIAL_TOKENS = rf"(?:(?:{'|'.join(map(re.escape, dialects.WORDS['special_tokens']))})\s*)"
 _POSSIBLE_ENDING = re.compile(rf"{_SPECIAL_TOKENS}*(?:<[^<>\n]{{0,30}})?\Z")  # also half a token
 _MAX_ENDING_CHARS = 200  # a search in a long text would take quadratic time
@@ -43,12 +45,12 @@ class _Reader:
     answer: RawAnswer = field(default_factory=RawAnswer)
     position: StreamPosition | None = None  # from where a durable answer can be continued
     is_complete: bool = False  # the answer is whole; its usage may still follow
-    is_ended: bool = False  # it states how it ended, beside its text: more text may follow
+    may_be_complete: bool = False  # it stated how it ended beside a text: more may follow
     is_closed: bool = False  # nothing of interest follows
-    is_unfinished: bool = False  # it came to its end, but does not state how
-    accepts_unfinished: bool = False  # whether that is an answer; else it is a broken one
+    lacks_ending: bool = False  # it came to its end, but does not state how
+    accepts_missing_ending: bool = False  # whether that is complete; else the stream is broken
 
-    def _read_content(self, value: object) -> tuple[str, str]:
+    def _read_content(self, value: object) -> TextAndReasoning:
         """Return the text and the reasoning of a message's content, a string or a list of parts."""
         if isinstance(value, dict):  # the answer itself, in Cloudflare's JSON mode
             return json.dumps(value, ensure_ascii=False), ""
@@ -79,12 +81,13 @@ class ResponsesReader(_Reader):
 
     durable: bool = False
     _has_reasoning: bool = False
-    _items: list[dict[str, Any]] = field(default_factory=list)  # {} where one begins
+    _items: list[dict[str, Any]] = field(default_factory=list)  # output items; {} if only begun
+    # Whole texts, by the indexes of their output item and content part.
     _done_texts: dict[tuple[object, object], str] = field(default_factory=dict)
     # Output indexes of the messages that come before the answer, and are shown as reasoning.
     _commentary: set[int | None] = field(default_factory=set)
 
-    def read_event(self, name: str, data: str) -> tuple[str, str]:
+    def read_event(self, name: str, data: str) -> TextAndReasoning:
         """Return the text and the reasoning that an event adds."""
         if data == "[DONE]":
             self.is_closed = True
@@ -121,9 +124,9 @@ class ResponsesReader(_Reader):
         last = self._items[-1] if self._items else {}
         is_final = last.get("type") == "message" and last.get("phase") != "commentary"
         if is_final and last.get("status") == "completed" and self.position is None:
-            self._finish({})
+            self._finish(response={})
 
-    def _read(self, event: dict[str, Any], name: str) -> tuple[str, str]:
+    def _read(self, event: dict[str, Any], name: str) -> TextAndReasoning:
         event_type = event.get("type") or name
         is_commentary = count_value(event, "output_index") in self._commentary
         if event_type in _TEXT_DELTAS:
@@ -147,17 +150,17 @@ class ResponsesReader(_Reader):
                 self._commentary.add(count_value(event, "output_index"))
         elif event_type == "response.output_item.done":
             self._items.append(item)
-            self._read_items({}, [item])
+            self._read_items([item], response={})
         elif event_type == "response.output_text.annotation.added":
             self.answer.add_sources([event.get("annotation")])
         elif event_type in {"response.failed", "response.cancelled"}:
             # Azure sends `response.failed` without a reason, then an `error` event with it.
-            raise AnswerFailedError(event, final=bool(response.get("error")))
+            raise AnswerFailedError(event, is_explained=bool(response.get("error")))
         elif event_type == "error" or is_error or "choices" in event:  # of Chat Completions
             raise AnswerFailedError(event)
         elif event_type in _DONE_TEXTS and not is_commentary:
-            place = (count_value(event, "output_index"), count_value(event, "content_index"))
-            self._done_texts[place], _ = self._read_content([dict_member(event, "part") or event])
+            indexes = (count_value(event, "output_index"), count_value(event, "content_index"))
+            self._done_texts[indexes], _ = self._read_content([dict_member(event, "part") or event])
         elif response:
             self._identify(response)
         return "", ""
@@ -180,23 +183,24 @@ class ResponsesReader(_Reader):
         self._identify(response)
         answer, output = self.answer, dict_items(response, "output")
         reason = dict_member(response, "incomplete_details").get("reason")
-        if not (answer.record_ending(reason) or answer.record_ending(status)):
+        if not (answer.read_ending(reason) or answer.read_ending(status)):
             answer.cut = answers.CUT_NO_ENDING
         answer.usage = answers.read_usage(response.get("usage"), response.get("service_tier"))
         if output:
             answer.tool_calls, answer.tool_arguments, answer.hosted_tool_calls = [], [], ()
-            self._read_items(response, output)
+            self._read_items(output, response)
         # Some compatible servers leave out the type of a message, or all items in the final event.
         items = output or ([] if self.position else self._items)
         answer.reasoning = [item for item in items if item.get("type") == "reasoning"]
         messages = [item for item in items if item.get("type") in ("message", None)]
         if any(message.get("status") == "incomplete" for message in messages):
-            answer.record_ending("max_output_tokens")
-        texts: dict[bool, list[str]] = {True: [], False: []}  # commentary, and the answer
+            answer.read_ending("max_output_tokens")
+        commentary: list[str] = []
+        texts: list[str] = []
         for message in messages:
             text, _ = self._read_content(message.get("content"))
-            texts[message.get("phase") == "commentary"].append(text)
-        text, answer.reasoning_text = "".join(texts[False]), "\n\n".join(texts[True])
+            (commentary if message.get("phase") == "commentary" else texts).append(text)
+        text, answer.reasoning_text = "".join(texts), "\n\n".join(commentary)
         if not text:
             text, answer.reasoning_text = answer.reasoning_text, ""
         if not (text or self.position):
@@ -204,8 +208,8 @@ class ResponsesReader(_Reader):
         answer.text = text or text_value(response.get("output_text"))
         self.is_complete = self.is_closed = True
 
-    def _read_items(self, response: dict[str, Any], items: list[dict[str, Any]]) -> None:
-        """Note the pictures and the calls among output items."""
+    def _read_items(self, items: list[dict[str, Any]], response: dict[str, Any]) -> None:
+        """Add the pictures and the calls among output items; `response` may count the latter."""
         for item in items:
             item_type = item.get("type")
             if item_type == "image_generation_call":  # OpenAI's guide to image generation
@@ -214,21 +218,21 @@ class ResponsesReader(_Reader):
                 name = item.get("name") or str(item_type).removesuffix("_call")
                 self.answer.add_call(name, item.get("arguments"))
         if len(self.answer.hosted_tool_calls) < answers.MAX_HOSTED_TOOL_CALLS:
-            self.answer.hosted_tool_calls += _read_hosted_calls(response, items)
+            self.answer.hosted_tool_calls += _read_hosted_calls(items, response)
 
 
 @dataclass(slots=True, kw_only=True)
 class ChatReader(_Reader):
     """Reads the chunks of Chat Completions."""
 
-    _unrecognized: dict[str, Any] | None = None  # the last chunk without choices and usage
+    _unrecognized_chunk: dict[str, Any] | None = None  # the last one without choices and usage
     _service_tier: object = None
     _has_choices: bool | None = None  # None before the first chunk
-    _message: str = ""  # which of `_MESSAGE_MEMBERS` has the text
+    _text_member: str = ""  # which of `_MESSAGE_MEMBERS` has the text
     _has_ending: bool = False
     _has_text_after_ending: bool = False
 
-    def read_event(self, name: str, data: str) -> tuple[str, str]:
+    def read_event(self, name: str, data: str) -> TextAndReasoning:
         """Return the text and the reasoning that an event adds."""
         if data == "[DONE]":
             # It ends the stream, not the answer: llama-cpp-python sends it when another request
@@ -240,7 +244,7 @@ class ChatReader(_Reader):
         if name == "error":
             raise AnswerFailedError(chunk)
         if "choices" not in chunk and "usage" not in chunk:
-            self._unrecognized = chunk
+            self._unrecognized_chunk = chunk
         return self._read(chunk)
 
     def read_body(self, payload: dict[str, Any]) -> None:
@@ -255,17 +259,17 @@ class ChatReader(_Reader):
             raise broken_connection("The answer does not state that it is complete.")
 
     def read_end(self, *, is_marked: bool = False) -> None:
-        """Decide at the end whether the answer is whole; `is_marked`: ``[DONE]`` marked the end."""
+        """Decide at the end whether the answer is whole; ``[DONE]`` may have marked the end."""
         has_usage = bool(self.answer.usage.output_tokens)
-        if self.is_ended or (self._has_ending and (is_marked or has_usage)):
+        if self.may_be_complete or (self._has_ending and (is_marked or has_usage)):
             self.is_complete = True
-        elif self._unrecognized and not self.is_complete:
-            raise AnswerFailedError(self._unrecognized)
+        elif self._unrecognized_chunk and not self.is_complete:
+            raise AnswerFailedError(self._unrecognized_chunk)
         elif is_marked and (has_usage or self._has_choices is False):
-            self.is_unfinished, self.is_complete = True, self.accepts_unfinished
+            self.lacks_ending, self.is_complete = True, self.accepts_missing_ending
             self.answer.cut = answers.CUT_NO_ENDING
 
-    def _read(self, payload: dict[str, Any]) -> tuple[str, str]:
+    def _read(self, payload: dict[str, Any]) -> TextAndReasoning:
         if answers.is_error_object(payload):
             raise AnswerFailedError(payload)
         answer, choices = self.answer, dict_items(payload, "choices")
@@ -281,11 +285,8 @@ class ChatReader(_Reader):
                 usage = answers.read_usage(part["usage"], self._service_tier)
                 answer.usage = answers.merge_usage(answer.usage, usage)
         if timings := dict_member(payload, "timings"):  # llama.cpp
-            read_tokens = [count_value(timings, name) or 0 for name in ("prompt_n", "cache_n")]
-            counted = {
-                "input_tokens": sum(read_tokens),
-                "output_tokens": timings.get("predicted_n"),
-            }
+            read_tokens = sum(count_value(timings, name) or 0 for name in ("prompt_n", "cache_n"))
+            counted = {"input_tokens": read_tokens, "output_tokens": timings.get("predicted_n")}
             answer.usage = answers.merge_usage(answers.read_usage(counted), answer.usage)
         # The text refers to `citations` by number; `search_results` has their titles.
         answer.add_sources(payload.get("citations"))
@@ -293,14 +294,14 @@ class ChatReader(_Reader):
         if "choices" in payload:
             self._has_choices = bool(choices or self._has_choices)
         text = reasoning = ""
-        is_ending = answer.record_ending(_finish_reason(payload))
+        is_ending = answer.read_ending(_finish_reason(payload))
         for choice in choices:
             if choice.get("index") not in (0, "0", None):
                 continue
             # OpenRouter puts an upstream error into the choice, beside `finish_reason: error`.
             if answers.is_error_object(choice):
                 raise AnswerFailedError(choice)
-            is_ending |= answer.record_ending(_finish_reason(choice))
+            is_ending |= answer.read_ending(_finish_reason(choice))
             more_text, more_reasoning = self._read_choice(choice)
             text, reasoning = text + more_text, reasoning + more_reasoning
         # Some servers state an ending in each chunk (litellm #2195). One beside or before a text
@@ -311,21 +312,21 @@ class ChatReader(_Reader):
         elif not self._has_text_after_ending:
             self.is_complete |= is_ending or (self._has_ending and "usage" in payload)
         self._has_ending |= is_ending
-        self.is_ended = self._has_ending and not self._has_text_after_ending
+        self.may_be_complete = self._has_ending and not self._has_text_after_ending
         return text, reasoning
 
-    def _read_choice(self, choice: dict[str, Any]) -> tuple[str, str]:
-        for name in (self._message,) if self._message else _MESSAGE_MEMBERS:
+    def _read_choice(self, choice: dict[str, Any]) -> TextAndReasoning:
+        for name in (self._text_member,) if self._text_member else _MESSAGE_MEMBERS:
             message = choice.get(name)
             if isinstance(message, str):
                 message = {"content": message}
             text, reasoning = self._read_message(message) if isinstance(message, dict) else ("", "")
             if text or reasoning:
-                self._message = name
+                self._text_member = name
                 return text, reasoning
         return "", ""
 
-    def _read_message(self, message: dict[str, Any]) -> tuple[str, str]:
+    def _read_message(self, message: dict[str, Any]) -> TextAndReasoning:
         answer = self.answer
         # The older `function_call` has the same members as a call's `function`.
         old_call = {"function": message.get("function_call")}
@@ -362,11 +363,11 @@ def safe_response_id(value: object) -> str | None:
     return value if isinstance(value, str) and _SAFE_ID.fullmatch(value) else None
 
 
-def _read_hosted_calls(response: dict[str, Any], output: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Return the calls of paid tools in a response, a name for each."""
-    # Of web search, only searches are charged.
+def _read_hosted_calls(items: list[dict[str, Any]], response: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the paid tools that were called, one for each call."""
+    # A web search also opens pages, which is not charged.
     free = ("open_page", "find_in_page")
-    charged = [item for item in output if dict_member(item, "action").get("type") not in free]
+    charged = [item for item in items if dict_member(item, "action").get("type") not in free]
     names = [name for item in charged if (name := pricing.paid_tool(item.get("type")))]
     # OpenAI's own count, since 2026, leaves out searches that it does not charge for.
     web_search = dict_member(dict_member(response, "tool_usage"), "web_search")
@@ -377,42 +378,40 @@ def _read_hosted_calls(response: dict[str, Any], output: list[dict[str, Any]]) -
 
 
 class ReasoningSplitter:
-    """Separates the reasoning that local models put before an answer, as ``<think>…</think>``.
-
-    `server_kind` is `Endpoint.kind`: OpenAI's answers have no such tags.
-    """
+    """Separates the reasoning that local models put before an answer, as ``<think>…</think>``."""
 
     def __init__(self, server_kind: str) -> None:
+        # `server_kind` is `Endpoint.kind`: OpenAI's answers have no such tags.
         # Some chat templates open the tag in the prompt, so that only the closing tag is in the
         # text: then all text before it was reasoning, and this is true until the next call.
         self.has_restarted = False
         self._tail = ""  # held back: it may be the beginning of a tag
-        self._token = ""  # held back, too: special tokens, dropped at the end
+        self._special_tokens = ""  # held back, too: they are dropped at the end of the answer
         self._closing_tag = ""  # the tag that ends the reasoning; empty outside of it
         self._has_tags = self._is_undecided = server_kind != "openai"  # an opening tag may follow
         self._may_be_unopened = server_kind == "compatible"  # a closing tag may come without one
         self._possible_reasoning: list[str] = []  # the text so far
         self._last_char, self._backticks = "", 0  # of `_possible_reasoning`
 
-    def feed(self, more: str) -> tuple[str, str]:
+    def feed(self, more: str) -> TextAndReasoning:
         """Return the text and the reasoning that are certain so far."""
         self.has_restarted = False
         text, reasoning = self._split(more)
         if not self._has_tags:
             return text, reasoning
         if not self.has_restarted:
-            text = self._token + text
+            text = self._special_tokens + text
         found = _POSSIBLE_ENDING.search(text, max(0, len(text) - _MAX_ENDING_CHARS))
-        self._token = found[0] if found else ""
-        return text.removesuffix(self._token), reasoning
+        self._special_tokens = found[0] if found else ""
+        return text.removesuffix(self._special_tokens), reasoning
 
-    def flush(self) -> tuple[str, str]:
+    def flush(self) -> TextAndReasoning:
         """Return what was held back, at the end of the text, but no special token."""
         tail, self._tail = self._tail, ""
-        token, self._token = _ENDING_TOKENS.sub("", self._token), ""
-        return (token, tail) if self._closing_tag else (token + tail, "")
+        text, self._special_tokens = _ENDING_TOKENS.sub("", self._special_tokens), ""
+        return (text, tail) if self._closing_tag else (text + tail, "")
 
-    def _split(self, more: str) -> tuple[str, str]:
+    def _split(self, more: str) -> TextAndReasoning:
         if not more or not (self._is_undecided or self._closing_tag or self._may_be_unopened):
             return more, ""
         text, self._tail = self._tail + more, ""
@@ -437,7 +436,7 @@ class ReasoningSplitter:
             return rest, reasoning + more_reasoning
         return self._find_unopened(text) if self._may_be_unopened else (text, "")
 
-    def _find_unopened(self, text: str) -> tuple[str, str]:
+    def _find_unopened(self, text: str) -> TextAndReasoning:
         # A tag is whole in `text`, because its beginning would have been held back. Few deltas
         # contain a tag's first character, and the others cost little.
         tags = {close: tag for tag, close in dialects.REASONING_TAGS.items() if close[0] in text}
@@ -475,7 +474,7 @@ class ReasoningSplitter:
         return text
 
 
-def split_reasoning(text: str, server_kind: str) -> tuple[str, str]:
+def split_reasoning(text: str, server_kind: str) -> TextAndReasoning:
     """Return the text and the reasoning of a whole answer."""
     splitter = ReasoningSplitter(server_kind)
     answer, reasoning = splitter.feed(text)

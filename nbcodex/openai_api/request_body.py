@@ -55,7 +55,7 @@ RESERVED_PARAMS = {
         "extra_headers headers default_headers": "Codex.client accepts a client that sends them.",
         "extra_query base_url api_base url": "Use --api-base or OPENAI_BASE_URL.",
         "extra_body": "Write its contents directly.",
-        "api_key": Advice("Use `%codex login` or OPENAI_API_KEY.", "Use OPENAI_API_KEY."),
+        "api_key": Advice("Use `%codex login` or OPENAI_API_KEY.", script="Use OPENAI_API_KEY."),
         "organization": "Use OPENAI_ORG_ID.",
         "project": "Use OPENAI_PROJECT_ID.",
         "timeout": "Use Codex.idle_timeout and --patience.",
@@ -77,11 +77,11 @@ _OUTPUT_PARAMS = ("max_completion_tokens", "max_tokens")
 _OPTIONAL_PARAMS = ("stream_options", *_OUTPUT_PARAMS, "include")
 
 _STORAGE_WORDS = ("background", "store", "retention")
-# Stand for turns among the parameters that a server refuses; of the two, only one at a time.
+# Forms of earlier turns, listed among the parameters that a server refuses: never both of them.
 _BARE_TURNS, _REASONING_IN_TURNS = "turns without reasoning", "reasoning in turns"
 _NO_SUCH_CALL_STATUSES = {404, 405, 501}
 _REJECTED_STATUSES = {400, 422}
-_DENIED_STATUSES = {*_REJECTED_STATUSES, 403}  # of a refusal to store an answer
+_STORAGE_DENIED_STATUSES = {*_REJECTED_STATUSES, 403}
 _MAX_ADAPTATIONS = 6  # of one request; a refused attempt costs no tokens
 
 
@@ -122,7 +122,7 @@ class PreparedRequest:
         """Change or leave out what the server refused; return whether to send the request again."""
         status = getattr(error, "status_code", None)
         codes = [str(getattr(error, name, "")).lower() for name in ("code", "type")]
-        # An error with HTTP 200 has a payload, another has a body.
+        # Our AnswerFailedError (HTTP 200) has a payload, the SDK's errors have a body.
         stated = getattr(error, "payload", None) or getattr(error, "body", "")
         words = f"{getattr(error, 'param', '')} {stated!s:.4000}".lower()
         if dialects.has_phrase(words, "no_such_call_phrases"):
@@ -140,7 +140,8 @@ class PreparedRequest:
         if self.is_api_assumed and self.api == "responses" and no_such_call:
             self.api, self.durable = "chat", False
             return True
-        denies_storage = status in _DENIED_STATUSES and any(w in words for w in _STORAGE_WORDS)
+        is_about_storage = any(word in words for word in _STORAGE_WORDS)
+        denies_storage = status in _STORAGE_DENIED_STATUSES and is_about_storage
         if self.durable and (no_such_call or denies_storage):
             self.durable = False
             return True
@@ -152,8 +153,8 @@ class PreparedRequest:
             return False
         if name in (_BARE_TURNS, _REASONING_IN_TURNS):
             self.reasoning_refusals += 1
-            # A relay may have a backend that demands the reasoning and one that refuses it. Each
-            # form is sent twice in a row: if the backends alternate, the second attempt succeeds.
+            # A relay may use a provider that demands the reasoning and one that refuses it. Each
+            # form is sent twice in a row: if the two alternate, the second attempt succeeds.
             if self.reasoning_refusals % 2 == 0:
                 return True
             self.unsupported -= {_BARE_TURNS, _REASONING_IN_TURNS}
@@ -242,7 +243,7 @@ class ServerCapabilities:
         # By server, API and model; what concerns a schema, by the text of its definition, too:
         # another schema may be accepted.
         self._unsupported: dict[tuple[str, ...], frozenset[str]] = {}
-        self._not_durable: set[tuple[str, str, str]] = set()  # by server, account and model
+        self._not_durable: set[tuple[str, str, str]] = set()  # base URLs, accounts and models
 
     def prepare(
         self, request: Request, settings: Settings, endpoint: Endpoint, model: str
@@ -251,11 +252,10 @@ class ServerCapabilities:
         chosen = settings.api if request.api == "auto" else request.api
         detected = self.detected_apis.get(endpoint.base_url)
         api: DetectedApi = (detected or "responses") if chosen == "auto" else chosen
-        # What was learned is stored under these.
         at_account = endpoint.base_url, endpoint.account, model
         at_server = endpoint.base_url, api, model
-        keys = at_server, (*at_server, _definition_text(request))
-        unsupported = frozenset[str]().union(*(self._unsupported.get(key, ()) for key in keys))
+        for_schema = (*at_server, _definition_text(request))
+        learned = (self._unsupported.get(key, frozenset()) for key in (at_server, for_schema))
         # Only the model that reasoned can decrypt its reasoning; another server could store it.
         recipient = (model, endpoint.base_url)
         turns = tuple(
@@ -272,7 +272,7 @@ class ServerCapabilities:
             # OpenAI has both APIs: a 404 of its server is about the model.
             is_api_assumed=chosen == "auto" and detected is None and endpoint.kind != "openai",
             # A server has an API for all its models, but parameters differ between them.
-            unsupported=unsupported,
+            unsupported=frozenset().union(*learned),
             durable=request.durable and api == "responses" and at_account not in self._not_durable,
         )
 
@@ -323,10 +323,8 @@ def _refused_param(words: str, request: Request, body: Body) -> str | None:
         is_ours = request.schema and name in body and name not in request.params
         if is_ours and dialects.has_match(words, "schema_patterns"):
             return name
-    if not is_unsupported:
-        return None
     names = [n for n in _OPTIONAL_PARAMS if n in words and n in body and n not in request.params]
-    return names[0] if names else None
+    return names[0] if names and is_unsupported else None
 
 
 def check_params(params: Mapping[str, Any]) -> None:

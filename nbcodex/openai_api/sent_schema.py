@@ -39,7 +39,7 @@ _KNOWN_FORMATS = frozenset(
 _FATAL_KEYWORDS = frozenset(
     ("patternProperties", "if", "then", "else", "dependentSchemas", "$dynamicRef", "$recursiveRef")
 )
-_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+_TYPE_NAMES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
 class _NotStrictError(Exception):
@@ -123,10 +123,10 @@ def _sent_form(text: str, strict: bool) -> tuple[str, bool]:
     try:
         if not strict:
             raise _NotStrictError
-        sent = _strict(user_schema, 0)
+        sent = _strict(user_schema, depth=0)
         for name in _DEFINITIONS:
             if name in user_schema:
-                sent[name] = {n: _strict(inner, 1) for n, inner in user_schema[name].items()}
+                sent[name] = {n: _strict(inner, depth=1) for n, inner in user_schema[name].items()}
         for subschema in subschemas(sent):
             if "$ref" in subschema and not isinstance(resolve(subschema["$ref"], sent), dict):
                 raise _NotStrictError
@@ -178,7 +178,7 @@ def _types_of(schema: JsonSchema) -> list[str]:
     if given := schema.get("type"):
         return _as_list(given)
     values = schema["enum"] if "enum" in schema else [schema["const"]] if "const" in schema else []
-    found = list(dict.fromkeys(_TYPES.get(type(value), "") for value in values))
+    found = list(dict.fromkeys(_TYPE_NAMES.get(type(value), "") for value in values))
     if "properties" in schema:
         found = ["object"]
     elif "items" in schema or "prefixItems" in schema:
@@ -207,7 +207,7 @@ def _add_fields(sent: JsonSchema, schema: JsonSchema, depth: int) -> None:
 
 
 def _items(schema: JsonSchema, depth: int) -> JsonSchema:
-    """Return the one schema of all items: strict mode does not know positions."""
+    """Return one schema for all items: strict mode has none for a single position."""
     given = [*_as_list(schema.get("prefixItems", [])), *_as_list(schema.get("items", []))]
     choices: list[JsonSchema] = []
     for item in given:

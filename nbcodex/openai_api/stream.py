@@ -32,8 +32,7 @@ TRAILER_TIMEOUT_S = 5.0
 # as for many. What has arrived already is read at once.
 PACKET_GATHERING_S = 0.02
 
-# Only a body that was read to its end returns its connection to the pool, which is worth a short
-# wait.
+# A connection returns to the pool only when its body was read to the end: worth a short wait.
 DRAIN_TIMEOUT_S = 0.1
 _DRAIN_BYTES = 65_536
 
@@ -42,6 +41,7 @@ MAX_BODY_BYTES = 64 * 1024 * 1024  # of one event, or of an answer in one piece
 _BOM = b"\xef\xbb\xbf"
 _KEEPALIVE_NAMES = ("keepalive", "ping", "heartbeat")
 _MAX_KEEPALIVE_CHARS = 80  # keep-alive events are shorter; hardly any other event is
+SseEvent = tuple[str, str]  # its name and its data
 
 
 class SseDecoder:
@@ -59,13 +59,13 @@ class SseDecoder:
         self._after_cr = False
 
     @property
-    def pending(self) -> int:
+    def pending_bytes(self) -> int:
         """Bytes of data in the unfinished event; comments do not count."""
         is_comment = self._line_parts and self._line_parts[0][:1] == b":"
         return self._data_bytes + (0 if is_comment else self._line_bytes)
 
-    def feed(self, chunk: bytes) -> list[tuple[str, str]]:
-        """Return the events that `chunk` completes, as (name, data)."""
+    def feed(self, chunk: bytes) -> list[SseEvent]:
+        """Return the events that `chunk` completes."""
         # A CRLF may be split between two chunks.
         if self._after_cr and chunk:
             self._after_cr = False
@@ -75,7 +75,7 @@ class SseDecoder:
         self._after_cr = chunk.endswith(b"\r")
         lines = chunk.splitlines()  # bytes are split at LF, CR and CRLF only, as the standard asks
         rest = b"" if chunk[-1:] in b"\r\n" else lines.pop()
-        events: list[tuple[str, str]] = []
+        events: list[SseEvent] = []
         if lines and self._line_parts:
             lines[0] = b"".join([*self._line_parts, lines[0]])
             self._line_parts.clear()
@@ -105,7 +105,7 @@ class SseDecoder:
             )
         return events
 
-    def flush(self) -> list[tuple[str, str]]:
+    def flush(self) -> list[SseEvent]:
         """Return the event that the end of the stream left without its empty line, if any."""
         return self.feed(b"\n\n") if self._line_parts or self._data else []
 
@@ -121,13 +121,13 @@ class AnswerStream:
         *,
         secrets: Iterable[str],
         patience: float = 0.0,  # seconds that keep-alives alone can hold a stream open
-        server_kind: str = "openai",  # `Endpoint.kind`: others put reasoning into the text
+        server_kind: str = "openai",  # `Endpoint.kind`: others' texts can contain reasoning
         resumed_text: str = "",  # what earlier streams brought of a durable answer
     ) -> None:
         self._chunks, self._reader = chunks, reader
         self._idle_timeout, self._patience = settings.idle_timeout, patience
         self._max_chars, self._char_count = settings.max_answer, 0  # of the deltas so far
-        # Each holds back the tail of its own text.
+        # Each holds back the end of its own text.
         self._redactor, self._reasoning_redactor = Redactor(secrets), Redactor(secrets)
         self._decoder = SseDecoder()
         self._server_kind, self._splitter = server_kind, ReasoningSplitter(server_kind)
@@ -193,7 +193,7 @@ class AnswerStream:
                 except Exception:
                     # An answer that is still being generated has an id, which must not be lost.
                     self._position = self._reader.position
-                    for event in self._emit("", ""):
+                    for event in self._emit(text="", reasoning=""):
                         yield event
                     raise
             emitted = self.text
@@ -229,7 +229,7 @@ class AnswerStream:
         loop = asyncio.get_running_loop()
         progress_at = loop.time()
         while chunk:
-            pending = self._decoder.pending
+            earlier_bytes = self._decoder.pending_bytes
             sse_events = self._decoder.feed(chunk)
             for event in self._emit(*self._read_events(sse_events)):
                 yield event
@@ -245,7 +245,7 @@ class AnswerStream:
             deadline = self._deadline()
             # Comments and keep-alive events show that the server is alive and will still answer
             # (oh-my-pi #2177); but a gateway can send them for ever for a model that has died.
-            if any(map(_is_progress, sse_events)) or self._decoder.pending > pending:
+            if any(map(_is_progress, sse_events)) or self._decoder.pending_bytes > earlier_bytes:
                 progress_at = loop.time()
             else:
                 allowed_silence = deadline - loop.time()
@@ -290,7 +290,7 @@ class AnswerStream:
             return b""
         except Exception as error:
             is_silent = isinstance(error, TimeoutError)
-            is_ended = self._reader.is_complete or (is_silent and self._reader.is_ended)
+            is_ended = self._reader.is_complete or (is_silent and self._reader.may_be_complete)
             if is_ended or self._unexplained_failure:
                 return b""
             if is_silent:
@@ -300,7 +300,7 @@ class AnswerStream:
             marker.cancel()
         return chunk
 
-    def _read_events(self, events: list[tuple[str, str]]) -> tuple[str, str]:
+    def _read_events(self, events: list[SseEvent]) -> tuple[str, str]:
         """Return the text and the reasoning that events add; keep an error for `_read_stream`."""
         texts: list[str] = []
         reasonings: list[str] = []
@@ -321,7 +321,7 @@ class AnswerStream:
                     # What goes wrong after the end of an answer does not undo it.
                     self._reader.is_closed = True
                 elif isinstance(error, AnswerFailedError):
-                    if not error.final:
+                    if not error.is_explained:
                         self._unexplained_failure = error
                         continue
                     self._error = error
@@ -374,7 +374,7 @@ class AnswerStream:
         self._emitted_position = position
 
 
-def _split_lines(events: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+def _split_lines(events: list[SseEvent]) -> Iterator[SseEvent]:
     """Yield events, of which servers can send several with only one newline between them."""
     for name, data in events:
         lines = [line.strip() for line in data.split("\n")]
@@ -383,7 +383,7 @@ def _split_lines(events: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
             yield name, line
 
 
-def _is_progress(event: tuple[str, str]) -> bool:
+def _is_progress(event: SseEvent) -> bool:
     """Whether an event is more than a keep-alive."""
     name, data = event
     if name in _KEEPALIVE_NAMES or not data.lstrip().startswith(("{", "[")):

@@ -90,6 +90,6 @@ def test_event_above_the_bound_is_an_error(line: bytes, monkeypatch: pytest.Monk
 def test_comments_do_not_count_as_pending_data() -> None:
     decoder = SseDecoder()
     decoder.feed(b": comment that has not end")
-    assert decoder.pending == 0
+    assert decoder.pending_bytes == 0
     decoder.feed(b"ed\ndata: abc")
-    assert decoder.pending > 0
+    assert decoder.pending_bytes > 0
