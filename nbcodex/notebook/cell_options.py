@@ -29,7 +29,6 @@ from nbcodex.requests.structured_output import ANY_JSON, to_schema
 from nbcodex.settings import parse_duration
 
 FORMATS = ["markdown", "md", "text", "code", "json", "html", "math", "image"]
-APIS = get_args(Api)
 
 # IPython needs these names itself: binding a reply to one of them would break the shell.
 _RESERVED_NAMES = {"In", "Out", "get_ipython", "exit", "quit", "_", "_i", "_ih", "_oh", "_dh"}
@@ -173,9 +172,9 @@ def parser() -> argparse.ArgumentParser:
     add("--durable", action="store_true", help=durable_help)
 
     add = cell.add_argument_group("the server").add_argument
-    base_url = _validated_by(lambda text: parse_base_url(text, "This"))  # begins the error
+    base_url = _validated_by(lambda text: parse_base_url(text, name="This"))  # in errors
     add("--api-base", metavar="URL", type=base_url, help="base URL for this request")
-    add("--api", choices=APIS, help="API to use")
+    add("--api", choices=get_args(Api), help="API to use")
     return cell
 
 
@@ -217,19 +216,19 @@ def fill_options(args: Namespace, namespace: Mapping[str, object]) -> list[str]:
         for name in _DOLLAR_NAME.findall(text):
             if name in namespace:
                 raise UsageError(f"%%codex: --{option}: write {{{name}}} instead of ${name}")
-        filled = fill(text, namespace)
+        result = fill(text, namespace)
         # A field of an unknown variable (`missing`), or of a module or private name (`restricted`),
         # would be sent with its braces, without the user's notice. No option can hold an image.
-        if (unfilled := [*filled.missing, *filled.restricted]) or filled.images:
-            name = shorten((unfilled or filled.filled)[0], 40)
-            why = "is not a variable" if filled.missing else "cannot be filled in here"
+        if (unfilled := [*result.missing, *result.restricted]) or result.images:
+            name = shorten((unfilled or result.filled_fields)[0], 40)
+            why = "is not a variable" if result.missing else "cannot be filled in here"
             raise UsageError(
                 f"%%codex: --{option}: {{{name}}} {why}. Write {{{{{name}}}}} for the text itself"
             )
         if option == "model":
-            check_model_name(filled.text)
-        setattr(args, option, filled.text)
-        notes += filled.notes
+            check_model_name(result.text)
+        setattr(args, option, result.text)
+        notes += result.notes
     args.params = _fill_values(args.params, namespace)
     return notes
 

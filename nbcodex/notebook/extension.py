@@ -22,7 +22,7 @@ from nbcodex.notebook.config import Codex
 from nbcodex.notebook.identity import notebook_id
 from nbcodex.settings import JOURNAL_FILENAME, data_folder
 
-# The settings before the last unload: `%reload_ext` must not lose typed keys and aliases.
+# At most one, the settings before the last unload: `%reload_ext` must not lose typed keys.
 _config_before_unload: list[Any] = []
 
 
@@ -143,7 +143,7 @@ def connect_host() -> None:
         from nbcodex.notebook.session import Session
 
         with contextlib.suppress(ConfigurationError):  # the next request reports it
-            Session(shell, cast("Codex", configs[0]))
+            Session(shell, cast("Codex", configs[0]))  # changes `host.current`
 
 
 def unload(shell: InteractiveShell) -> None:

@@ -45,10 +45,10 @@ def run_map_cell(session: Session, args: Namespace, cell: str) -> None:
     names = {**session.shell.user_ns, **session.scope.names}
     if args.map not in names:
         raise UsageError(f"%%codex: --map {args.map}: there is no such variable")
-    request, _ = cell_options.request_options(args, names)
-    request = replace(request, images=images_of(args.image, session.shell, session.scope))
+    options, _format = cell_options.request_options(args, names)
+    options = replace(options, images=images_of(args.image, session.shell, session.scope))
     prepared = prepare_map(
-        cell.removesuffix("\n"), names[args.map], request, variable=args.out, dry_run=args.dry_run
+        cell.removesuffix("\n"), names[args.map], options, variable=args.out, dry_run=args.dry_run
     )
     if isinstance(prepared, Estimate):
         print(str(prepared))
@@ -68,8 +68,8 @@ def _run(session: Session, run: MapRun) -> None:
         session.assign(run.origin.variable, run.result if run.keeps_replies else replies)
 
 
-def _preview(run: MapRun, replies: list[Any], as_text: bool) -> str:
-    """Return the first answers, as plain text or as a Markdown table."""
+def _preview(run: MapRun, replies: list[Any]) -> tuple[str, str]:
+    """Return the first answers as plain text and as a Markdown table, both empty without rows."""
     found = run.replies_in_order() if run.keeps_replies else replies
     rows = []
     for number, reply in enumerate(found[:PREVIEW_ROWS]):
@@ -77,15 +77,17 @@ def _preview(run: MapRun, replies: list[Any], as_text: bool) -> str:
         rows.append((str(number), shorten(text, PREVIEW_CHARS)))
     if len(found) > PREVIEW_ROWS:
         rows.append(("…", f"{len(found) - PREVIEW_ROWS:,} more"))
-    if as_text or not rows:
-        return "\n".join(f"{number}  {printable(text)}" for number, text in rows)
-    lines = [f"| {number} | {escape_inline(text)} |" for number, text in rows]
-    return "\n".join(["| row | answer |", "| --- | --- |", *lines])
+    lines = [f"{number}  {printable(text)}" for number, text in rows]
+    head = ["| row | answer |", "| --- | --- |"] if rows else []
+    table = [*head, *(f"| {number} | {escape_inline(text)} |" for number, text in rows)]
+    return "\n".join(lines), "\n".join(table)
 
 
-def resume_one(session: Session, id_or_prefix: str, **flags: bool) -> bool:
-    """Resume the map that `resume_map` finds with these flags; return whether there is one."""
-    run = resume_map(id_or_prefix, **flags)
+def resume_one(
+    session: Session, id_or_prefix: str, *, any_server: bool = False, cancel_jobs: bool = False
+) -> bool:
+    """Resume a map as `resume_map` says; return whether there is one with this id."""
+    run = resume_map(id_or_prefix, any_server=any_server, cancel_jobs=cancel_jobs)
     if run is None:
         return False
     _run(session, run)
@@ -99,10 +101,7 @@ def resume_one(session: Session, id_or_prefix: str, **flags: bool) -> bool:
 def resume_all(
     session: Session, notebook: str | None, *, at_reset: bool = False, any_server: bool = False
 ) -> tuple[int, NbcodexError | None]:
-    """Resume the unfinished maps of a notebook, or of all; return their number, and an error.
-
-    The error names the maps that are not finished.
-    """
+    """Resume a notebook's maps, or all; return their number, and an error that names the failed."""
     # A map that is running in this kernel has parked rows in the journal, too.
     running = {runner.run.id for runner in active_runners()}
     unfinished = session.journal.maps.unfinished(notebook=notebook)
@@ -111,8 +110,7 @@ def resume_all(
     last_error = None
     for map_id in ids:
         if at_reset:
-            command = f"`%codex resume {map_id}`"
-            print(f"{map_id} was not resumed: {NOT_AT_RESET}. {command} resumes it.")
+            print(f"{map_id} was not resumed: {NOT_AT_RESET}. `%codex resume {map_id}` resumes it.")
             continue
         try:
             resume_one(session, map_id, any_server=any_server)

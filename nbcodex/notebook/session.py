@@ -41,7 +41,7 @@ class Session:
     def __init__(
         self, shell: InteractiveShell, config: Codex, scope: CallerScope | None = None
     ) -> None:
-        self.shell, self.config, self.scope = shell, config, scope or CallerScope({})
+        self.shell, self.config, self.scope = shell, config, scope or CallerScope(names={})
         self._pid = os.getpid()
         # From here on, `nbcodex.ask` and `nbcodex.map` use this notebook's settings and display.
         host.current.settings = config.settings
@@ -113,9 +113,9 @@ class Session:
         notes = [*option_notes, *prompt.notes, *turn_notes]
         output = OutputOptions(format=format_, notes=notes)
         if args.dry_run:
-            model, estimate, budgets = event_loop.run(current().estimate(request, self.settings))
+            model, estimate, caps_left = event_loop.run(current().estimate(request, self.settings))
             cost = "" if estimate.cost else "cost unknown"
-            figures = [shorten(model or "", 80), str(estimate), cost, *budgets, *notes]
+            figures = [shorten(model or "", 80), str(estimate), cost, *caps_left, *notes]
             print(f"Dry run, nothing was sent: {join_figures(*figures)}")
             return
         handle = current().create_handle(request, self.settings)
@@ -170,7 +170,7 @@ class Session:
         # Once the cell has returned, its request must survive the kernel's end.
         handle.wait_until_committed()
 
-    def map_listener(self, *, preview: Callable[[bool], str] = lambda _: "") -> MapListener:
+    def map_listener(self, *, preview: display.MapPreview = lambda: ("", "")) -> MapListener:
         """Return a listener that shows a map's progress below the cell; see `MapOutput`."""
         if os.getpid() != self._pid:
             return lambda _: None  # a forked child has no display

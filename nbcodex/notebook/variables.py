@@ -88,7 +88,7 @@ def caller_scope(shell: InteractiveShell) -> CallerScope:
     if frame is None or frame.f_locals is shell.user_ns or frame.f_globals is shell.user_ns:
         return CallerScope(names)
     is_script = frame.f_locals is frame.f_globals
-    return CallerScope({**frame.f_globals, **names}, frame.f_globals if is_script else None)
+    return CallerScope({**frame.f_globals, **names}, script=frame.f_globals if is_script else None)
 
 
 def user_variables(
@@ -114,7 +114,7 @@ class FilledPrompt:
     """A prompt with its fields filled in."""
 
     text: str  # the prompt to send
-    filled: list[str] = field(default_factory=list)  # the expressions that were filled in
+    filled_fields: list[str] = field(default_factory=list)  # the expressions that were filled in
     # The expressions that use an unknown name; they stay in `text` as they were written.
     missing: list[str] = field(default_factory=list)
     # The expressions that are not evaluated because they use a module or a private name.
@@ -125,7 +125,7 @@ class FilledPrompt:
     @property
     def notes(self) -> list[str]:
         """What the figures line says about the fields."""
-        filled = list(dict.fromkeys(f"{{{shorten(name, 40)}}}" for name in self.filled))
+        filled = list(dict.fromkeys(f"{{{shorten(name, 40)}}}" for name in self.filled_fields))
         more = len(filled) - MAX_LISTED_NAMES
         listed = filled[:MAX_LISTED_NAMES] + ([f"{more} more"] if more > 0 else [])
         notes = [f"{', '.join(listed)} filled in"] if listed else []
@@ -142,7 +142,7 @@ def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
     searched for fields. An expression that fails raises a ConfigurationError.
     """
 
-    # Each expression is parsed once, however often it occurs: parsing costs the most here.
+    # Returns the chain in `source`, and whether its names exist. Cached, as parsing costs the most.
     @functools.cache
     def recognise(source: str) -> tuple[ast.expr, bool] | None:
         node = safe_eval.parse(source) if _NAME.match(source) else None
@@ -171,7 +171,7 @@ def fill(text: str, namespace: Mapping[str, object]) -> FilledPrompt:
             prompt.restricted.append(found.source)
         else:
             pieces.append(_field_text(found, namespace, pieces, prompt.images))
-            prompt.filled.append(found.source)
+            prompt.filled_fields.append(found.source)
     prompt.text = "".join([*pieces, text[copied_end:]])
     return prompt
 
@@ -227,11 +227,11 @@ def _format_table(value: Any) -> str | None:
     formats = [""] * len(index_columns) + [_STRUCT_FORMATS.get(dtype, "") for dtype in dtypes]
     header = [*index_columns, *columns][:width]
     lines = [_table_row(header), _table_row(["---"] * len(header))]
-    shown = size = 0
+    shown = chars = 0
     for row in islice(rows, MAX_TABLE_ROWS):
         line = _table_row(row[:width], formats)
-        size += len(line)
-        if shown and size > MAX_TABLE_CHARS:  # the first row is shown in any case
+        chars += len(line)
+        if shown and chars > MAX_TABLE_CHARS:  # the first row is shown in any case
             break
         lines.append(line)
         shown += 1

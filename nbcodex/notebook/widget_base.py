@@ -17,13 +17,13 @@ from IPython.core.getipython import get_ipython
 
 from nbcodex.notebook.identity import kernel_id
 
-STATIC = Path(__file__).parent / "static"
+STATIC_FOLDER = Path(__file__).parent / "static"
 # The panel of one request, the progress of a map, and the monitor. Each has files of its own.
 Kind = Literal["panel", "map", "monitor"]
 
 
 def _read_static(*names: str) -> str:
-    return "\n".join((STATIC / name).read_text(encoding="utf-8") for name in names)
+    return "\n".join((STATIC_FOLDER / name).read_text(encoding="utf-8") for name in names)
 
 
 class WidgetSource(ipywidgets.Widget):  # type: ignore[misc]

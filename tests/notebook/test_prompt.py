@@ -192,7 +192,7 @@ def test_fields_are_replaced_by_values(text: str, expected: str) -> None:
 def test_other_braces_stay_as_written(text: str) -> None:
     """JSON, LaTeX, TypeScript, regular expressions, sets and arithmetic are not fields."""
     done = fill(text, NAMES)
-    assert (done.text, done.filled, done.missing) == (text, [], [])
+    assert (done.text, done.filled_fields, done.missing) == (text, [], [])
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ WORDS = st.sampled_from(
 def test_text_without_known_names_is_unchanged(text: str) -> None:
     """Without known names nothing changes, nothing is evaluated and nothing raises."""
     done = fill(text, {"in_no_text": 1})
-    assert (done.text, done.filled, done.images) == (text, [], [])
+    assert (done.text, done.filled_fields, done.images) == (text, [], [])
 
 
 @pytest.mark.slow
@@ -249,7 +249,7 @@ def test_text_without_known_names_is_unchanged(text: str) -> None:
 def test_only_known_names_in_braces_are_filled(text: str) -> None:
     """Every filled expression begins with an existing name, and was written in braces."""
     done = fill(text, {"name": "", "x": ""}) if _calm(text) else None
-    for chain in done.filled if done else ():
+    for chain in done.filled_fields if done else ():
         assert f"{{{chain}" in text
         assert chain.startswith(("name", "x"))
 
@@ -274,7 +274,7 @@ def test_a_hundred_thousand_prompts_without_fields_are_unchanged() -> None:
             continue
         passed += 1
         done = fill(text, known)
-        changed += (done.text, done.filled, done.images) != (text, [], [])
+        changed += (done.text, done.filled_fields, done.images) != (text, [], [])
     assert changed == 0
 
 
@@ -315,7 +315,7 @@ def test_fields_are_evaluated_once_and_in_order() -> None:
 
     done = fill("{note(2)} {note(1)} {note(2)} {{note(3)}} ${note(4)}", {"note": note})
     assert seen == [2, 1, 2]
-    assert done.filled == ["note(2)", "note(1)", "note(2)"]
+    assert done.filled_fields == ["note(2)", "note(1)", "note(2)"]
 
 
 @pytest.mark.parametrize(

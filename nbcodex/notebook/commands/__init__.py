@@ -139,8 +139,7 @@ def page_names() -> list[str]:
 
 def page_title(topic: str) -> str:
     """Return the heading of a page."""
-    with (PAGES_FOLDER / f"{topic}.md").open(encoding="utf-8") as page:
-        return page.readline().lstrip("# ").strip()
+    return page_markdown(topic).partition("\n")[0].lstrip("# ")
 
 
 def find_page(prefix: str) -> str:

@@ -145,8 +145,8 @@ def retry(session: Session, prefix: str, flag: str = "") -> None:
     if not flag:
         # Raises if the entry was written for another server.
         check_server(request, client.endpoint(request, session.settings), command="retry")
-    origin = session.new_origin(request.origin.variable)
-    origin = replace(origin, position=request.origin.position)
+    # In its conversation, the new answer takes the position of the earlier one.
+    origin = replace(session.new_origin(request.origin.variable), position=request.origin.position)
     # Without `reuse`, because another answer than the stored one is wanted.
     request = replace(
         request, id=new_id(), created_at=client.clock.wall(), origin=origin, reuse=False
@@ -255,8 +255,8 @@ async def _erase_at_provider(
     services, deadline = current().services(), time.monotonic() + ERASE_TIMEOUT_S
 
     async def erase(entry: Entry) -> str:
-        request, stream, client = entry.request, entry.stream_position, services.api_client
-        if stream is None:
+        request, position, client = entry.request, entry.stream_position, services.api_client
+        if position is None:  # the answer is not durable, or its attempt never got an id
             return ""
         # Without its answer, a request that is running would be sent again.
         is_running = entry.status in ACTIVE_STATUSES and not entry.abandoned
@@ -264,11 +264,11 @@ async def _erase_at_provider(
             check_server(request, await client.await_endpoint(request, settings))
             if not is_running and time.monotonic() < deadline:
                 if not entry.reply:  # the server may still be working on it
-                    await client.cancel_response(request, settings, position=stream)
-                if await client.delete_response(request, settings, position=stream):
+                    await client.cancel_response(request, settings, position=position)
+                if await client.delete_response(request, settings, position=position):
                     return ""
         server = request.origin.server or "its server"
-        return f"the durable answer {stream.response_id} at {server}"
+        return f"the durable answer {position.response_id} at {server}"
 
     kept: list[str] = []
     for start in range(0, len(durable), MAX_PARALLEL_ERASURES):
@@ -368,8 +368,8 @@ def new(session: Session, thread: str = MAIN_THREAD) -> None:
 
 def history(session: Session, thread: str = MAIN_THREAD) -> None:
     """Show the turns that the next cell sends along: history [THREAD]."""
-    stored, limit = session.journal.conversations, session.settings.max_history
-    turns = current().conversations.next_turns(session.notebook, thread, stored, limit)
+    stored, max_turns = session.journal.conversations, session.settings.max_history
+    turns = current().conversations.next_turns(session.notebook, thread, stored, max_turns)
     for number, turn in enumerate(turns, start=1):
         images = f" [{len(turn.images)} images]" if turn.images else ""
         prompt, answer = shorten(turn.prompt, 70), shorten(turn.answer, 70)

@@ -150,11 +150,11 @@ def demo(session: Session, mode: str = "on") -> None:
     session.report_unfinished()
     journal, budget = session.journal, current().services().budget
     is_running = current().active_handles() or active_runners() or journal.other_kernels().requests
-    if not is_running and not session.unfinished_ids(None):
+    if not is_running and not session.unfinished_ids(notebook=None):
         with contextlib.suppress(EntryError):  # the file cannot be written
             event_loop.run(journal.delete())
         event_loop.run(journal.reset_spending())
-        event_loop.run(budget.set_shared_cap(journal, None))
+        event_loop.run(budget.set_shared_cap(journal, cap=None))
 
 
 def run_doctor(session: Session) -> None:
@@ -166,7 +166,7 @@ def run_doctor(session: Session) -> None:
         print(finding)
 
 
-def _notebook_findings(shell: InteractiveShell, display_choice: str) -> Iterator[Finding]:
+def _notebook_findings(shell: InteractiveShell, display_setting: str) -> Iterator[Finding]:
     """Yield the findings on the kernel, on the display, and on the notebook's path."""
     kernel, path = getattr(shell, "kernel", None), identity.notebook_id(shell)
     if kernel is None:
@@ -182,9 +182,9 @@ def _notebook_findings(shell: InteractiveShell, display_choice: str) -> Iterator
     else:
         advice = "Cancel interrupts the kernel; Retry now and Park need ipykernel 7."
         yield Finding("kernel", f"{name}: buttons work only between cells", advice)
-    if display_choice == "text":
+    if display_setting == "text":
         yield Finding("display", "text, as configured")
-    elif not can_show_widgets(shell, display_choice):
+    elif not can_show_widgets(shell, display_setting):
         yield Finding("display", "text: this front end is not known to show widgets")
     else:
         # The kernel cannot see whether JupyterLab has anywidget's extension for the browser.

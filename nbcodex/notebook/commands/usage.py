@@ -44,7 +44,7 @@ def budget(session: Session, *amount: str) -> None:
         print("Usage counts from zero: this session's, and this day's and month's.")
     elif text == "off":
         session.config.own_budget = ""
-        event_loop.run(spending.set_shared_cap(client.budget_journal(settings), None))
+        event_loop.run(spending.set_shared_cap(client.budget_journal(settings), cap=None))
     elif text:
         cap = parse_cap(text, is_new=True)
         # A cap of a day or month holds for all kernels, so it is in the journal.
@@ -55,6 +55,7 @@ def budget(session: Session, *amount: str) -> None:
             event_loop.run(spending.set_shared_cap(journal, cap))
     if text:
         collector_of(client).changed.set()  # the monitor shows the caps, too
+    # Of the settings as they are after the change.
     usage_lines = event_loop.run(client.budget_usage(session.config.settings()))
     for line in usage_lines:
         print(line)
@@ -73,8 +74,7 @@ def show_limits(session: Session) -> None:
     """Show the known limits: what is left, refill, charge policy, cooldowns."""
     client = current()
     states = event_loop.run(client.limits(session.settings))
-    now = client.clock.now()
-    blocks = [limit_lines(label, state, now) for label, state in states.items()]
+    blocks = [limit_lines(label, state, client.clock.now()) for label, state in states.items()]
     for lines in filter(None, blocks):
         print("\n".join(lines))
     if not any(blocks):

@@ -48,6 +48,9 @@ PLAIN_TEXT_CHARS = 1_000
 # A request of `nbcodex.ask` is shown if it is queued for so long.
 MIN_SHOWN_QUEUE_S = 3.0
 
+# Returns what stands above the final figures of a map, as plain text and as Markdown.
+MapPreview = Callable[[], tuple[str, str]]
+
 log = logging.getLogger(__name__)
 
 
@@ -63,11 +66,8 @@ class OutputOptions:
     heading: str = ""  # stands above an answer whose prompt is not in the cell
 
 
-def can_show_widgets(shell: InteractiveShell | None, choice: str) -> bool:
-    """Return whether the user wants widgets, and the front end is known to show them.
-
-    `choice` is the setting `Codex.display`: "auto", "widget" or "text".
-    """
+def can_show_widgets(shell: InteractiveShell | None, display_setting: str) -> bool:
+    """Return whether `Codex.display` permits widgets, and the front end is known to show them."""
     if shell is None or not hasattr(shell, "kernel"):
         return False
     # A kernel cannot ask what its front end can show. These three show widgets and can be
@@ -77,7 +77,7 @@ def can_show_widgets(shell: InteractiveShell | None, choice: str) -> bool:
         or "__vsc_ipynb_file__" in shell.user_ns
         or "google.colab" in sys.modules
     )
-    if choice != "widget" and not (choice == "auto" and is_recognised):
+    if display_setting != "widget" and not (display_setting == "auto" and is_recognised):
         return False
     try:
         import nbcodex.notebook.widget_base  # noqa: F401
@@ -151,7 +151,7 @@ class CellOutput:
             self._is_prepared = True
             self._call_view(self._view.prepare)
 
-    def close(self, take_note: Callable[[], str] = str) -> None:
+    def close(self, take_note: Callable[[], str] = lambda: "") -> None:
         """End the view, and leave the answer, or the part of it that has arrived.
 
         If anything is left, `take_note` is called, and its text is added to the line of figures.
@@ -215,16 +215,12 @@ class CellOutput:
 
 @dataclass(eq=False)
 class MapOutput:
-    """Shows the figures of a map in a view, and at its end the map's result instead of the view.
-
-    `preview` returns what stands above the final figures: plain text if its argument is true, else
-    Markdown. `take_notice` returns a text that follows them: a problem of the journal, or "".
-    """
+    """Shows the figures of a map in a view, and at its end the map's result instead of the view."""
 
     view: MapView
     clock: Clock
-    preview: Callable[[bool], str]
-    take_notice: Callable[[], str]
+    preview: MapPreview
+    take_notice: Callable[[], str]  # returns what follows the figures: a problem, or ""
     _state: MapState | None = None
 
     def __call__(self, stats: MapStats) -> None:
@@ -243,9 +239,8 @@ class MapOutput:
         failures = failure_lines(state.stats)
         plain, markdown = line, f"<sub>{escape_inline(line)}</sub>\n"
         # A preview of a map that was stopped would look like its result.
-        if state.stats.outcome == "done" and (preview := self.preview(True)):
-            plain = f"{preview}\n\n{plain}"
-            markdown = f"{self.preview(False)}\n\n{markdown}"
+        if state.stats.outcome == "done" and any(previews := self.preview()):
+            plain, markdown = f"{previews[0]}\n\n{plain}", f"{previews[1]}\n\n{markdown}"
         items = "".join(f"\n- {escape_inline(failure)}" for failure in failures)
         return {
             "text/plain": "\n".join([plain, *(f"  {failure}" for failure in failures)]),

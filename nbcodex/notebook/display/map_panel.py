@@ -101,7 +101,7 @@ def status_line(state: MapState, wall: float) -> str:
     return join_figures(
         texts["rows"] + _answer_kinds(stats),
         _cooldown_text(state, wall),
-        shorten(stats.stage, 120),
+        shorten(stats.stage, 120),  # what the map waits for, if it is not a limit
         _count(stats.sent, "at the server"),
         _count(stats.waiting, "waiting"),
         f"{texts['speed']} tokens/s" if texts["speed"] else "",

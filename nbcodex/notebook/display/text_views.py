@@ -158,10 +158,7 @@ def _rewrite_line(line: str) -> None:
 
 
 class TerminalView(RequestView):
-    """Rewrites one line of status until the answer arrives, and prints the answer.
-
-    In the background it prints only the whole answer.
-    """
+    """Rewrites one line of status, then prints the answer; in the background, only the answer."""
 
     is_plain_text = True
 
