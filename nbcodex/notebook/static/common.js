@@ -74,6 +74,7 @@ const buttonTitle = (action, id, disabled) => {
   return disabled ? `${label} is not possible now. ${disabled}` : title.replaceAll("ID", id);
 };
 
+/* Make an element with the class nbcodex-NAME, or without a class if the name is empty. */
 function makeNode(tag, name, attributes = {}, ...children) {
   const node = document.createElement(tag);
   node.className = name && `nbcodex-${name}`;
@@ -115,7 +116,7 @@ function formatDuration(ms) {
  */
 function openChannel(model, { reachMs = Infinity, onReached = () => {} } = {}) {
   const onAcknowledged = new Map(); // by the number of the message
-  let count = 0;
+  let sentCount = 0;
   let reached = null; // null: not known yet
   const timers = [];
 
@@ -142,7 +143,7 @@ function openChannel(model, { reachMs = Infinity, onReached = () => {} } = {}) {
       if (reachMs < Infinity) timers.push(setTimeout(() => setReached(false), reachMs));
     },
     send(content, { onReceived = () => {}, onLate = () => {} }) {
-      const id = ++count;
+      const id = ++sentCount;
       const lateTimer = setTimeout(onLate, ACKNOWLEDGE_MS);
       onAcknowledged.set(id, () => {
         clearTimeout(lateTimer);

@@ -9,6 +9,7 @@ const SEGMENTS = {
   sent: "at the server",
 };
 
+// The text of each figure, made from the entry of `data` that has its name.
 const FIGURES = {
   speed: (text) => text && `${text} tokens/s`,
   tokens: (text) => text,
@@ -30,6 +31,7 @@ function render({ model, el }) {
     },
     "Stop",
   );
+  // Pairs of a segment's name and node; below, triples of a legend's name, label and node.
   const segments = Object.keys(SEGMENTS).map((name) => [
     name,
     makeNode("span", `map-segment-${name}`),
@@ -45,10 +47,10 @@ function render({ model, el }) {
     label,
     makeNode("span", `map-key nbcodex-map-key-${name}`),
   ]);
-  const figures = Object.keys(FIGURES).map((key) => [key, makeNode("span", key)]);
-  const keys = makeNode("div", "map-keys", {}, ...legend.map(([, , node]) => node));
+  const figures = Object.keys(FIGURES).map((name) => [name, makeNode("span", name)]);
+  const legendRow = makeNode("div", "map-keys", {}, ...legend.map(([, , node]) => node));
   const figureRow = makeNode("div", "map-figures", {}, ...figures.map(([, node]) => node));
-  const stage = makeNode("div", "map-stage");
+  const stage = makeNode("div", "map-stage"); // what the map waits for
   const failures = makeNode("ul", "map-failures");
   const root = makeNode(
     "div",
@@ -56,7 +58,7 @@ function render({ model, el }) {
     {},
     makeNode("div", "map-head", {}, rows, modelName, stop),
     bar,
-    keys,
+    legendRow,
     stage,
     figureRow,
     failures,
@@ -81,9 +83,9 @@ function render({ model, el }) {
     }
     // Of a map that has ended, only a line says where its result is.
     const isEnded = data.phase === "ended";
-    for (const node of [rows, stop, bar, keys, figureRow]) node.hidden = isEnded;
+    for (const node of [rows, stop, bar, legendRow, figureRow]) node.hidden = isEnded;
     setText(stage, isEnded ? data.line : data.stage);
-    for (const [key, node] of figures) setText(node, FIGURES[key](data[key]));
+    for (const [name, node] of figures) setText(node, FIGURES[name](data[name]));
     failures.hidden = isEnded || !data.failures.length;
     failures.replaceChildren(...data.failures.map((line) => makeNode("li", "", {}, line)));
   }

@@ -1,4 +1,5 @@
-/* The monitor in the page: one feed for each model, and any number of views of it.
+/* The monitor in the page: one feed for each widget (`model` is anywidget's), and any number of
+ * views of it.
  *
  * `data` is described in monitor/view.py. Its instants are those of the kernel's clock; `now` and
  * `wall` are the kernel's clocks when it was sent. From its arrival on, the page counts.
@@ -58,6 +59,7 @@ function setData(node, name, value) {
   if (node.dataset[name] !== String(value)) node.dataset[name] = value;
 }
 
+/* `queue.last`: the earliest time at which its last request can be sent; null if that is unknown. */
 function queueText(queue, now) {
   if (!queue) return "queue empty";
   const ms = queue.last === null ? 0 : queue.last - now;
@@ -93,7 +95,8 @@ function makeList(parent, makeComponent) {
   };
 }
 
-/* What is left of one limit: it grows until the limit is full. */
+/* What is left of one limit. At the instant `at`, `left` of `size` were left; from then on it grows
+ * by `rate` in each second, until the limit is full. */
 function makeReading(feed) {
   const fill = makeNode("i", "gauge-fill");
   const gauge = makeNode("div", "gauge", { "aria-hidden": "true" }, fill);
@@ -127,7 +130,7 @@ function makeReading(feed) {
 
 /* The limits of one model, its cooldown and its queue. */
 function makeModelLimits(feed) {
-  const model = makeNode("strong", "name");
+  const modelName = makeNode("strong", "name");
   const server = makeNode("span", "secondary");
   const readings = makeNode("div", "readings");
   const noReadings = makeNode("span", "secondary");
@@ -137,7 +140,7 @@ function makeModelLimits(feed) {
     "li",
     "model-limits",
     {},
-    makeNode("div", "model-name", {}, model, server),
+    makeNode("div", "model-name", {}, modelName, server),
     makeNode("div", "model-readings", {}, readings, noReadings),
     makeNode("div", "model-state", {}, cooldown, queue),
   );
@@ -156,7 +159,7 @@ function makeModelLimits(feed) {
 
   function update(item) {
     limits = item;
-    setText(model, item.model);
+    setText(modelName, item.model);
     setText(server, `at ${item.server}`);
     setText(noReadings, item.readings.length ? "" : "The server's answers state no limits.");
     shownReadings = listReadings(item.readings, (reading) => reading.kind);
@@ -166,7 +169,8 @@ function makeModelLimits(feed) {
   return { node, update, tick };
 }
 
-/* One open request, with its countdown and its buttons. */
+/* One open request, with its countdown and its buttons. `due` is the end of its wait, null if it does
+ * not wait; `since` is the beginning of its phase. */
 function makeRequestRow(feed, press, id) {
   const iconPath = makeSvg("path", {});
   const icon = makeSvg(
@@ -307,9 +311,10 @@ function makePlot() {
   const caption = makeNode("figcaption", "caption", {}, "Tokens per minute", peak);
   const node = makeNode("figure", "plot", {}, caption, picture, axis);
 
+  /* `minutes`: of each minute, the tokens and how often a limit was reached. `hour`: a summary. */
   function update({ minutes, hour }) {
     const top = Math.max(1, ...minutes.map(([tokens]) => tokens));
-    const total = minutes.reduce((sum, [, count]) => sum + count, 0);
+    const totalHits = minutes.reduce((sum, [, count]) => sum + count, 0);
     let barPath = "";
     let hitPath = "";
     minutes.forEach(([tokens, count], index) => {
@@ -322,7 +327,7 @@ function makePlot() {
     hits.setAttribute("d", hitPath);
     picture.setAttribute("aria-label", hour);
     setText(peak, top > 1 ? `most: ${formatNumber(top)}` : "none so far");
-    setText(hitCount, total ? `▼ limit reached (${formatNumber(total)})` : "no limit reached");
+    setText(hitCount, totalHits ? `▼ limit reached (${formatNumber(totalHits)})` : "no limit reached");
   }
 
   return { node, update };
@@ -338,6 +343,7 @@ function makeTotals() {
   const table = makeNode("table", "totals", { role: "table" }, head, body);
   let shown = "";
 
+  /* `totals`: rows of a heading and a text for each of `columns`. */
   function update({ columns, totals }) {
     const json = JSON.stringify(totals);
     if (json === shown) return;
@@ -383,7 +389,7 @@ function openView(feed, model, el) {
   const plot = makePlot();
   const allButtons = ["cancel", "park"].map((action) => makeAllButton(action, press));
   const note = makeNode("span", "note", { role: "status", hidden: "" });
-  const live = makeNode("div", "live", { "aria-live": "polite" });
+  const live = makeNode("div", "live", { "aria-live": "polite" }); // for screen readers only
   const openCaption = [
     "Open requests",
     makeNode("span", "message", {}, note, makeNode("span", "legend", {}, LEGEND)),
@@ -433,6 +439,7 @@ function openView(feed, model, el) {
     if (ms) noteTimer = setTimeout(() => setText(note, ""), ms);
   }
 
+  /* `request`: an id, or "all". `disabled`: why the button would do nothing; empty if it does. */
   function press(action, request, disabled) {
     showNote(disabled, NOTE_MS);
     if (disabled) return;

@@ -1,4 +1,5 @@
-/* The panel of a request in the page: one feed for each model, and any number of views of it.
+/* The panel of a request in the page: one feed for each widget (`model` is anywidget's), and any
+ * number of views of it.
  *
  * Python sends the remaining and the elapsed time. From then on the page counts, by its monotonic
  * clock, which no user can set. `data` and the text messages are described in widget_views.py.
@@ -13,6 +14,8 @@ const REACH_MS = 2000;
 const MAX_CHARS = 400_000;
 // The log begins a new block after this many characters: the browser lays out only the last one anew.
 const BLOCK_CHARS = 4000;
+// The log counts as scrolled to its end if no more than this is left.
+const END_TOLERANCE_PX = 12;
 
 const RUNNING_PHASES = new Set(["sending", "thinking", "streaming"]);
 const BUSY_KERNEL = "This kernel cannot process buttons while a cell is running.";
@@ -119,10 +122,10 @@ function makeMeter() {
     node.hidden = !numbers.every((n) => Number.isFinite(n) && n >= 0) || !cause.limit;
     if (node.hidden) return false;
     const sum = cause.used + cause.requested;
-    const full = Math.max(cause.limit, sum);
-    used.style.width = `${(100 * cause.used) / full}%`;
-    requested.style.width = `${(100 * cause.requested) / full}%`;
-    limitMark.style.left = `${(100 * cause.limit) / full}%`;
+    const barSize = Math.max(cause.limit, sum);
+    used.style.width = `${(100 * cause.used) / barSize}%`;
+    requested.style.width = `${(100 * cause.requested) / barSize}%`;
+    limitMark.style.left = `${(100 * cause.limit) / barSize}%`;
     const whose = isOwn ? "this" : "that";
     const meaning = cause.resource === "tokens" ? " (prompt + the output it may use)" : "";
     setText(labels[0], `used ${formatNumber(cause.used)}`);
@@ -136,6 +139,7 @@ function makeMeter() {
   return { node, update };
 }
 
+/* The countdown of a wait: `left` and `total` are in ms. */
 function makeRing() {
   const circle = { cx: 40, cy: 40, r: 35, pathLength: 100 };
   const arc = makeSvg("circle", { ...circle, class: "nbcodex-arc" });
@@ -184,7 +188,7 @@ function makeLog() {
   }
 
   function addText({ text, whole }) {
-    const isAtEnd = node.scrollTop + node.clientHeight >= node.scrollHeight - 12;
+    const isAtEnd = node.scrollTop + node.clientHeight >= node.scrollHeight - END_TOLERANCE_PX;
     if (whole) {
       node.replaceChildren();
       beginBlock("");
@@ -210,16 +214,16 @@ function makeButton(action, press) {
   const hintNode = makeNode("small", "button-hint", { "aria-hidden": "true" });
   const attributes = { ...OWN_KEYS, type: "button", "aria-label": label };
   const node = makeNode("button", "button", attributes, labelNode, hintNode);
-  let disabled = "";
+  let disabled = ""; // why a click would do nothing
   node.addEventListener("click", () => press(action, disabled));
 
-  function update({ why, shortReason, isPressed, isRunning, id }) {
-    disabled = why;
+  function update({ reason, shortReason, isPressed, isRunning, id }) {
+    disabled = reason;
     const usualHint = (isRunning && hintWhileRunning) || hint;
     setText(labelNode, isPressed ? pressedLabel : label);
-    setText(hintNode, why ? shortReason : usualHint.replace("ID", shortId(id)));
-    node.title = buttonTitle(action, id, why);
-    node.setAttribute("aria-disabled", String(Boolean(why || isPressed)));
+    setText(hintNode, reason ? shortReason : usualHint.replace("ID", shortId(id)));
+    node.title = buttonTitle(action, id, reason);
+    node.setAttribute("aria-disabled", String(Boolean(reason || isPressed)));
   }
 
   return { node, update };
@@ -249,17 +253,17 @@ function openView(feed, model, el) {
   const [ring, meter, log] = [makeRing(), makeMeter(), makeLog()];
   const cause = makeNode("strong", "cause");
   const limitFigures = makeNode("div", "figures");
-  const next = makeNode("div", "next");
+  const next = makeNode("div", "next"); // when the request will be sent
   const why = makeNode("div", "why", {}, cause, meter.node, limitFigures, next);
   const wait = makeNode("div", "wait", {}, ring.node, why);
-  const hint = makeNode("div", "hint");
+  const hint = makeNode("div", "hint"); // what is going on, where nothing else shows it
   const facts = Object.fromEntries(
     ["in", "out", "speed", "cost", "time", "waited"].map((key) => [key, makeNode("span", key)]),
   );
   const body = makeNode("div", "body", {}, wait, hint, log.node);
   const foot = makeNode("div", "foot", {}, ...Object.values(facts));
-  const note = makeNode("div", "note", { role: "status", hidden: "" });
-  const live = makeNode("div", "live", { "aria-live": "polite" });
+  const note = makeNode("div", "note", { role: "status", hidden: "" }); // the result of a click
+  const live = makeNode("div", "live", { "aria-live": "polite" }); // for screen readers only
   const root = makeNode(
     "div",
     "panel",
@@ -345,7 +349,7 @@ function openView(feed, model, el) {
       }
       const isUnreachable = name !== "cancel" && feed.reached === false;
       buttons.get(name).update({
-        why: isUnreachable ? BUSY_KERNEL : disabled,
+        reason: isUnreachable ? BUSY_KERNEL : disabled,
         shortReason: isUnreachable ? "not while a cell runs" : "it is not waiting",
         isPressed: pressed === name,
         isRunning: RUNNING_PHASES.has(data.phase),
