@@ -285,7 +285,7 @@ def request_options(args: Namespace, variables: Mapping[str, Any]) -> tuple[Requ
         raise UsageError(
             f"%%codex: --schema makes JSON, which -f {format_} cannot show: drop one of them"
         )
-    # With a schema, the format's instructions would be superfluous.
+    # With a schema, the format's instructions to the model would be superfluous.
     instructions = "" if schema else INSTRUCTIONS.get(format_, "")
     arguments = vars(args) | {
         "system": "\n\n".join(filter(None, (args.system, instructions))) or None,

@@ -86,7 +86,7 @@ class Codex(Configurable):
             from nbcodex.requests.budget import parse_cap
 
             try:
-                parse_cap(text, is_new=True)
+                parse_cap(text, check_minimum=True)
             except ConfigurationError as error:
                 raise TraitError(f"Codex.budget: {error} {error.advice}") from None
         return text

@@ -94,10 +94,10 @@ class SpendingCap:
         return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
 
 
-def parse_cap(text: str, *, is_new: bool = False) -> SpendingCap:
+def parse_cap(text: str, *, check_minimum: bool = False) -> SpendingCap:
     """Return the cap that a user writes as ``200k``, ``1.5M/day``, ``$5`` or ``$20/month``.
 
-    Raises a ConfigurationError if it is none, or new and too small for any request.
+    Raises a ConfigurationError if it is none, or with `check_minimum` too small for any request.
     """
     if found := _CAP.fullmatch("".join(text.split()).lower()):
         amount = float(re.sub("[,_]", "", found["number"])) * _SCALES[found["scale"]]
@@ -105,7 +105,7 @@ def parse_cap(text: str, *, is_new: bool = False) -> SpendingCap:
         if amount and not (found["sign"] and found["tokens"]):
             period: Any = found["period"] or "session"
             cap = SpendingCap(amount=amount, unit=unit, period=period)
-            if not is_new or unit == "dollars" or amount >= MIN_CAP_TOKENS:
+            if not check_minimum or unit == "dollars" or amount >= MIN_CAP_TOKENS:
                 return cap
             raise ConfigurationError(
                 f"A budget of {cap.format(amount)} is too small for any request.",

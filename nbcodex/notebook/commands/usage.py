@@ -46,7 +46,7 @@ def budget(session: Session, *amount: str) -> None:
         session.config.own_budget = ""
         event_loop.run(spending.set_shared_cap(client.budget_journal(settings), cap=None))
     elif text:
-        cap = parse_cap(text, is_new=True)
+        cap = parse_cap(text, check_minimum=True)
         # A cap of a day or month holds for all kernels, so it is in the journal.
         if cap.period == "session":
             session.config.own_budget = text

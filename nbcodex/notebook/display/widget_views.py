@@ -57,6 +57,7 @@ _ended_widgets: deque[CodexWidget] = deque()
 
 
 def _end_widget(widget: CodexWidget | None, line: str) -> None:
+    """Let a widget show only `line` from now on."""
     if widget is not None:
         widget.on_action = widget.on_sync = None
         widget.data = {**widget.data, "phase": "ended", "line": line}
