@@ -23,13 +23,9 @@ __all__ = ["NbcodexError", "Reply", "Usage", "aask", "amap", "ask", "map", "moni
 __version__ = "0.1.0"
 
 _MODULES = {
+    **dict.fromkeys(("aask", "amap", "ask", "map"), "nbcodex.api"),
+    **dict.fromkeys(("Reply", "Usage"), "nbcodex.models"),
     "NbcodexError": "nbcodex.errors",
-    "Reply": "nbcodex.models",
-    "Usage": "nbcodex.models",
-    "aask": "nbcodex.api",
-    "amap": "nbcodex.api",
-    "ask": "nbcodex.api",
-    "map": "nbcodex.api",
     "monitor": "nbcodex.notebook.monitor",
 }
 

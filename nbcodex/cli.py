@@ -122,7 +122,7 @@ def _run_cell(client: BlockingKernelClient, cell: dict[str, Any]) -> bool:
             case "execute_result" | "display_data" | "update_display_data":
                 text = content["data"].get("text/plain", "").removesuffix("\n")
                 # While a request runs, its output ends with a status line. Only that is printed,
-                # and its hint for pages that miss the end only once.
+                # and only once its last part, a hint for pages that get no further output.
                 line = text.rpartition("\n")[2]
                 text = line if line.startswith("[") and line.endswith("]") else text
                 if message["msg_type"] == "update_display_data":

@@ -48,7 +48,8 @@ def report(settings: Settings, client: Client) -> Iterator[Finding]:
     """Yield the findings on the settings, and on environment variables that httpx2 reads."""
     endpoint = None
     try:
-        endpoint = client.services().api_client.endpoint(Request(prompt="?"), settings)
+        any_request = Request(prompt="?")  # without a server of its own
+        endpoint = client.services().api_client.endpoint(any_request, settings)
     except NbcodexError as error:
         yield Finding("server", error.message, error.advice, is_problem=True)
     else:
@@ -95,8 +96,7 @@ def check_authorities(environ: Mapping[str, str]) -> Iterator[Finding]:
             problem = f" contains no certificates ({type(error).__name__})."
         problems[f"SSL_CERT_FILE: {file}"] = problem
     if folder := environ.get("SSL_CERT_DIR"):
-        problem = "" if Path(folder).is_dir() else " is not a folder."
-        problems[f"SSL_CERT_DIR: {folder}"] = problem
+        problems[f"SSL_CERT_DIR: {folder}"] = "" if Path(folder).is_dir() else " is not a folder."
     for variable, problem in problems.items():
         advice = "Correct it, or unset it." if problem else ""
         yield Finding("CA", variable + problem, advice, is_problem=bool(problem))
@@ -200,7 +200,7 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
         yield Finding("limits", "unknown until the first request", is_known=False)
         return
     declared = any(state.is_declared for state in limits)
-    policies = {each.policy for each in limits if each.output_share is not None}  # not assumed
+    policies = {each.policy for each in limits if each.output_share is not None}  # observed
     charging = f"charged: {', '.join(sorted(policies))}" if policies else "charging not known yet"
     headers = "stated by x-ratelimit headers" if declared else "not stated by headers"
     yield Finding("limits", f"{headers}; {charging}; details: `%codex limits`")

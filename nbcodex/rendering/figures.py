@@ -40,12 +40,12 @@ def figures_line(reply: Reply) -> str:
     if cut == CONTENT_FILTER:
         cut = f"cut by {CONTENT_FILTER}: this is not the whole answer"
     elif cut:  # such as ``max_output_tokens``
-        cut = f"cut {'at' if cut.startswith('max') else 'by'} {shorten(cut, 40)}"
+        cut = f"cut {'at' if cut.startswith('max') else 'by'} {shorten(cut, max_chars=40)}"
     attempts = f"{reply.attempts} attempts" if reply.attempts > 1 else ""
     waited = f"waited {format_duration(reply.waited)}" if reply.waited > 0 else ""
     queued = f"queued {format_duration(reply.queued)}" if reply.queued >= MIN_LISTED_QUEUE_S else ""
     return join_figures(
-        shorten(reply.model or "", 80),
+        shorten(reply.model or "", max_chars=80),
         *token_figures(usage),
         price,
         format_duration(reply.seconds) if reply.seconds >= MIN_LISTED_S else "",
@@ -89,7 +89,7 @@ def totals_line(totals: UsageTotals, *, count_requests: bool = True) -> str:
 
 
 def total_cost(totals: UsageTotals, *, at_least: str = "at least ") -> str:
-    """Return the summed cost of many requests; empty if they have cost nothing."""
+    """Return the summed cost, empty if there is none; `at_least` marks a sum that is too low."""
     if not totals.cost:
         return f"cost of {totals.unpriced:,} unknown" if totals.unpriced else ""
     # The cost of some is unknown, or is known without that of their tools: the sum is lower.

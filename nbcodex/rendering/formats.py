@@ -76,7 +76,7 @@ class AnswerOutput:
         return f"{heading}{text}\n\n{self.figures_line}".lstrip()
 
     def markdown_output(self, text: str, *notes: str) -> MimeBundle:
-        """Return `text`, which is Markdown, with the answer as text for front ends without it."""
+        """Return Markdown: `text`, then figures and `notes`; also as text, for other front ends."""
         heading = f"{escape_inline(self.heading)}\n\n" if self.heading else ""
         line = escape_inline(" · ".join([self.figures_line, *notes]))
         return {
@@ -85,7 +85,7 @@ class AnswerOutput:
         }
 
     def html_output(self, text: str, *notes: str) -> MimeBundle:
-        """Return `text`, which is sanitized HTML, with the answer as text."""
+        """Return HTML: the sanitized `text`, then figures and `notes`; also as text."""
         heading = f"<p>{escape(self.heading)}</p>" if self.heading else ""
         line = escape(" · ".join([self.figures_line, *notes]))
         return {
@@ -131,12 +131,12 @@ def code_blocks(reply: Reply) -> list[CodeBlock]:
     """Return the code in an answer: its fenced blocks, or the whole text if it is Python."""
     # Cleaned here, so that what is inserted is what is shown.
     text = visible_code(reply.text)
-    blocks = fenced_code(text, _is_complete)
+    blocks = fenced_code(text, is_complete=_is_complete)
     if len(blocks) == 1 and _language(blocks[0].info) in {"md", "markdown"}:
         # Some models put all of their answer, the prose included, into a block of Markdown.
         inner = blocks[0].code
         if re.search(r"^(?:```+|~~~+)[ \t]*\w", inner, re.MULTILINE):
-            text, blocks = inner, fenced_code(inner, _is_complete)
+            text, blocks = inner, fenced_code(inner, is_complete=_is_complete)
     was_cut = "the answer was cut, raise --max-output"
     found = []
     for info, code, is_closed in blocks:
@@ -145,7 +145,7 @@ def code_blocks(reply: Reply) -> list[CodeBlock]:
             problem = "a fence within it may have ended it early"
         if code.strip():
             found.append(CodeBlock(code, problem))
-    if not found and _parse_python(text)[0]:
+    if not found and not _python_problem(text):
         return [CodeBlock(text.strip("\n"), was_cut if reply.cut else "")]
     return found
 
@@ -160,7 +160,7 @@ def _language(info: str) -> str:
 def _is_complete(info: str, code: str) -> bool:
     """Whether the code before a block's first closing fence seems to be all of its code."""
     is_python = _language(info) in {"python", ""}
-    if is_python and _parse_python(_without_magics(code))[0]:
+    if is_python and not _python_problem(_without_magics(code)):
         return True
     # Fences in complete code come in pairs: one with an info string opens, one without closes.
     depth = 0
@@ -180,20 +180,18 @@ def _is_open_ended(code: str) -> bool:
     """Whether Python code ends within a string or a bracket."""
     if code.lstrip().startswith("%%"):
         return False  # another language
-    _, error = _parse_python(_without_magics(code))
-    return "unterminated triple-quoted" in error or "was never closed" in error
+    problem = _python_problem(_without_magics(code))
+    return "unterminated triple-quoted" in problem or "was never closed" in problem
 
 
-def _parse_python(code: str) -> tuple[bool, str]:
-    """Return whether code has Python statements, or a syntax error. The code is never run."""
+def _python_problem(code: str) -> str:
+    """Return why code is not a Python program; an empty text if it is. The code is never run."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return bool(ast.parse(code).body), ""
-    except SyntaxError as error:
-        return False, str(error)
-    except (ValueError, RecursionError, MemoryError):
-        return False, ""
+            return "" if ast.parse(code).body else "it has no statements"
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _markdown(answer: AnswerOutput) -> tuple[MimeBundle, ...]:

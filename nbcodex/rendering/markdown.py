@@ -116,8 +116,8 @@ def sanitize_markdown(text: str, *, remote_images: bool = False) -> str:
     sections: list[str] = []
     # All lines between two rewritten blocks are made harmless together, because renderers could see
     # a construct that begins in prose and ends in code.
-    found = _lines_and_blocks(text, remote_images)
-    for is_block, group in groupby(found, lambda each: each[0] == "block"):
+    kinds_and_texts = _lines_and_blocks(text, remote_images)
+    for is_block, group in groupby(kinds_and_texts, lambda each: each[0] == "block"):
         if is_block:
             if sections:
                 sections[-1] = sections[-1].rstrip("\n")
@@ -173,7 +173,7 @@ def fenced_code(
 
     Models write fences into fences of equal length, where Markdown reads the first closing fence
     as the end of the outer block. It ends instead at the first one before which its code is
-    complete, as `is_complete(info, code)` says.
+    complete, as `is_complete(info, code)` says; by default, any code is.
     """
     lines, at = _clean(text).split("\n"), 0
     blocks: list[FencedCode] = []
@@ -196,7 +196,7 @@ def fenced_code(
 
 
 def _later_ends(lines: list[str], start: int, end: int, opening: re.Match[str]) -> list[int]:
-    """Return the lines after `end` at which a block could end as well, the likeliest first."""
+    """Return the lines that could come after the block instead of `end`, the likeliest first."""
     fence, depth = opening["fence"], 1
     found: list[int] = []
     likeliest: list[int] = []  # the line, if any, where as many fences are closed as opened
@@ -255,8 +255,8 @@ def _replace_dangerous(found: re.Match[str], remote_images: bool) -> str:
         target = re.sub(r"\s", "%20", found["angle"].strip())
         target = target.replace("(", "%28").replace(")", "%29")
         safe = not target or re.fullmatch(_SAFE_DESTINATION, target)
-        end = found["angle_end"]
-        return f"]({target}{end}" if safe else found[0].translate(_ESCAPED_PUNCTUATION)
+        link = f"]({target}{found['angle_end']}"
+        return link if safe else found[0].translate(_ESCAPED_PUNCTUATION)
     if group == "image" and not remote_images:
         return found[0][1:]
     return found["auto"] if group == "auto" else _REPLACEMENTS.get(group, found[0])
@@ -296,15 +296,15 @@ def _dedent(line: str, columns: int) -> str:
 
 def _split_blocks(lines: list[str]) -> Iterator[str | _CodeBlock]:
     """Yield single lines of text, and blocks of code, fenced or indented."""
-    at, in_list, blank = 0, False, True
+    at, in_list, follows_blank = 0, False, True
     while at < len(lines):
         line = lines[at]
         if opening := _FENCE.fullmatch(line):
             in_list = (in_list and _indent(line) > 0) or bool(opening["lead"].strip())
             at, block = _read_fenced(lines, at, opening)
-            blank = True
+            follows_blank = True
             yield block
-        elif blank and not in_list and _indent(line) >= 4 and line.strip():
+        elif follows_blank and not in_list and _indent(line) >= 4 and line.strip():
             start = at
             while at < len(lines) and (_indent(lines[at]) >= 4 or not lines[at].strip()):
                 at += 1
@@ -312,9 +312,9 @@ def _split_blocks(lines: list[str]) -> Iterator[str | _CodeBlock]:
                 at -= 1
             yield _CodeBlock(lines[start:at], [_dedent(line, 4) for line in lines[start:at]])
         else:
-            if line.strip() and (blank or _LIST_ITEM.match(line)):
+            if line.strip() and (follows_blank or _LIST_ITEM.match(line)):
                 in_list = bool(_LIST_ITEM.match(line)) or (in_list and _indent(line) > 1)
-            at, blank = at + 1, not line.strip()
+            at, follows_blank = at + 1, not line.strip()
             yield line
 
 
@@ -324,7 +324,7 @@ def _read_fenced(lines: list[str], start: int, opening: re.Match[str]) -> tuple[
     quote = re.compile(rf"(?: {{0,3}}> ?){{{opening['quote'].count('>')}}}")
     closing = re.compile(rf"[ \t]*{fence[0]}{{{len(fence)},}}[ \t]*")
     code: list[str] = []
-    at, end = start + 1, []
+    at, added_fence = start + 1, []
     while at < len(lines):
         if not (marks := quote.match(lines[at])):
             break  # the quote has ended, and with it the block
@@ -337,16 +337,16 @@ def _read_fenced(lines: list[str], start: int, opening: re.Match[str]) -> tuple[
         if code and not code[-1]:
             code.pop()
         # A fence that the answer left open is closed, so that what follows is not code.
-        end = [f"{opening['quote']}{' ' * indent}{fence}"]
+        added_fence = [f"{opening['quote']}{' ' * indent}{fence}"]
     lead = opening["quote"] + opening["lead"] if opening["lead"].strip() else ""
-    return at, _CodeBlock(lines[start:at] + end, code, opening["info"], lead, indent)
+    return at, _CodeBlock(lines[start:at] + added_fence, code, opening["info"], lead, indent)
 
 
 def _normalize_formulas(text: str) -> str:
     """Return a paragraph with formulas between dollar signs, and none of these in prices."""
     pieces: list[str] = []
     dollars: list[int] = []  # the indexes of literal dollar signs in `pieces`
-    code_ends, missing = _code_ends(text), set[str]()
+    code_ends, missing_closings = _code_ends(text), set[str]()
     position = formulas = 0
     while mark := _OPENS_FORMULA.search(text, position):
         opening, start, after = mark[0], mark.start(), mark.end()
@@ -372,7 +372,7 @@ def _normalize_formulas(text: str) -> str:
             formulas, position = formulas + 1, end
         elif opening == "\\$":
             dollars.append(len(pieces))
-        elif (end := _math_end(text, mark, missing)) > 0:
+        elif (end := _math_end(text, mark, missing_closings)) > 0:
             position = end
         pieces.append(text[start:position])
     # A single dollar sign can stay: there is no second one that makes it a formula.
@@ -424,17 +424,16 @@ def _keep_readable(text: str, remote_images: bool) -> str:
     if _make_harmless(text, remote_images) == text:
         return text
     in_table = text.lstrip("\n \t").startswith("|")
-    code_ends, missing = _code_ends(text), set[str]()
+    code_ends, missing_closings = _code_ends(text), set[str]()
     pieces: list[str] = []
     copied_end = position = 0
     while mark := _OPENS_SPAN.search(text, position):
-        position = mark.end()
-        is_code = mark[0].startswith("`")
-        end = code_ends.get(mark.start(), -1) if is_code else _math_end(text, mark, missing)
+        is_code, start, position = mark[0].startswith("`"), mark.start(), mark.end()
+        end = code_ends.get(start, -1) if is_code else _math_end(text, mark, missing_closings)
         if end <= position:
             continue
-        pieces.append(text[copied_end : mark.start()])
-        span = text[mark.start() : end]
+        pieces.append(text[copied_end:start])
+        span = text[start:end]
         if not is_code:
             span = _NEEDS_BLANK.sub(" ", span)
         elif _make_harmless(span, remote_images) != span:
@@ -449,8 +448,8 @@ def _keep_readable(text: str, remote_images: bool) -> str:
     return "".join((*pieces, text[copied_end:]))
 
 
-def _math_end(text: str, mark: re.Match[str], missing: set[str]) -> int:
-    """Return the end of the formula that `mark` opens, or -1; `missing` are closings not found."""
+def _math_end(text: str, mark: re.Match[str], missing_closings: set[str]) -> int:
+    """Return the end of the formula that `mark` opens, or -1; remember a missing closing."""
     opening = mark[0]
     if mark["env"] is not None:
         closing = f"\\end{{{mark['env']}}}"
@@ -458,7 +457,7 @@ def _math_end(text: str, mark: re.Match[str], missing: set[str]) -> int:
         closing = opening.replace("(", ")").replace("[", "]")
     else:
         return -1
-    end = -1 if closing in missing else text.find(closing, mark.end())
+    end = -1 if closing in missing_closings else text.find(closing, mark.end())
     if end < 0:
-        missing.add(closing)
+        missing_closings.add(closing)
     return -1 if end < 0 or text[end - 1] == "\\" else end + len(closing)

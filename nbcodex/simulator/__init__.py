@@ -3,7 +3,7 @@
 `Simulator` has no sockets and reads the time from its clock only; `server` serves it over HTTP,
 also as ``python -m nbcodex.simulator``. `Knobs` are its settings, and `Fault` is a failure that it
 can produce. Prompts can contain directives, see `generated_answers`. A server's log, faults and
-settings are available at ``/_simulator/SECRET/log``, ``script`` and ``knobs``.
+settings are at ``/_simulator/SECRET/log``, ``script`` and ``knobs``; SECRET: `control_secret`.
 """
 
 from nbcodex.simulator.admission import RequestRecord

@@ -89,9 +89,9 @@ class PlannedRequest:
 
     def time_of_token(self, number: int) -> float:
         """Return the time on the clock of an output token; the first one is number 1."""
-        fault = self.fault
+        fault, tokens_per_second = self.fault, self.knobs.speed
         delay = fault.seconds_or_default if fault and fault.kind == "slow" else 0.0
-        return self.record.at + delay + self.plan.latency + max(0, number - 1) / self.knobs.speed
+        return self.record.at + delay + self.plan.latency + max(0, number - 1) / tokens_per_second
 
     def settle_charge(self, now: float) -> None:
         """Charge the output that was generated; later calls do nothing."""
@@ -103,13 +103,12 @@ def admit_request(planned: PlannedRequest) -> None:
     """Charge the request, or raise an `ErrorResponse` or `Dropped`."""
     tokens = planned.charge.tokens
     try:
-        raise_scripted_failure(planned, tokens=tokens)
+        raise_scripted_failure(planned, stated_tokens=tokens)
         _check_length(planned)
     except (ErrorResponse, Dropped):  # these count towards the request limit, too
         planned.account.charge_request(planned.record.at)
         raise
-    refusal = planned.account.charge_or_refuse(tokens, planned.record.at)
-    if refusal is not None:
+    if refusal := planned.account.charge_or_refuse(tokens, planned.record.at):
         raise _limit_response(refusal, planned)
     planned.record.charged = tokens
 
@@ -146,7 +145,7 @@ def _check_length(planned: PlannedRequest) -> None:
 
 
 def limit_headers(planned: PlannedRequest) -> dict[str, str]:
-    """Return the headers with the account's limits at the arrival of the request."""
+    """Return the account's limits at the arrival as headers, unless `Knobs.headers` is off."""
     headers: dict[str, str] = {}
     account, now = planned.account, planned.record.at
     for resource, buckets in (("requests", account.requests), ("tokens", account.tokens)):
@@ -156,7 +155,7 @@ def limit_headers(planned: PlannedRequest) -> dict[str, str]:
             remaining = max(0, math.floor(bucket.level_at(now) + 1e-6))
             headers[f"x-ratelimit-limit-{resource}"] = str(int(bucket.limit))
             headers[f"x-ratelimit-remaining-{resource}"] = str(remaining)
-            headers[f"x-ratelimit-reset-{resource}"] = go_duration(bucket.full_in(now))
+            headers[f"x-ratelimit-reset-{resource}"] = go_duration(bucket.seconds_until_full(now))
     return headers
 
 
@@ -170,9 +169,9 @@ _LIMITS: Mapping[str, tuple[Resource, float]] = {
 }
 
 
-def raise_scripted_failure(planned: PlannedRequest, *, tokens: int) -> None:
-    """Raise the failure that the fault prescribes, if any; a 429 states `tokens` as requested."""
-    fault, knobs, wall = planned.fault, planned.knobs, planned.received_at
+def raise_scripted_failure(planned: PlannedRequest, *, stated_tokens: int) -> None:
+    """Raise the failure that the fault prescribes, if any; a 429 states `stated_tokens`."""
+    fault, knobs, received_at = planned.fault, planned.knobs, planned.received_at
     if fault is None:
         return
     match fault.kind:
@@ -181,7 +180,7 @@ def raise_scripted_failure(planned: PlannedRequest, *, tokens: int) -> None:
         case "http":
             failure = ErrorResponse(fault.status, SERVER_ERROR_TEXT, type="server_error")
             if fault.seconds:  # without them, it states no wait
-                failure.headers = retry_headers(fault.seconds, knobs.retry_after, wall)
+                failure.headers = retry_headers(fault.seconds, knobs.retry_after, received_at)
         case "quota":
             code = "insufficient_quota"
             failure = ErrorResponse(429, QUOTA_TEXT, type=code, code=code)
@@ -194,18 +193,19 @@ def raise_scripted_failure(planned: PlannedRequest, *, tokens: int) -> None:
             failure = ErrorResponse(status, "", html=page)
         case "redirect":
             redirect = fault.status if 300 <= fault.status < 400 else 307
+            # A blank page, in place of a JSON error.
             failure = ErrorResponse(redirect, "", html=" ", headers={"location": fault.location})
         case "azure":
-            failure = _azure_limit_response(fault.seconds_or_default, "tokens", "seconds", wall)
+            failure = _azure_limit_response("tokens", fault.seconds_or_default, received_at)
         case kind if kind in _LIMITS:
-            refusal = _scripted_refusal(fault, knobs, tokens)
+            refusal = _scripted_refusal(fault, knobs, stated_tokens)
             failure = _limit_response(refusal, planned)
             if refusal.window == MINUTE and refusal.wait is not None and knobs.headers:
                 # These replace the bucket's headers, so that they agree with the message.
                 left = max(0, refusal.limit - refusal.used)
-                full_in = (refusal.limit - left) / refusal.limit * MINUTE
+                until_full = (refusal.limit - left) / refusal.limit * MINUTE
                 failure.headers[f"x-ratelimit-remaining-{refusal.resource}"] = str(left)
-                failure.headers[f"x-ratelimit-reset-{refusal.resource}"] = go_duration(full_in)
+                failure.headers[f"x-ratelimit-reset-{refusal.resource}"] = go_duration(until_full)
         case _:
             return
     failure.code = failure.code if fault.code is None else fault.code
@@ -238,7 +238,7 @@ def _scripted_refusal(fault: Fault, knobs: Knobs, tokens: int) -> Refusal:
     wait: float | None = fault.seconds_or_default
     if fault.kind == "too_large":
         requested, wait = max(tokens, limit + limit // 5), None
-    # The formula of the wait in `buckets`, solved for `used`.
+    # Solves wait = (used + requested - limit) / limit * window, as in `buckets`, for `used`.
     used = round(limit - requested + fault.seconds_or_default / window * limit)
     return Refusal(
         resource=resource, window=window, limit=limit, used=used, requested=requested, wait=wait
@@ -247,11 +247,11 @@ def _scripted_refusal(fault: Fault, knobs: Knobs, tokens: int) -> Refusal:
 
 def _limit_response(refusal: Refusal, planned: PlannedRequest) -> ErrorResponse:
     """Return the 429 for an exhausted limit, or for a request larger than the whole limit."""
-    headers, form = {}, planned.knobs.retry_after
+    headers, retry_after, received_at = {}, planned.knobs.retry_after, planned.received_at
     if refusal.wait is not None:
         if planned.request.is_azure:
-            return _azure_limit_response(refusal.wait, refusal.resource, form, planned.received_at)
-        headers = retry_headers(refusal.wait, form, planned.received_at)
+            return _azure_limit_response(refusal.resource, refusal.wait, received_at, retry_after)
+        headers = retry_headers(refusal.wait, retry_after, received_at)
     text, code = _limit_text(refusal, planned), "rate_limit_exceeded"
     return ErrorResponse(429, text, type=refusal.resource, code=code, headers=headers)
 
@@ -259,7 +259,7 @@ def _limit_response(refusal: Refusal, planned: PlannedRequest) -> ErrorResponse:
 def _limit_text(refusal: Refusal, planned: PlannedRequest) -> str:
     """Return OpenAI's message for a limit that is exhausted, or smaller than the request."""
     name = Limit(resource=refusal.resource, window=refusal.window).name
-    name = name.replace("per minute", "per min")
+    name = name.replace("per minute", "per min")  # such as ``tokens per min (TPM)``
     model, organization = planned.request.model, planned.knobs.organization
     scope = f"for {model} in organization {organization} on {name}"
     if refusal.wait is None:
@@ -276,7 +276,7 @@ def _limit_text(refusal: Refusal, planned: PlannedRequest) -> str:
 
 
 def _azure_limit_response(
-    wait: float, resource: Resource, retry_after: RetryAfter, wall: float
+    resource: Resource, wait: float, received_at: float, retry_after: RetryAfter = "seconds"
 ) -> ErrorResponse:
     rate = "token rate" if resource == "tokens" else "call rate"
     text = (
@@ -285,5 +285,5 @@ def _azure_limit_response(
         f"retry after {math.ceil(wait)} seconds. Please go here: https://aka.ms/oai/quotaincrease "
         "if you would like to further increase the default rate limit."
     )
-    headers = retry_headers(wait, retry_after, wall)
+    headers = retry_headers(wait, retry_after, received_at)
     return ErrorResponse(429, text, type=None, code="429", headers=headers)

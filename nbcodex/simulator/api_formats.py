@@ -49,7 +49,7 @@ class ChatFormat:
             yield self._event("delta", self._chunk({"content": delta}))
         yield self._event("end", self._chunk({}, finish_reason=self._finish_reason))
         if self._with_usage:
-            chunk = self._object("chat.completion.chunk")
+            chunk = self._common("chat.completion.chunk")
             yield self._event("end", chunk | {"choices": [], "usage": self._usage()})
         yield StreamEvent(b"data: [DONE]\n\n", "end", self._tokens)
 
@@ -68,21 +68,21 @@ class ChatFormat:
             "logprobs": None,
             "finish_reason": self._finish_reason,
         }
-        return self._object("chat.completion") | {"choices": [choice], "usage": self._usage()}
+        return self._common("chat.completion") | {"choices": [choice], "usage": self._usage()}
 
     def _event(self, role: Role, data: dict[str, Any]) -> StreamEvent:
         return StreamEvent(_encode_event(data), role, self._tokens)
 
     def _chunk(self, delta: dict[str, Any], *, finish_reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        chunk = self._object("chat.completion.chunk") | {"choices": [choice]}
+        chunk = self._common("chat.completion.chunk") | {"choices": [choice]}
         # OpenAI sends the usage, null before the last chunk, only where it was asked for.
         return chunk | {"usage": None} if self._with_usage else chunk
 
-    def _object(self, type_name: str) -> dict[str, Any]:
+    def _common(self, object_type: str) -> dict[str, Any]:
         return {
             "id": self._planned.record.response_id,
-            "object": type_name,
+            "object": object_type,
             "created": int(self._planned.received_at),
             "model": self._planned.request.model,
             "service_tier": "default",
@@ -108,10 +108,8 @@ def _encode_event(data: dict[str, Any], *, name: str = "") -> bytes:
 
 # The values in a response object of parameters that the request does not set.
 _DEFAULTS: dict[str, Any] = {
-    **dict.fromkeys(
-        ("instructions", "max_output_tokens", "max_tool_calls", "previous_response_id")
-    ),
-    **dict.fromkeys(("prompt_cache_key", "safety_identifier", "user")),
+    **dict.fromkeys(("instructions", "previous_response_id", "prompt_cache_key")),
+    **dict.fromkeys(("max_output_tokens", "max_tool_calls", "safety_identifier", "user")),
     "background": False,
     "frequency_penalty": 0.0,
     "metadata": {},
@@ -198,12 +196,10 @@ class ResponsesFormat:
         else:
             response["incomplete_details"] = {"reason": "max_output_tokens"}
         response["output"] = self._output_items(is_done=True)
+        cache = {"cached_tokens": self._planned.cached_tokens, "cache_write_tokens": 0}
         response["usage"] = {
             "input_tokens": plan.input_tokens,
-            "input_tokens_details": {
-                "cached_tokens": self._planned.cached_tokens,
-                "cache_write_tokens": 0,
-            },
+            "input_tokens_details": cache,
             "output_tokens": plan.output_tokens,
             "output_tokens_details": {"reasoning_tokens": plan.reasoning_tokens},
             "total_tokens": plan.input_tokens + plan.output_tokens,
@@ -260,7 +256,7 @@ class ResponsesFormat:
         plan = self._planned.plan
         name, whole = "response.function_call_arguments", {"arguments": plan.text}
         details: dict[str, Any] = {}
-        if not plan.function:
+        if not plan.function_name:
             name, whole, details = "response.output_text", {"text": plan.text}, {"logprobs": []}
             position["content_index"] = 0
             yield self._event("response.content_part.added", **position, part=_text_part(""))
@@ -268,7 +264,7 @@ class ResponsesFormat:
             self._tokens = tokens
             yield self._event(f"{name}.delta", role="delta", **position, delta=delta, **details)
         yield self._event(f"{name}.done", role="end", **position, **whole, **details)
-        if not plan.function:
+        if not plan.function_name:
             part = _text_part(plan.text)
             yield self._event("response.content_part.done", role="end", **position, part=part)
 
@@ -299,15 +295,14 @@ class ResponsesFormat:
                 picture = b64encode(png_pattern(request.prompt)).decode("ascii")
                 items[-1] |= {"status": "completed", "output_format": "png", "result": picture}
         status = self._final_status if is_done else "in_progress"
-        if plan.tokens and plan.function:
+        if plan.tokens and plan.function_name:
             ids = {"id": self._item_id("fc"), "call_id": self._item_id("call")}
-            call = {**ids, "type": "function_call", "name": plan.function, "status": status}
+            call = {**ids, "type": "function_call", "name": plan.function_name, "status": status}
             items.append({**call, "arguments": plan.text if is_done else ""})
         elif plan.tokens:
-            message = {"id": self._item_id("msg"), "type": "message", "status": status}
+            message = {"id": self._item_id("msg"), "type": "message", "role": "assistant"}
             content = [_text_part(plan.text)] if is_done else []
-            about = {"role": "assistant", "phase": "final_answer", "content": content}
-            items.append(message | about)
+            items.append(message | {"status": status, "phase": "final_answer", "content": content})
         return items
 
 

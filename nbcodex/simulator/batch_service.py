@@ -36,7 +36,7 @@ class Batch:
     started_at: float  # its creation on the clock
     requests: list[dict[str, Any]]
     problems: list[dict[str, Any]]  # why it will fail as a whole
-    fields: dict[str, Any]  # the API's object of it
+    fields: dict[str, Any]  # the object by which the API describes it
 
     @property
     def is_open(self) -> bool:
@@ -83,7 +83,7 @@ class BatchService:
                 if batch is None or batch.key_name != key_name:
                     raise ErrorResponse(404, f"No batch found with id '{id_}'.", param="id")
                 if method == "POST" and batch.is_open:
-                    self._end(batch, "cancelled", self.clock.now() - batch.started_at)
+                    self._end(batch, "cancelled", duration=self.clock.now() - batch.started_at)
                 return self._as_object(batch)
 
     def _contents(self, id_: str, key_name: str) -> bytes:
@@ -93,6 +93,7 @@ class BatchService:
 
     def _upload(self, request: HttpRequest, key_name: str) -> dict[str, Any]:
         head = f"content-type: {request.headers.get('content-type', '')}\r\n\r\n".encode()
+        # A form is written like an e-mail with attachments.
         form = message_from_bytes(head + request.body, policy=policy.HTTP)
         parts = {p.get_param("name", header="content-disposition"): p for p in form.iter_parts()}
         file, purpose = (
@@ -167,23 +168,22 @@ class BatchService:
             batch.set_status("failed", duration / 10)
         elif elapsed >= min(duration, BATCH_LIFETIME_S):
             status = "completed" if duration <= BATCH_LIFETIME_S else "expired"
-            self._end(batch, status, min(duration, BATCH_LIFETIME_S))
+            self._end(batch, status, duration=min(duration, BATCH_LIFETIME_S))
         elif elapsed >= duration / 10:
             batch.set_status("in_progress", duration / 10)
             completed = int(len(batch.requests) * elapsed / duration)
             batch.fields["request_counts"]["completed"] = completed
 
-    def _end(self, batch: Batch, status: str, duration: float) -> None:
+    def _end(self, batch: Batch, status: str, *, duration: float) -> None:
         """Answer the requests reached within `duration` seconds, and write the result files."""
         share = 1.0 if status == "completed" else duration / self.knobs().batch_seconds
         answered = int(len(batch.requests) * min(1.0, share))
         results: dict[str, list[bytes]] = {"output": [], "error": []}  # by the file they are for
-        for number, line in enumerate(batch.requests):
+        path, request_id = batch.fields["endpoint"], f"req_{self.server_id}"
+        for index, line in enumerate(batch.requests):
             http_status, response, error = 0, None, None
-            if number < answered:
-                path = batch.fields["endpoint"]
+            if index < answered:
                 http_status, body = self.answer_line(line["body"], path, batch.key_name)
-                request_id = f"req_{self.server_id}"
                 response = {"status_code": http_status, "request_id": request_id, "body": body}
             else:
                 error = {"code": f"batch_{status}", "message": _UNANSWERED[status]}
@@ -234,4 +234,5 @@ def parse_batch_file(
 
 
 def _problem(code: str, message: str, line: int | None = None) -> dict[str, Any]:
+    """Return an error of a batch, with the number of the line at fault, if it is about one."""
     return {"code": code, "message": message, "param": None, "line": line}

@@ -37,7 +37,7 @@ class Bucket:
         """Return the used part of the limit in whole units, as in the server's messages."""
         return math.ceil(self.limit - self.level_at(now) - ROUNDING_SHARE * self.limit)
 
-    def full_in(self, now: float) -> float:
+    def seconds_until_full(self, now: float) -> float:
         """Return the seconds until the bucket is full, as in ``x-ratelimit-reset-*``."""
         return (self.limit - self.level_at(now)) / self.limit * self.window
 
@@ -58,7 +58,7 @@ class Refusal:
 class Charge:
     """The charge of one request."""
 
-    tokens: int
+    tokens: int  # charged for input and output, so far
     for_output: int  # the part of it that admission charged for output
     is_settled: bool = False
 
@@ -86,7 +86,8 @@ class Account:
             for window in buckets.keys() - limits.keys():
                 del buckets[window]
             for window, limit in limits.items():
-                bucket = buckets.setdefault(window, Bucket(limit, window, limit, now))
+                full = Bucket(limit, window, level=limit, updated_at=now)
+                bucket = buckets.setdefault(window, full)
                 level = bucket.level_at(now)
                 # The used amount stays the same, but a smaller limit does not create a debt.
                 bucket.level = max(limit - (bucket.limit - level), min(level, 0.0))
@@ -95,21 +96,20 @@ class Account:
 
     def charge_or_refuse(self, tokens: int, now: float) -> Refusal | None:
         """Charge one request and its `tokens`, or return the refusal."""
-        refusal = _check(self.requests, "requests", 1, now)
-        if refusal is not None:
+        if refusal := _find_refusal(self.requests, "requests", amount=1, now=now):
             return refusal
         self.charge_request(now)  # counts even if it is refused for its tokens
-        refusal = _check(self.tokens, "tokens", tokens, now)
-        if refusal is None:
-            self.charge(tokens, now)
-        return refusal
+        if refusal := _find_refusal(self.tokens, "tokens", amount=tokens, now=now):
+            return refusal
+        self.charge_tokens(tokens, now)
+        return None
 
     def charge_request(self, now: float) -> None:
         """Take one request."""
         for bucket in self.requests.values():
             bucket.take(1, now)
 
-    def charge(self, tokens: int, now: float) -> None:
+    def charge_tokens(self, tokens: int, now: float) -> None:
         """Take `tokens`, which may leave a debt; a negative number is given back."""
         for bucket in self.tokens.values():
             bucket.take(tokens, now)
@@ -120,7 +120,7 @@ class Account:
             return
         charge.is_settled = True
         difference = 0 if knobs.policy == "kept" else output - charge.for_output
-        self.charge(difference, now)
+        self.charge_tokens(difference, now)
         charge.tokens += difference
 
 
@@ -130,8 +130,8 @@ def admission_charge(input_tokens: int, max_output: int, knobs: Knobs) -> Charge
     return Charge(tokens=input_tokens + output, for_output=output)
 
 
-def _check(
-    buckets: dict[float, Bucket], resource: Resource, amount: int, now: float
+def _find_refusal(
+    buckets: dict[float, Bucket], resource: Resource, *, amount: int, now: float
 ) -> Refusal | None:
     """Return the refusal with the longest wait, if a bucket has less than `amount`."""
     refusals = []

@@ -67,7 +67,7 @@ async def deliver(
                     case "dropped":
                         raise Dropped(reset=True)
                     case "cut":
-                        raise Dropped(event.data[: len(event.data) // 2])
+                        raise Dropped(partial=event.data[: len(event.data) // 2])
                     case "malformed":
                         yield b'data: {"type": "response.output_text.delta", "delta": "unfin\n\n'
                     case "stalled":

@@ -83,7 +83,7 @@ class AnswerPlan:
     max_output: int  # output tokens that admission charges
     reasoning_tokens: int  # reasoning tokens before the first text token
     tokens: tuple[str, ...]  # the text, token by token
-    function: str  # name of the function that the answer calls with the text as its arguments
+    function_name: str  # name of the function that the answer calls with the text as its arguments
     is_truncated: bool  # whether `max_output` truncates it
     latency: float  # seconds from admission to the first token
 
@@ -109,14 +109,14 @@ def plan_answer(request: ParsedRequest, knobs: Knobs) -> AnswerPlan:
         max_output=knobs.assumed_output if request.max_output is None else request.max_output,
         reasoning_tokens=min(reasoning, allowed),
         tokens=tokens[: max(0, allowed - reasoning)],
-        function=str(request.required_function["name"]) if request.required_function else "",
+        function_name=str(request.required_function["name"]) if request.required_function else "",
         is_truncated=reasoning + len(tokens) > allowed,
         latency=latency(request.text, knobs),
     )
 
 
 def answer_tokens(request: ParsedRequest) -> tuple[str, ...]:
-    """Return the text of the answer, token by token, as long as no bound cuts it."""
+    """Return the whole text of the answer, token by token; `plan_answer` cuts it."""
     if echo := _ECHO.search(request.prompt):
         return tokenize(echo[1])
     if request.wants_image:
@@ -125,7 +125,8 @@ def answer_tokens(request: ParsedRequest) -> tuple[str, ...]:
     schema = request.schema if function is None else function.get("parameters") or {}
     if schema is not None:
         return tokenize(json.dumps(example_value(schema), ensure_ascii=False))
-    return _text_tokens(request.prompt, request.turns[-2] if len(request.turns) > 1 else "")
+    earlier_prompt = request.turns[-2] if len(request.turns) > 1 else ""
+    return _text_tokens(request.prompt, earlier_prompt)
 
 
 def latency(text: str, knobs: Knobs) -> float:
@@ -146,7 +147,7 @@ _TOKENIZED_SENTENCES = tuple(tokenize(sentence) for sentence in _SENTENCES.split
 
 # Cached, because the answer is generated again for each attempt of a prompt.
 @lru_cache(maxsize=256)
-def _text_tokens(prompt: str, earlier: str) -> tuple[str, ...]:
+def _text_tokens(prompt: str, earlier_prompt: str) -> tuple[str, ...]:
     """Return an answer with heading, list and code, of the length that the prompt requests."""
     digest = blake2b(prompt.encode("utf-8", "replace"), digest_size=8).digest()
     rng = random.Random(digest)  # noqa: S311 - not for secrecy
@@ -155,17 +156,17 @@ def _text_tokens(prompt: str, earlier: str) -> tuple[str, ...]:
         title=topic[:1].upper() + topic[1:],
         notice=SIMULATED_NOTICE,
         topic=f"*{topic}*",
-        earlier=f" Before that, it was *{_topic(earlier)}*." if earlier else "",
+        earlier=f" Before that, it was *{_topic(earlier_prompt)}*." if earlier_prompt else "",
         used=rng.randrange(20_000, 30_000),
         requested=rng.randrange(10_000, 20_000),
     )
     tokens = tokenize(text)
     if (requested := _LENGTH.search(prompt)) is None:
-        return (*tokens, *_filler(1, rng))
+        return (*tokens, *_filler(rng, min_tokens=1))
     length = int(requested[1])
     if len(tokens) > length:
         tokens = tokenize(f"{SIMULATED_NOTICE}\n")
-    tokens += tuple(_filler(length - len(tokens), rng))
+    tokens += tuple(_filler(rng, min_tokens=length - len(tokens)))
     return tokens[: max(0, length - 1)] + (".",) * min(length, 1)
 
 
@@ -175,10 +176,10 @@ def _topic(prompt: str) -> str:
     return (" ".join(words[:8]) + " …" * (len(words) > 8)).rstrip(".,;:") or "nothing"
 
 
-def _filler(length: int, rng: random.Random) -> list[str]:
-    """Return at least `length` tokens of sentences about rate limits."""
+def _filler(rng: random.Random, *, min_tokens: int) -> list[str]:
+    """Return whole sentences about rate limits, of `min_tokens` tokens at least."""
     tokens = ["\n", *rng.choice(_TOKENIZED_SENTENCES)]
-    while len(tokens) < length:
+    while len(tokens) < min_tokens:
         tokens += [" ", *rng.choice(_TOKENIZED_SENTENCES)]
     return tokens
 

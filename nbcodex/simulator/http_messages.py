@@ -100,11 +100,11 @@ def go_duration(seconds: float) -> str:
     return text + f"{milliseconds / 1000:.3f}".rstrip("0").rstrip(".") + "s"
 
 
-def retry_headers(seconds: float, form: RetryAfter, wall: float) -> dict[str, str]:
+def retry_headers(seconds: float, retry_after: RetryAfter, time_of_day: float) -> dict[str, str]:
     """Return the headers that state a wait; `wall` is the time of day, for an HTTP date."""
     in_seconds = {"retry-after": str(math.ceil(seconds))}
     in_ms = {"retry-after-ms": str(math.ceil(round(seconds * 1000, 6)))}
-    as_date = {"retry-after": formatdate(math.ceil(wall + seconds), usegmt=True)}
+    as_date = {"retry-after": formatdate(math.ceil(time_of_day + seconds), usegmt=True)}
     both = in_seconds | in_ms
     forms = {"both": both, "seconds": in_seconds, "ms": in_ms, "date": as_date, "none": {}}
-    return forms[form]
+    return forms[retry_after]

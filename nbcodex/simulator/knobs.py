@@ -81,7 +81,7 @@ DeliveryFault = Literal[
     "stalled",  # silence for `seconds`, or for ever
     "huge_line",  # a line of many megabytes
 ]
-Kind = Literal[
+FaultKind = Literal[
     # Instead of an answer.
     "http",  # an HTTP error with `status`, `code` and `message`
     "tokens_per_minute",  # the 429s of OpenAI's limits
@@ -103,15 +103,15 @@ Kind = Literal[
     GenerationFault,
     DeliveryFault,
 ]
-KINDS: tuple[str, ...] = get_args(Kind)
+FAULT_KINDS: tuple[str, ...] = get_args(FaultKind)
 GENERATION_FAULTS: frozenset[str] = frozenset(get_args(GenerationFault))
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault for one request; `Kind` describes the kinds."""
+    """One fault for one request; `FaultKind` describes the kinds."""
 
-    kind: Kind
+    kind: FaultKind
     after: int = 0  # number of text deltas before it; -1: before the first event of the stream
     # The wait that a 429 states (default 1.2), the delay, or the silence.
     seconds: float | None = None
@@ -124,8 +124,8 @@ class Fault:
     location: str = "http://127.0.0.1:9/v1/responses"  # target of a ``redirect``
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"{self.kind!r} is not a fault; choose from: {', '.join(KINDS)}")
+        if self.kind not in FAULT_KINDS:
+            raise ValueError(f"{self.kind!r} is not a fault; choose from: {', '.join(FAULT_KINDS)}")
         for name in ("after", "status", "seconds"):  # which may come from JSON
             value = getattr(self, name)
             if not isinstance(value, (int, float, NoneType) if name == "seconds" else int):
@@ -137,7 +137,7 @@ class Fault:
         return 1.2 if self.seconds is None else self.seconds
 
     def applies_before(self, role: str, deltas: int) -> bool:
-        """Return whether it applies before an event of this role that follows `deltas` deltas."""
+        """Whether it applies before an event of this role (`api_formats`) after `deltas` deltas."""
         return self.after < 0 or role == "end" or (role == "delta" and deltas == self.after)
 
 

@@ -97,8 +97,7 @@ def find_route(request: HttpRequest) -> Route:
     if base == "/openai" and not query.get("api-version"):
         raise unknown_path(request)
     values = {name: unquote(value) for name, value in groups.items()}
-    is_azure = base.startswith("/openai")
-    return Route(endpoint=endpoint, is_azure=is_azure, query=query, **values)
+    return Route(endpoint=endpoint, is_azure=base.startswith("/openai"), query=query, **values)
 
 
 def unknown_path(request: HttpRequest) -> ErrorResponse:
@@ -108,15 +107,15 @@ def unknown_path(request: HttpRequest) -> ErrorResponse:
     return ErrorResponse(404, f"Invalid URL ({request.method} {urlsplit(request.path).path})")
 
 
-def key_of(request: HttpRequest, azure: bool, knobs: Knobs) -> str:
+def accepted_key(request: HttpRequest, is_azure: bool, knobs: Knobs) -> str:
     """Return the key of `request`, or raise a 401 if it is not accepted."""
     scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
     key = bearer.strip() if scheme.lower() == "bearer" else ""
-    if azure:
+    if is_azure:
         key = request.headers.get("api-key", "") or key
     if key and (not knobs.keys or key in knobs.keys):
         return key
-    if azure:
+    if is_azure:
         raise ErrorResponse(401, AZURE_WRONG_KEY_TEXT, type=None, code="401")
     if not key:
         raise ErrorResponse(401, NO_KEY_TEXT)
@@ -235,7 +234,7 @@ def parse_body(body: bytes) -> dict[str, Any]:
 
 
 def parse_request(
-    body: dict[str, Any], *, api: Api, azure: bool = False, deployment: str = ""
+    body: dict[str, Any], *, api: Api, is_azure: bool = False, deployment: str = ""
 ) -> ParsedRequest:
     """Return `body` as a request to `api`, or raise a 400 in the real server's words."""
     if deployment:
@@ -254,7 +253,7 @@ def parse_request(
         effort=effort if isinstance(effort, str) and effort != "none" else None,
         stream=bool(body.get("stream")),
         background=bool(body.get("background")),
-        is_azure=azure,
+        is_azure=is_azure,
     )
 
 
@@ -278,11 +277,9 @@ def _check_parameters(body: Mapping[str, Any], api: Api) -> None:
             raise ErrorResponse(400, message, code="missing_required_parameter", param=name)
     tools = body.get("tools") if api == "chat" else None
     for index, tool in enumerate(tools if isinstance(tools, list) else []):
-        type_name = tool.get("type") if isinstance(tool, dict) else "another type"
-        if type_name not in ("function", "custom"):
-            message = (
-                f"Invalid value: '{type_name}'. Supported values are: 'function' and 'custom'."
-            )
+        actual = tool.get("type") if isinstance(tool, dict) else "another type"
+        if actual not in ("function", "custom"):
+            message = f"Invalid value: '{actual}'. Supported values are: 'function' and 'custom'."
             raise ErrorResponse(400, message, code="invalid_value", param=f"tools[{index}].type")
     if body.get("background") and body.get("store") is False:
         message = "Background mode requires store=true."

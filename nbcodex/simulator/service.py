@@ -49,8 +49,8 @@ from nbcodex.simulator.knobs import Fault, Knobs, parse_fault
 from nbcodex.simulator.parsed_request import (
     Api,
     Route,
+    accepted_key,
     find_route,
-    key_of,
     parse_body,
     parse_request,
     unknown_path,
@@ -134,7 +134,7 @@ class Simulator:
         fault = self._faults.popleft() if is_prompt and self._faults else None
         if is_prompt and route.endpoint not in self.knobs.apis:
             raise unknown_path(request)
-        key = key_of(request, route.is_azure, self.knobs)
+        key = accepted_key(request, route.is_azure, self.knobs)
         if key:
             record.key = self._key_names.setdefault(key, f"key-{len(self._key_names) + 1}")
         match route.endpoint:
@@ -145,13 +145,13 @@ class Simulator:
             case "retrieve" | "cancel" | "delete":
                 return self._serve_stored(route, record)
             case "compact":
-                planned = self._plan(request.body, route, "responses", record, None)
+                planned = self._plan(request.body, route, "responses", record, fault=None)
                 self._begin_answer(planned)
                 return self._whole_response(ResponsesFormat(planned).as_compaction(), record)
             case "files" | "batches":
                 return self._whole_response(self.batches.serve(request, route, record.key), record)
             case "responses" | "chat" as api:
-                planned = self._plan(request.body, route, api, record, fault)
+                planned = self._plan(request.body, route, api, record, fault=fault)
                 try:
                     return await self._serve_prompt(planned)
                 except ErrorResponse as failure:
@@ -178,12 +178,12 @@ class Simulator:
         return asdict(self.knobs)
 
     def _plan(
-        self, body: bytes, route: Route, api: Api, record: RequestRecord, fault: Fault | None
+        self, body: bytes, route: Route, api: Api, record: RequestRecord, *, fault: Fault | None
     ) -> PlannedRequest:
         """Parse the request, add its parameters to its record, and plan its answer."""
         record.api, record.body = api, parse_body(body)
         request = parse_request(
-            dict(record.body), api=api, azure=route.is_azure, deployment=route.deployment
+            dict(record.body), api=api, is_azure=route.is_azure, deployment=route.deployment
         )
         record.model, record.prompt = request.model, request.prompt
         record.stream, record.background = request.stream, request.background
@@ -226,7 +226,7 @@ class Simulator:
                 body = single_chunk(encode_json(stored.response_object()))
         elif request.stream:
             try:
-                await wait_until(planned.time_of_token(1), self.clock)
+                await wait_until(planned.time_of_token(number=1), self.clock)
             except asyncio.CancelledError:  # the client has disconnected
                 planned.settle_charge(self.clock.now())
                 raise
@@ -239,11 +239,11 @@ class Simulator:
             if fault.kind == "absurd_headers":
                 headers |= ABSURD_HEADERS
             elif fault.kind == "azure_failed":  # these headers precede its ``response.failed``
-                headers |= retry_headers(fault.seconds_or_default, "seconds", planned.received_at)
+                wait, time_of_day = fault.seconds_or_default, planned.received_at
+                headers |= retry_headers(wait, retry_after="seconds", time_of_day=time_of_day)
             headers |= fault.headers
-        if request.background:
-            return HttpResponse(200, headers, body)
-        return HttpResponse(200, headers, body, lambda: planned.settle_charge(self.clock.now()))
+        on_close = None if request.background else lambda: planned.settle_charge(self.clock.now())
+        return HttpResponse(200, headers, body, on_close)
 
     def _begin_answer(self, planned: PlannedRequest) -> None:
         """Give the answer its id, and look up the start of the input in the prompt cache."""
@@ -278,19 +278,19 @@ class Simulator:
         fault = self._faults.popleft() if self._faults else None
         record.fault, record.stream = fault.kind if fault else "", True
         continued = replace(planned, fault=fault, received_at=self.clock.wall(), knobs=self.knobs)
-        raise_scripted_failure(continued, tokens=0)
-        chunks = deliver(stored.follow(int(after)), fault, self.clock)
+        raise_scripted_failure(continued, stated_tokens=0)
+        chunks = deliver(stored.follow(after=int(after)), fault, self.clock)
         headers = self._common_headers(record) | EVENT_STREAM_HEADERS
         return HttpResponse(200, headers, chunks)
 
     def _answer_batch_line(
         self, body: dict[str, Any], path: str, key_name: str
     ) -> tuple[int, dict[str, Any]]:
-        record = self._new_record("BATCH", path, key=key_name)
+        record = self._new_record("BATCH", path, key=key_name)  # no method: no request of HTTP
         self.log.append(record)
         api: Api = "chat" if path.endswith("completions") else "responses"
         try:
-            planned = self._plan(encode_json(body), Route(endpoint=api), api, record, None)
+            planned = self._plan(encode_json(body), Route(endpoint=api), api, record, fault=None)
             if fault := planned.fault:
                 raise ErrorResponse(fault.status, "The server failed to process this request.")
         except ErrorResponse as failure:

@@ -180,7 +180,7 @@ class RemoteServer:
             return None
         now = self.heap.now
         level = max(0, math.floor(bucket.level_at(now) + 1e-6))
-        full = math.ceil(bucket.full_in(now) * 1000) / 1000
+        full = math.ceil(bucket.seconds_until_full(now) * 1000) / 1000
         return LimitReading(limit=bucket.limit, remaining=level, full_in=full)
 
 

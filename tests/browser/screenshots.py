@@ -123,7 +123,7 @@ def leave(simulator: Simulated, tokens: int) -> None:
     core = simulator.core
     seen, now = core.log[-1], core.clock.now()
     account = core.account(seen.key, seen.model)
-    account.charge(round(account.tokens[MINUTE].level_at(now)) - tokens, now)
+    account.charge_tokens(round(account.tokens[MINUTE].level_at(now)) - tokens, now)
 
 
 @contextlib.contextmanager

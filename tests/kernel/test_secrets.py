@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nbcodex.simulator import Fault
-from nbcodex.simulator.knobs import KINDS
+from nbcodex.simulator.knobs import FAULT_KINDS
 from tests.kernel_client import Kernel, kernel
 from tests.simulated import KEY, Simulated, simulated
 
@@ -45,7 +45,7 @@ def test_the_key_appears_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixtur
             "%config Codex.idle_timeout = '200ms'\n"
             "%config Codex.keys = {'a.example': os.environ['SECOND']}",
         )
-        for kind in KINDS:
+        for kind in FAULT_KINDS:
             server.core.script([Fault(kind, seconds=0.05, after=1, message=f"bad key {KEY}")])
             said += published(cell, "%%codex --patience 1s -o r\n[[echo: hello]]")
             said += published(cell, "sys_exc = __import__('sys').exc_info()\nr")

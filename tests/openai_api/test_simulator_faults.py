@@ -10,7 +10,7 @@ from nbcodex.errors import LimitError, NbcodexError
 from nbcodex.models import DAY, MINUTE
 from nbcodex.openai_api.answers import CompletedAnswer, ResponseStarted, StreamEvent
 from nbcodex.simulator import Fault, Knobs, Simulator
-from nbcodex.simulator.knobs import KINDS
+from nbcodex.simulator.knobs import FAULT_KINDS
 from tests.openai_api.scripted import ApiClient, Request, ending_of, settings
 from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual
@@ -69,7 +69,7 @@ def outcome(fault: Fault, *, api: str) -> StreamEvent | NbcodexError:
 
 @pytest.mark.parametrize("api", ["responses", "chat"])
 @pytest.mark.parametrize("after", [-1, 0, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAULT_KINDS)
 def test_simulated_fault_becomes_its_error(kind: str, after: int, api: str) -> None:
     came = outcome(Fault(kind=kind, after=after), api=api)  # type: ignore[arg-type]
     assert type(came).__name__ == OUTCOMES[kind]

@@ -45,7 +45,7 @@ def test_refused_request_is_admitted_after_exactly_the_stated_wait(
     knobs = Knobs(tpm=limit, rpm=None)
     cost = max(1, int(limit * share))
     account = full_account(knobs)
-    account.charge(int(limit * (1 - level)), 0.0)
+    account.charge_tokens(int(limit * (1 - level)), 0.0)
     refused = account.charge_or_refuse(cost, 0.0)
     if refused is None:
         return
@@ -77,7 +77,7 @@ def test_wait_follows_from_the_figures_of_the_refusal(
 ) -> None:
     """`(Used + Requested - Limit) / Limit * window`, to the millisecond."""
     account = full_account(Knobs(tpm=None, tpd=limit, rpm=None))
-    account.charge(int(limit * (1 - level)), 0.0)
+    account.charge_tokens(int(limit * (1 - level)), 0.0)
     refused = account.charge_or_refuse(max(1, int(limit * share)), 0.0)
     if refused is not None:
         assert refused.wait is not None
@@ -159,14 +159,14 @@ def test_full_hidden_window_admits_a_larger_request_into_debt() -> None:
 
 def test_use_by_others_slows_the_refill_but_not_the_stated_reset() -> None:
     account = full_account(Knobs(tpm=6_000, rpm=None, used_by_others=0.3))
-    account.charge(6_000, 0.0)
+    account.charge_tokens(6_000, 0.0)
     assert account.tokens[MINUTE].level_at(10.0) == pytest.approx(700)
-    assert account.tokens[MINUTE].full_in(10.0) == pytest.approx(53)
+    assert account.tokens[MINUTE].seconds_until_full(10.0) == pytest.approx(53)
 
 
 @pytest.mark.parametrize(("limit", "level"), [(20_000, 14_000), (8_000, 2_000), (3_000, 0)])
 def test_changed_limit_keeps_the_used_amount_without_debt(limit: int, level: int) -> None:
     account = full_account(Knobs(tpm=10_000, rpm=None))
-    account.charge(6_000, 0.0)
+    account.charge_tokens(6_000, 0.0)
     account.set_limits(Knobs(tpm=limit, rpm=None), 0.0)
     assert account.tokens[MINUTE].level_at(0.0) == level

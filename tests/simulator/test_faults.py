@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from nbcodex.simulator import Fault, Simulator
-from nbcodex.simulator.knobs import KINDS, parse_fault
+from nbcodex.simulator.knobs import FAULT_KINDS, parse_fault
 from tests.simulator.helpers import MODEL, fetch, post, sdk, simulator
 from tests.simulator_transport import SimulatorTransport
 from tests.virtual import run_virtual
@@ -311,7 +311,7 @@ def test_invalid_fault_data_is_a_value_error(data: Any) -> None:
 
 
 def test_each_kind_is_parsed_by_its_name_and_null_is_none() -> None:
-    assert [fault.kind for kind in KINDS if (fault := parse_fault(kind))] == list(KINDS)
+    assert [fault.kind for kind in FAULT_KINDS if (fault := parse_fault(kind))] == list(FAULT_KINDS)
     assert parse_fault(None) is None
 
 

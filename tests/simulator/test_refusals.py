@@ -45,7 +45,7 @@ def test_durations_follow_gos_format_and_round_up(seconds: float, expected: str)
 def test_429_matches_the_text_and_headers_of_a_public_thread() -> None:
     async def main() -> tuple[int, dict[str, str], dict[str, Any]]:
         server = simulator(tpm=30_000)
-        server.account("key-1", MODEL).charge(22_999, server.clock.now())
+        server.account("key-1", MODEL).charge_tokens(22_999, server.clock.now())
         body = {"model": MODEL, "input": "x" * 4 * 2_528, "max_output_tokens": 10_000}
         return await refusal(server, post(body=body))
 
@@ -214,7 +214,7 @@ def test_log_names_keys_in_order_and_never_contains_them() -> None:
 def test_azure_limit_has_code_429_no_type_and_whole_seconds() -> None:
     async def main() -> tuple[int, dict[str, str], dict[str, Any]]:
         server = simulator(tpm=2_000)
-        server.account("key-1", MODEL).charge(2_000, server.clock.now())
+        server.account("key-1", MODEL).charge_tokens(2_000, server.clock.now())
         path = f"/openai/deployments/{MODEL}/chat/completions?api-version=2024-10-21"
         body = {"messages": [{"role": "user", "content": "hello"}]}
         return await refusal(server, post(path, body, api_key=KEY))
