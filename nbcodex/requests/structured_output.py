@@ -17,7 +17,7 @@ from typing import Any, get_origin
 
 from nbcodex.errors import Advice, AnswerError, ConfigurationError, NbcodexError, shorten
 from nbcodex.models import Reply, Request, Schema, Turn
-from nbcodex.openai_api.answers import CompletedAnswer
+from nbcodex.openai_api.answers import CUT_MAX_OUTPUT, CompletedAnswer
 from nbcodex.openai_api.sent_schema import (
     VALUE_FIELD,
     as_object,
@@ -183,7 +183,7 @@ def check_repairable(
             f"The model refuses: {shorten(answer.text, 200)}", advice="Rephrase the prompt."
         )
     if answer.cut:
-        advice = "Raise --max-output." if answer.cut.startswith("max") else "Rephrase the prompt."
+        advice = "Raise --max-output." if answer.cut == CUT_MAX_OUTPUT else "Rephrase the prompt."
         raise AnswerError(
             f"The answer was cut ({shorten(answer.cut, 40)}): {mismatch}", advice=advice
         )
@@ -293,12 +293,12 @@ def _schema_of_definition(text: str) -> Schema:
                     f"The schema has no part {shorten(ref, 80)}, which it refers to.",
                     advice="Put what is referred to into its $defs; nothing is downloaded.",
                 )
-    return _build_schema(definition, str(definition.get("title") or "answer"), None)
+    return _build_schema(definition, str(definition.get("title") or "answer"))
 
 
-def _build_schema(definition: dict[str, Any], name: str, model: Any) -> Schema:
+def _build_schema(definition: dict[str, Any], name: str, model: Any = None) -> Schema:
     # No server accepts a schema that begins with a reference, as those of recursive classes do.
-    followed = set()
+    followed = set()  # references, to recognize a circle of them
     while "$ref" in definition:
         target = resolve(definition["$ref"], definition)
         if target is definition or definition["$ref"] in followed:
@@ -339,9 +339,8 @@ def _validate(schema: Schema, text: str) -> Any:
             raise SchemaMismatchError(_describe_validation_error(error)) from None
     value = _parse_json(text)
     try:
-        violations = list(
-            itertools.islice(_validator(schema.definition).iter_errors(value), MAX_ERRORS_SHOWN + 1)
-        )
+        found = _validator(schema.definition).iter_errors(value)
+        violations = list(itertools.islice(found, MAX_ERRORS_SHOWN + 1))
     except Exception as error:  # such as a reference without a target, or an endless chain of them
         why = f"{type(error).__name__}: {shorten(str(error), 100)}"
         raise SchemaMismatchError(f"It could not be checked ({why}).") from None

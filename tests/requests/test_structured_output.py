@@ -387,6 +387,7 @@ def test_character_that_this_python_does_not_know_is_an_answer(text: str) -> Non
             ("the model refuses",),
         ),
         (cut('{"name": ', cut="max_output_tokens"), {}, "Raise --max-output", ()),
+        (cut('{"name": ', cut="max_answer"), {}, "Rephrase the prompt", ()),  # the model loops
         (cut("", cut="content_filter"), {"schema": None}, "content filter withheld", ()),
         (cut("", cut="content_filter"), {}, "content filter withheld", ()),
     ],
