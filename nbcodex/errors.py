@@ -21,7 +21,7 @@ _JOINERS = "\u200c\u200d"  # not printable, but parts of emoji and of several sc
 
 def shorten(text: str, max_chars: int = MAX_MESSAGE_CHARS) -> str:
     """Return `text` on one line, without control characters, cut to `max_chars`."""
-    text = text[: max_chars * 8]  # a server may send megabytes
+    text = text[: max_chars * 8]  # a server may send megabytes; blanks are joined below
     if not text.isprintable():
         text = "".join(c if c.isprintable() or c in _JOINERS else " " for c in text)
     line = " ".join(text.split())
@@ -64,10 +64,8 @@ def join_advice(*parts: str) -> Advice:
 def render(title: str, message: str, advice: str) -> list[str]:
     """Return an error as at most six lines, in place of a traceback."""
     lines = textwrap.wrap(f"{title}: {shorten(message)}", ERROR_WIDTH_CHARS)
-    advice_lines: list[str] = []
-    if advice:
-        advice = f"→ {shorten(advice)}"
-        advice_lines = textwrap.wrap(advice, ERROR_WIDTH_CHARS, subsequent_indent="  ")[:3]
+    arrow = f"→ {shorten(advice)}" if advice else ""
+    advice_lines = textwrap.wrap(arrow, ERROR_WIDTH_CHARS, subsequent_indent="  ")[:3]
     return lines[: MAX_ERROR_LINES - len(advice_lines)] + advice_lines
 
 
@@ -98,7 +96,7 @@ class _ErrorBase(BaseException):
 class NbcodexError(_ErrorBase, Exception):
     """The base class of all our errors, except Stopped."""
 
-    reply: Reply | None = None
+    reply: Reply | None = None  # what has arrived, if the request ran
     # The limits as the headers of the refusal state them, if it came with headers.
     snapshot: LimitSnapshot | None = None
     # Whether the simulator refused, which costs nothing and concerns no real limit.

@@ -1,6 +1,6 @@
 """The events of a request, in the order in which its listeners receive them.
 
-What a user sees is a pure function of these. Instants are seconds as `Clock.now` returns them.
+What a user sees is a pure function of these. Instants are seconds since boot (`Clock.now`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Queued(Event):
     """The request exists; nothing has been sent. It need not wait in the limits' queue."""
 
     model: str | None  # None until it is known
-    patience: float
+    patience: float  # of the request, in seconds
     prompt: str = ""  # its beginning
 
 
@@ -71,7 +71,7 @@ class BackingOff(Event):
     """An attempt failed; the next one is due at `resume_at`."""
 
     error: TransientError
-    attempt: int
+    attempt: int  # the number of the failed one
     resume_at: float
     waited: float  # seconds of patience that are used, without this wait
 

@@ -49,7 +49,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
-Api = Literal["auto", "responses", "chat"]
+Api = Literal["auto", "responses", "chat"]  # ``auto``: the one that the server turns out to have
 # Of a request: ``pending`` until the first attempt; ``waiting`` for a limit or for a batch job.
 Status = Literal[
     "pending", "running", "waiting", "done", "parked", "interrupted", "cancelled", "failed"
@@ -115,7 +115,7 @@ class Origin:
     engine: str = "live"  # How the map's rows are answered: as ``live`` requests, or by ``batch``
     data_kind: str = "list"  # The map's data: ``list``, ``tuple``, ``pandas`` or ``polars``
     position: TurnPosition = TurnPosition()  # Of the answer, if it joins a conversation
-    server: str | None = None  # The only server that may get it (`Endpoint.server`); None: any
+    server: str | None = None  # Host of the only server that may get it; None: any
 
 
 # The first bytes of a file; WebP has a length between the two parts of its signature.
@@ -174,7 +174,7 @@ class Turn:
     carried: tuple[Mapping[str, Any], ...] = ()
     model: str | None = None  # The only model that may receive `carried`; None: any
     base_url: str | None = None  # The only server that may; None: any
-    entry: int | None = field(default=None, compare=False)  # `seq` of its entry in the journal
+    entry: int | None = field(default=None, compare=False)  # Number of its entry in the journal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,8 +198,8 @@ class RequestOptions:
     effort: str | None = None  # reasoning effort, in the server's words
     params: Mapping[str, Any] | None = None  # further parameters of the API
     patience: str | float | None = None  # seconds, or a string such as ``10m``
-    api: str | None = None
-    api_base: str | None = None  # another server
+    api: str | None = None  # one of `Api`
+    api_base: str | None = None  # base URL of another server
     reuse: bool | None = None  # whether the answer to an equal request in the journal is acceptable
     durable: bool | None = None  # whether the server keeps the answer, to continue a broken stream
     schema: object = None  # a type, or a JSON schema as a mapping
@@ -266,7 +266,7 @@ class Resumption:
 class Limit:
     """The server's limit that refused a request, with the figures of the refusal."""
 
-    resource: Resource | None = None  # None where the server does not name it
+    resource: Resource | None = None  # What is limited; None where the server does not name it
     window: float | None = None  # Seconds over which the server counts
     limit: float | None = None  # In the resource's unit, like the next two
     used: float | None = None
@@ -340,7 +340,7 @@ class Usage:
     stated_cost: float | None = None  # US dollars, where the provider states a cost itself
     input_audio_tokens: int | None = None  # Part of the input
     output_audio_tokens: int | None = None  # Part of the output
-    hosted_tool_calls: tuple[str, ...] = ()  # For each call that the provider charges: the tool
+    hosted_tool_calls: tuple[str, ...] = ()  # The tool of each call that the provider charges
 
     __repr__ = describe
 
@@ -413,7 +413,7 @@ class UsageTotals:
     """The summed figures of many requests. Unknown figures are counted, never taken for zero."""
 
     requests: int = 0
-    answers: int = 0
+    answers: int = 0  # Requests with a finished answer
     attempts: int = 0  # HTTP attempts
     refusals: int = 0  # Attempts that a limit refused
     usage: Usage = NO_USAGE  # The sums of all known tokens
@@ -453,7 +453,7 @@ class MapStats:
     """The figures of a map run at one instant."""
 
     map_id: str
-    at: float  # The instant, as `Clock.now` returns it
+    at: float  # The instant, in seconds since boot
     total: int | None = None  # Rows; None where the number is not known yet
     done: int = 0  # Rows with an answer
     reused: int = 0  # Of `done`: with an answer from the journal

@@ -134,7 +134,7 @@ class Settings:
     aliases: Mapping[str, str] = field(default_factory=dict)  # short names of models
     max_history: int | None = None  # how many earlier turns a request sees; None: all that fit
     redis_url: Secret | None = None  # where machines with one key share its limits
-    private_limits: bool = False  # not shared, because the server is this process's own
+    private_limits: bool = False  # rate limits are not shared: the server runs in this process
 
     # Read for every request, not at import: `os.environ` and `%config` change in a running kernel.
     @classmethod

@@ -161,7 +161,7 @@ class Budget:
         # By request id: what is reserved, and the caps that it was checked against.
         self._reservations: dict[str, tuple[SpendAmount, tuple[SpendingCap, ...]]] = {}
         self._reserved = _NO_SPEND  # the sum of the reservations
-        self._warned: set[tuple[SpendingCap, float]] = set()
+        self._warned: set[tuple[SpendingCap, float]] = set()  # shares whose note was returned
         self._answers = self._answer_tokens = 0  # of this session, for the average
 
     def estimate(
@@ -251,6 +251,7 @@ class Budget:
     def _check_cap(
         self, request: Request, expected: RequestEstimate, amount: SpendAmount, cap: SpendingCap
     ) -> None:
+        """Raise a BudgetError if `amount`, what is `expected` and broken attempts, is too much."""
         used = self._used(cap, with_reserved=True)
         if cap.allows(amount, used=used):
             return

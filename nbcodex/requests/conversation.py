@@ -46,12 +46,7 @@ class Conversations:
     _states: dict[tuple[str | None, str], _ThreadState] = field(default_factory=dict)
 
     def join(
-        self,
-        request: Request,
-        store: ConversationStore,
-        settings: Settings,
-        *,
-        start_new: bool = False,
+        self, request: Request, store: ConversationStore, settings: Settings, *, start_new: bool
     ) -> tuple[Request, list[str]]:
         """Return `request` with its position and earlier turns (none if `start_new`), and notes."""
         if request.thread is None:
@@ -109,12 +104,9 @@ class Conversations:
 
 
 def _turns_before(
-    position: TurnPosition,
-    stored: StoredConversation,
-    store: ConversationStore,
-    max_turns: int | None,
+    position: TurnPosition, stored: StoredConversation, store: ConversationStore, count: int | None
 ) -> list[Turn]:
-    """Return the newest `max_turns` turns before a position in its chapter, oldest first."""
+    """Return the newest `count` turns (None: all) before a position in its chapter, in order."""
     if position.starts_new:
         return []
     of_chapter = [turn for turn in stored.candidates if turn.chapter == position.chapter]
@@ -124,7 +116,7 @@ def _turns_before(
     done = {turn.number: turn for turn in earlier if turn.is_done}
     first = max((number for number, turn in newest.items() if turn.starts_new), default=0)
     turns = store.read_turns([done[number].entry for number in sorted(done) if number >= first])
-    return turns if max_turns is None else turns[max(0, len(turns) - max_turns) :]
+    return turns if count is None else turns[max(0, len(turns) - count) :]
 
 
 def _newest_that_fit(turns: list[Turn], request: Request, *, model: str | None) -> list[Turn]:
@@ -150,6 +142,7 @@ def _repeated_turn(
     if index is None:
         return None
     without_cell = [turn for turn in stored.candidates if turn.cell is None]
+    # The first prompt decides which chapter is repeated: the newest one that it begins.
     chapters = [state.chapter] if index else sorted({t.chapter for t in without_cell}, reverse=True)
     for chapter in chapters:
         by_number = {turn.number: turn for turn in without_cell if turn.chapter == chapter}

@@ -85,7 +85,7 @@ class EventQueue:
         if isinstance(self._collected[0], Delta):
             self._delivered_at = asyncio.get_running_loop().time()
         batch: list[Event] = []
-        # Consecutive deltas of one kind become one.
+        # Consecutive deltas of the answer, or of the reasoning, become one. None: of other events.
         for is_reasoning, group in itertools.groupby(
             self._collected, lambda event: getattr(event, "reasoning", None)
         ):
@@ -164,9 +164,7 @@ class Handle:
             )
             reply = Reply(id=self.request.id, status="failed", attempts=0)
             # At 0.0, because the clock is one of the services.
-            self._on_event(
-                events.Failed(request_id=self.request.id, at=0.0, error=failure, reply=reply)
-            )
+            self._on_event(events.Failed(request_id=reply.id, at=0.0, error=failure, reply=reply))
 
     def _on_event(self, event: Event) -> None:
         # A listener that fails must not keep the event from the others, nor from a waiting thread.
@@ -200,15 +198,15 @@ class Handle:
 
     def follow(
         self,
-        render: RenderEvents = lambda _: None,
+        render: RenderEvents = lambda _batch: None,
         *,
         max_idle_s: Callable[[], float | None] = lambda: None,
     ) -> Ending:
         """Start the request and wait for its ending, passing each batch of events to `render`.
 
         `render` is called in this thread; with an empty batch after `max_idle_s()` seconds without
-        an event. An interrupt ends the request, and `Interrupted` is returned; if the request had
-        ended just before, its ending is rendered and `Stopped` is raised.
+        an event (None: never). An interrupt ends the request, and `Interrupted` is returned; if the
+        request had ended just before, its ending is rendered and `Stopped` is raised.
         """
         self._check_thread()
         try:
@@ -235,8 +233,9 @@ class Handle:
             if stop_pressed and not batch:
                 # No ending came in time: the thread goes on with one of its own.
                 reply = Reply(id=self.request.id, status="interrupted", attempts=0)
-                last = events.Interrupted(request_id=self.request.id, at=0.0, reply=reply)
-                batch = (self.ending.result() if self.done else last,)
+                # The clock belongs to the event loop's thread, so the event is dated 0.0.
+                own_ending = events.Interrupted(request_id=reply.id, at=0.0, reply=reply)
+                batch = (self.ending.result() if self.done else own_ending,)
             render(batch)
             if batch and isinstance(ending := batch[-1], Ending):
                 return ending
@@ -355,9 +354,8 @@ def _waiting_property(name: str) -> Any:
 
 
 # Properties, because completers and inspectors evaluate slots, but not properties.
-for _field in dataclasses.fields(Reply):
-    if _field.name not in {"id", "status"}:
-        setattr(PendingReply, _field.name, _waiting_property(_field.name))
+for _name in {_field.name for _field in dataclasses.fields(Reply)} - {"id", "status"}:
+    setattr(PendingReply, _name, _waiting_property(_name))
 
 
 def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
@@ -400,7 +398,7 @@ def ignore_repeated_stop() -> None:
 def run_uninterrupted(
     operation: Callable[[bool], ResultT], *, stop_pressed: bool = False
 ) -> tuple[ResultT, bool]:
-    """Run an operation to its end, again if Stop interrupts it; return its result and if it did.
+    """Run an operation to its end, again if Stop interrupts it; return its result, and if it did.
 
     The operation receives whether Stop was pressed, and must do no harm if it runs twice.
     """

@@ -45,15 +45,14 @@ def build_request(
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     # An alias is resolved here, so that the journal and the limits have the name of the model.
     model = options.model or settings.model
+    patience = settings.patience if options.patience is None else parse_duration(options.patience)
     converted: dict[str, Any] = {
         "model": settings.aliases.get(model, model) if model else None,
         "images": tuple(map(to_image, () if options.images is None else options.images)),
         "schema": structured_output.to_schema(options.schema),
         "params": dict(options.params or {}),
         "api": api,
-        "patience": settings.patience
-        if options.patience is None
-        else parse_duration(options.patience),
+        "patience": patience,
         "reuse": settings.reuse if options.reuse is None else options.reuse,
         "origin": origin or Origin(),
     }
@@ -75,9 +74,9 @@ def _check_types(options: RequestOptions) -> None:
         name, value = field.name, getattr(options, field.name)
         if field.type == "str | None" and not isinstance(value, str | None):
             raise ConfigurationError(f"{name} must be a string, not {type(value).__name__}.")
-    bound: object = options.max_output
-    is_number = isinstance(bound, int) and not isinstance(bound, bool) and bound >= 1
-    if bound is not None and not is_number:
+    tokens: object = options.max_output
+    is_count = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 1
+    if tokens is not None and not is_count:
         raise ConfigurationError("max_output must be a number of tokens, 1 or more.")
     if not isinstance(options.params, Mapping | None):
         raise ConfigurationError("params must be a mapping of API parameters, such as a dict.")

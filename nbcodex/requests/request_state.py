@@ -116,7 +116,7 @@ class RequestState:
     # How the last attempt failed, and the waits that follow from it, in seconds.
     error: TransientError = field(init=False, repr=False)
     stated_wait: float | None = None  # what the server asked for, with jitter; None: nothing
-    retry_budget_wait: float = 0.0  # until the server's retry budget allows another attempt
+    retry_budget_wait: float = 0.0  # until `Services.retry_budgets` allow another attempt
     # Of the current attempt; None if it counts towards no limit.
     reservation: Reservation | None = None
     is_accepted: bool = False  # whether the server has accepted the current attempt
@@ -170,11 +170,11 @@ class RequestState:
             self.partial.add_note(note)
 
     def backoff_s(self, exponential: float) -> float:
-        """Return the seconds to wait; `exponential` is what grows with each failed attempt."""
+        """Return the seconds to wait; `exponential` are those that grow with each failure."""
         if isinstance(self.error, LimitError):
             return exponential if self.stated_wait is None else self.stated_wait
         # The wait grows even if an overloaded server asks for the same short one each time.
-        # Another request's success may end the wait for the budget: it is worth all the patience.
+        # Another request's success may end the wait for the retry budget: it is worth all patience.
         patience_left = max(0.0, self.patience.limit - self.waited)
         budget_wait = min(self.retry_budget_wait, patience_left)
         return max(self.stated_wait or 0.0, exponential, budget_wait)
@@ -217,7 +217,7 @@ class RequestState:
             carried=carried,
         )
 
-    def attempt_usage(self, status: Status, completed: CompletedAnswer | None) -> Usage:
+    def attempt_usage(self, status: Status, completed: CompletedAnswer | None = None) -> Usage:
         """Return what the last attempt used: the server's figures, else estimates."""
         text = completed.text if completed else self.partial.new_text
         estimate = _estimate_usage(self.sent_request, text)
@@ -228,8 +228,9 @@ class RequestState:
         # Neither a prompt nor a text has 0 tokens; some gateways send 0 where they know nothing.
         input_tokens = stated.input_tokens or estimate.input_tokens
         output_tokens = stated.output_tokens or estimate.output_tokens
-        both = (input_tokens, output_tokens)
-        if both in {(stated.input_tokens, stated.output_tokens), (None, None)}:
+        known = (input_tokens, output_tokens)
+        # Nothing needs an estimate, or nothing has one.
+        if known in {(stated.input_tokens, stated.output_tokens), (None, None)}:
             return stated
         return replace(
             stated, input_tokens=input_tokens, output_tokens=output_tokens, estimated=True
@@ -241,12 +242,9 @@ class RequestState:
             return NO_USAGE
         if self.broken_usage == NO_USAGE:
             return last
-        return replace(
-            last,
-            input_tokens=(last.input_tokens or 0) + (self.broken_usage.input_tokens or 0),
-            output_tokens=(last.output_tokens or 0) + (self.broken_usage.output_tokens or 0),
-            estimated=True,
-        )
+        input_tokens = (last.input_tokens or 0) + (self.broken_usage.input_tokens or 0)
+        output_tokens = (last.output_tokens or 0) + (self.broken_usage.output_tokens or 0)
+        return replace(last, input_tokens=input_tokens, output_tokens=output_tokens, estimated=True)
 
     def patience_error(self, cause: TransientError, resume_at: float) -> ParkedError:
         """Return the error of a request that would wait longer than its patience for `cause`."""
@@ -270,7 +268,7 @@ class RequestState:
         message, cause, resume_at = "It is in the journal.", None, None
         wait, now = self.last_event, self.clock.now()
         if isinstance(wait, CoolingDown) and wait.queued:
-            wait = None
+            wait = None  # only cooldowns and backoffs hold back a request that is resumed
         if isinstance(wait, BackingOff | CoolingDown) and (wait.resume_at or now) > now:
             cause = wait.error if isinstance(wait, BackingOff) else cooldown_error(wait.limit)
             resume_at, _, when = self._describe_instant(wait.resume_at or now)

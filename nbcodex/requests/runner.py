@@ -26,6 +26,7 @@ from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import (
     NOTE_POSSIBLY_PAID,
     NOTE_POSSIBLY_PAID_TWICE,
+    Rates,
     Reply,
     Request,
     Resumption,
@@ -75,12 +76,10 @@ class Services:
     simulators: set[str] = field(default_factory=set)
     budget: Budget = field(init=False)
     # By base URL: all requests to one server share a retry budget, which bounds their retries.
-    retry_budgets: dict[str, backoff.RetryBudget] = field(
-        default_factory=lambda: defaultdict(backoff.RetryBudget)
-    )
+    retry_budgets: dict[str, backoff.RetryBudget] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.budget = Budget(self.clock)
+        self.budget, self.retry_budgets = Budget(self.clock), defaultdict(backoff.RetryBudget)
 
     async def count_spending(
         self, replies: Sequence[Reply], settings: Settings, *, if_unknown: SpendAmount | None = None
@@ -204,6 +203,7 @@ class RequestRunner:
         if resumption is None:
             endpoint = api_client.endpoint(request, settings)
         else:
+            # Another server than the one that the entry was written for is an error.
             endpoint = await api_client.await_endpoint(request, settings)
             check_server(request, endpoint)
         state.base_url = endpoint.base_url
@@ -281,8 +281,8 @@ class RequestRunner:
         """Make attempts until one brings an answer, or the patience is used up."""
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(errors.TransientError),
-            wait=lambda call: self.state.backoff_s(_exponential_wait(call)),
-            stop=lambda call: not self.state.patience.covers(call.upcoming_sleep),
+            wait=lambda retry_state: self.state.backoff_s(_exponential_wait(retry_state)),
+            stop=lambda retry_state: not self.state.patience.covers(retry_state.upcoming_sleep),
             sleep=self._back_off,
             retry_error_callback=self._park,
         )
@@ -301,17 +301,18 @@ class RequestRunner:
                 await self._entry.wait_inserted()
             state.model = await api_client.resolve_model(request, settings)
             endpoint = api_client.endpoint(request, settings)
-            state.base_url = endpoint.base_url  # that of a custom client is known only now
+            state.base_url = endpoint.base_url  # that of `Settings.client` is known only now
             if position := state.partial.position:
                 # The server counts this towards no limit, so nothing is reserved.
                 state.reservation = None
-                await self._announce_attempt()
+                await self._start_attempt()
                 text = state.partial.continue_from(position)
                 stream = api_client.resume_stream(request, settings, position=position, text=text)
                 with contextlib.suppress(errors.AnswerLostError):
                     return await self._read(stream)
                 state.partial.add_note(NOTE_SENT_AGAIN)
-            salt = await self._limiter.salt()  # other processes see the id, a salted hash
+            # Other processes see this id, so it is a hash; the salt keeps it from being guessed.
+            salt = await self._limiter.salt()
             limits_id = api_client.limits_id(endpoint, state.model, salt=salt)
             return await self._send(limits_id, state.model)
         except errors.NbcodexError as error:
@@ -332,10 +333,10 @@ class RequestRunner:
             base_url=state.base_url,
             broken=state.broken_spend,
         )
-        reservation = await self._acquire(limits_id, label=f"{model} at {state.base_url}")
+        reservation = await self._acquire(limits_id)
         tier = pricing.requested_tier(state.sent_request)
         try:
-            await self._announce_attempt(
+            await self._start_attempt(
                 rates=pricing.token_rates(model, state.base_url, tier),
                 unpriced=pricing.is_price_unknown(model, state.base_url),
             )
@@ -352,7 +353,7 @@ class RequestRunner:
             raise
         except asyncio.CancelledError:
             # Ended by the user: the server stops as well, and charges for the text so far.
-            reservation.settle(state.attempt_usage("interrupted", None))
+            reservation.settle(state.attempt_usage("interrupted"))
             raise
         except BaseException:
             reservation.release()
@@ -360,10 +361,10 @@ class RequestRunner:
         reservation.settle(state.attempt_usage("done", answer))
         return answer
 
-    async def _acquire(self, limits_id: str, *, label: str) -> Reservation:
-        state = self.state
+    async def _acquire(self, limits_id: str) -> Reservation:
+        state, need = self.state, rate_limit_need(self.state.sent_request)
         state.reservation = None
-        need = rate_limit_need(state.sent_request)
+        label = f"{state.model} at {state.base_url}"  # what users read in place of the id
         started_at, waited = self._clock.now(), state.waited
         try:
             state.reservation = await self._limiter.acquire(
@@ -389,7 +390,7 @@ class RequestRunner:
             queued=isinstance(wait, Wait),
         )
 
-    async def _announce_attempt(self, **price: Any) -> None:
+    async def _start_attempt(self, *, rates: Rates | None = None, unpriced: bool = False) -> None:
         """Commit that an attempt begins, then emit `Sent`."""
         state = self.state
         # Counted before it is sent: if the process dies in between, the journal has an attempt too
@@ -402,8 +403,9 @@ class RequestRunner:
             attempt=state.attempts,
             model=state.model,
             input_tokens=pricing.estimate_request_tokens(state.sent_request),
+            rates=rates,
+            unpriced=unpriced,
             simulated=state.is_simulated,
-            **price,
         )
         state.is_sent = True
         pricing.start_loading(state.base_url)
@@ -470,22 +472,23 @@ class RequestRunner:
         if not (isinstance(error, errors.LimitError) and self.state.reservation):
             # A success ends the wait for the budget, not the one that the server has stated.
             stated_until = min(resume_at, failed_at + (self.state.stated_wait or 0.0))
-            is_released = await self._waiter.sleep_until(stated_until)
-            budget, wake = self._services.retry_budgets[self.state.base_url], self._waiter.wake
-            waiting = budget.waiting if self.state.retry_budget_wait else {}
-            waiting[wake] = None
+            is_woken = await self._waiter.sleep_until(stated_until)
+            waiting = self._services.retry_budgets[self.state.base_url].waiting
+            if self.state.retry_budget_wait:
+                waiting[self._waiter.wake] = None  # another request's success sets this event
             try:
-                is_released = is_released or await self._waiter.sleep_until(resume_at)
+                is_woken = is_woken or await self._waiter.sleep_until(resume_at)
             finally:
-                waiting.pop(wake, None)
+                waiting.pop(self._waiter.wake, None)
+            # `backoff_s` has cut the wait for the budget to the patience that was left.
             allowed_at = failed_at + self.state.retry_budget_wait
-            if not is_released and self._clock.now() < allowed_at:
+            if not is_woken and self._clock.now() < allowed_at:
                 raise self.state.patience_error(error, allowed_at)
 
-    async def _park(self, call: tenacity.RetryCallState) -> CompletedAnswer:
+    async def _park(self, retry_state: tenacity.RetryCallState) -> CompletedAnswer:
         """Raise a ParkedError: the next wait is longer than the patience."""
         error, now = self.state.error, self._clock.now()
-        resume_at = now + call.upcoming_sleep
+        resume_at = now + retry_state.upcoming_sleep
         # A limit on tokens may admit a smaller request at once, so there is no cooldown.
         is_token_limit = isinstance(error, errors.LimitError) and error.limit.resource == "tokens"
         cooldown_until = await self._start_cooldown(error, now if is_token_limit else resume_at)
