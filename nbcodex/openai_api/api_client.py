@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 NOT_DURABLE_NOTICE = "not durable: this server keeps no answers"
 FLEX_ADVICE = "It is retried automatically; the service tier `auto` has more capacity."
-SHORT_CALL_TIMEOUT_S = 5.0
+SHORT_CALL_TIMEOUT_S = 5.0  # of calls that cancel or delete an answer
 # A prompt was cut if so many tokens are missing, and no more than this share was read: estimates
 # err by some 15 %, for rare scripts by a half.
 MIN_CUT_TOKENS, MAX_READ_SHARE = 1_000, 0.5
@@ -406,13 +406,12 @@ class ApiClient:
         self, response: AsyncAPIResponse[Any], redactor: Redactor, *, api: str, model: str | None
     ) -> ResponseStarted:
         headers = dict(response.headers.items())  # a lookup in httpx2's headers is linear
-        request_id = redactor.clean(headers.get("x-request-id", ""))
         return ResponseStarted(
             api=api,
             model=model,
             snapshot=read_snapshot(headers, at=self.clock.now(), clean=redactor.clean),
             simulated=self.is_simulated(headers, str(response.url)),
-            request_id=shorten(request_id, 100) or None,
+            request_id=shorten(redactor.clean(headers.get("x-request-id", "")), 100) or None,
         )
 
 

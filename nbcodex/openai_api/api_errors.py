@@ -20,7 +20,7 @@ from nbcodex.models import DAY, Limit, Resource
 from nbcodex.openai_api import dialects, rate_limits
 from nbcodex.openai_api.rate_limits import MAX_SEARCHED_CHARS, Headers
 
-CleanText = Callable[[str], str]  # removes secrets
+CleanText = Callable[[str], str]  # removes secrets; `str` removes none
 
 MAX_ERROR_BODY_CHARS = 1_000_000
 _MAX_CAUSES = 16  # exceptions can be chained in a circle
@@ -376,7 +376,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
         return _new_error(errors.ModelError, info, "The server does not have this model")
     if info.has_code("growth_codes"):
         return _limit_error(info, Limit(resource="traffic growth"), wait, headers, wall_time)
-    # Before limits: overload also arrives as 429, and closes no limit of this account.
+    # Before limits: overload also arrives as 429, but no limit of this account is used up.
     is_overload = is_limit_error and info.has_phrase("overloaded_phrases")
     if status is None or status == 429 or status >= 500:  # not a 400 such as "model_unavailable"
         is_overload |= info.has_code("overloaded_codes")

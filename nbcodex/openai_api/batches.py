@@ -94,13 +94,13 @@ class BatchClient:
             return str(file.id)
 
     async def create_batch(
-        self, file: str, request: Request, *, metadata: Mapping[str, str]
+        self, file_id: str, request: Request, *, metadata: Mapping[str, str]
     ) -> Batch:
         """Create a batch; after a `TransientError`, `find_batch` shows whether it exists."""
         path: Any = f"/v1{PATHS[self.api_for(request)]}"
         async with self._api_client.connected(request, self._settings) as (client, redactor):
             created = await client.batches.create(
-                input_file_id=file,
+                input_file_id=file_id,
                 endpoint=path,
                 completion_window="24h",  # the only one that OpenAI offers
                 metadata=dict(metadata),

@@ -29,6 +29,7 @@ _MESSAGE_MEMBERS = ("delta", "message", "text")
 
 TextAndReasoning = tuple[str, str]  # what an event, or a part of an answer, adds
 
+# Special tokens with which chat templates end a turn; some servers leave them in the text.
 _SPECIAL_TOKENS = rf"(?:(?:{'|'.join(map(re.escape, dialects.WORDS['special_tokens']))})\s*)"
 _POSSIBLE_ENDING = re.compile(rf"{_SPECIAL_TOKENS}*(?:<[^<>\n]{{0,30}})?\Z")  # also half a token
 _MAX_ENDING_CHARS = 200  # a search in a long text would take quadratic time

@@ -21,7 +21,7 @@ from nbcodex.openai_api.sent_schema import as_object, sent_form
 from nbcodex.settings import Settings
 
 Body = dict[str, Any]
-DetectedApi = Literal["responses", "chat"]
+DetectedApi = Literal["responses", "chat"]  # the API of a request; ``auto`` is decided before
 
 PATHS: dict[DetectedApi, str] = {"responses": "/responses", "chat": "/chat/completions"}
 

@@ -155,8 +155,7 @@ def _strict(schema: Any, depth: int) -> JsonSchema:
     for name in ("exclusiveMinimum", "exclusiveMaximum"):
         if isinstance(sent.get(name), bool):  # as in draft 4
             del sent[name]
-    choices = [schema[name] for name in ("anyOf", "oneOf") if name in schema]
-    if choices:
+    if choices := [schema[name] for name in ("anyOf", "oneOf") if name in schema]:
         if len(choices) > 1 or "properties" in schema:
             raise _NotStrictError
         return {**sent, "anyOf": [_strict(choice, depth + 1) for choice in choices[0]]}
@@ -211,10 +210,9 @@ def _items(schema: JsonSchema, depth: int) -> JsonSchema:
     given = [*_as_list(schema.get("prefixItems", [])), *_as_list(schema.get("items", []))]
     choices: list[JsonSchema] = []
     for item in given:
-        if isinstance(item, bool):
-            if item:
-                raise _NotStrictError
-        elif (choice := _strict(item, depth + 1)) not in choices:
+        if item is True:
+            raise _NotStrictError
+        if item is not False and (choice := _strict(item, depth + 1)) not in choices:
             choices.append(choice)
     if not choices:
         raise _NotStrictError

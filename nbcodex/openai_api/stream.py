@@ -54,7 +54,7 @@ class SseDecoder:
         # Of the unfinished line: joined once, so that many small chunks take linear time.
         self._line_parts: list[bytes] = []
         self._data: list[bytes] = []  # lines of the unfinished event
-        self._event = b""
+        self._event_name = b""
         self._data_bytes = self._line_bytes = 0
         self._after_cr = False
 
@@ -85,16 +85,16 @@ class SseDecoder:
             if not line:
                 if self._data:
                     data = b"\n".join(self._data).decode("utf-8", "replace")
-                    events.append((self._event[:100].decode("utf-8", "replace"), data))
+                    events.append((self._event_name[:100].decode("utf-8", "replace"), data))
                     self._data.clear()
                     self._data_bytes = 0
-                self._event = b""
+                self._event_name = b""
             elif name == b"data":
                 value = value.removeprefix(b" ")
                 self._data.append(value)
                 self._data_bytes += len(value) + 1
             elif name == b"event":
-                self._event = value.removeprefix(b" ")
+                self._event_name = value.removeprefix(b" ")
         if rest:
             self._line_parts.append(rest)
             self._line_bytes += len(rest)
@@ -140,8 +140,8 @@ class AnswerStream:
         self._withheld_text = ""  # text of a durable answer after its last position
         self._half_character = ""  # of a surrogate pair that two deltas share
         self._position = self._emitted_position = reader.position
-        self._waited_for_chunk = False
-        self._error: Exception | None = None
+        self._waited_for_chunk = False  # whether the last chunk was not there yet
+        self._error: Exception | None = None  # to be raised after the events that came before it
         self._unexplained_failure: AnswerFailedError | None = None  # its reason may follow
         self.is_empty = False  # whether the body ended without any content
 
@@ -182,7 +182,7 @@ class AnswerStream:
             if not self._first_chunk:
                 await self.prefetch()
             if self._first_chunk.startswith(b"<"):
-                raise AnswerFailedError("<html>")
+                raise AnswerFailedError("<html>")  # a web page
             if self._payload is None:
                 async with contextlib.aclosing(self._read_stream(self._first_chunk)) as events:
                     async for event in events:
@@ -196,7 +196,7 @@ class AnswerStream:
                     for event in self._emit(text="", reasoning=""):
                         yield event
                     raise
-            emitted = self.text
+            earlier_text = self.text
             rest, reasoning = self._splitter.flush()
             if self._half_character:
                 rest += "\ufffd"
@@ -206,10 +206,10 @@ class AnswerStream:
             # be lost, sent twice, or be what the model said before its answer.
             final, final_reasoning = split_reasoning(self._reader.answer.text, self._server_kind)
             final = self._redactor.clean(final)
-            differs = final.strip() not in ("", (emitted + text).strip())
+            differs = final.strip() not in ("", (earlier_text + text).strip())
             if differs:
-                self._has_restarted = not final.startswith(emitted)
-                text = final if self._has_restarted else final.removeprefix(emitted)
+                self._has_restarted = not final.startswith(earlier_text)
+                text = final if self._has_restarted else final.removeprefix(earlier_text)
                 self._resumed_text, self._texts = "", [final]
             reasoning += self._reader.answer.reasoning_text if differs or self._payload else ""
             reasoning += "" if self._char_count else final_reasoning
@@ -218,9 +218,9 @@ class AnswerStream:
                 yield event
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(DRAIN_TIMEOUT_S):
-                    remaining = _DRAIN_BYTES
-                    while remaining > 0:
-                        remaining -= len(await anext(self._chunks))
+                    remaining_bytes = _DRAIN_BYTES
+                    while remaining_bytes > 0:
+                        remaining_bytes -= len(await anext(self._chunks))
         finally:
             await close_body(self._chunks)
 
