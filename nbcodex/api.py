@@ -89,7 +89,7 @@ def _check_names(function: str, options: Iterable[str], names: Collection[str]) 
 
 def _shown_error(error: NbcodexError | Stopped) -> NbcodexError | Stopped:
     # An error of the event loop's thread has a long traceback, all of it ours.
-    host.current.translate_advice(error)
+    host.current.adapt_advice(error)
     return error.with_traceback(None)
 
 
@@ -128,8 +128,7 @@ def ask(
     params : mapping, optional
         Further parameters of the API, such as ``{"temperature": 0}``.
     patience : str or float, optional
-        The longest wait for limits and faults, as ``"10m"`` or in seconds, before the request is
-        parked.
+        The longest wait for limits and faults before it is parked: ``"10m"``, or seconds.
     api : {"auto", "responses", "chat"}, optional
         Which API to use.
     api_base : str, optional
@@ -137,8 +136,7 @@ def ask(
     reuse : bool, optional
         Whether the answer to an equal request in the journal is acceptable.
     durable : bool
-        Whether the server stores the answer, so that after a broken stream or a kernel restart
-        it is continued and not paid again.
+        Whether the server keeps the answer, to continue it after a broken stream or a restart.
     schema : type or mapping, optional
         A pydantic class, another type such as ``list[Person]``, or a JSON schema: `Reply.parsed`
         is then a value of the type, or the JSON value.
@@ -246,8 +244,7 @@ def map(  # noqa: A001 - it is nbcodex.map
         answered within a day. A batch survives the kernel: run the map again, or
         ``%codex resume ID``.
     confirm : bool or None
-        True starts the map without asking, even above ``Codex.ask_above`` dollars or if the
-        template has no field.
+        True starts it without asking, above ``Codex.ask_above`` dollars or without a field.
     model, system, max_output, effort, params, patience, api, api_base, durable, schema, images
         As for `nbcodex.ask`. Without a `patience`, rows wait as long as limits and faults last.
     reuse : bool or None
@@ -291,9 +288,7 @@ def map(  # noqa: A001 - it is nbcodex.map
 
 @_public_async(map)
 async def amap(*args: Any, **options: Any) -> Any:
-    """Do what `map` does, without blocking the caller's event loop.
-
-    For an iterator it returns an async iterator.
+    """Do what `map` does on the caller's event loop; for an iterator, return an async iterator.
 
     Examples
     --------

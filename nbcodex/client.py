@@ -195,7 +195,7 @@ class Client:
     async def budget_remaining(
         self, settings: Settings, base_url: str, *, tokens: int, cost: float | None
     ) -> list[str]:
-        """Return, as text, what each of the user's caps leaves for `tokens` and a known `cost`."""
+        """Return, as text, whether each of the user's caps still allows `tokens` and `cost`."""
         budget, caps = self.services().budget, settings.budgets
         await budget.refresh(self.budget_journal(settings))
         return budget.remaining_lines(caps, base_url=base_url, tokens=tokens, cost=cost)
@@ -234,6 +234,7 @@ class Client:
         if any_server:
             request = request.with_server(None)
         position = entry.stream_position
+        # Where a stream is read from its beginning (no `sequence`), its text arrives again.
         text = "" if position is None or position.sequence is None else entry.reply.text
         notes = (NOTE_POSSIBLY_PAID_TWICE,) if entry.possibly_paid else ()
         resumption = Resumption(not_before, position=position, text=text, notes=notes)
@@ -277,9 +278,9 @@ class Client:
             limiter.close()
 
     async def limits(self, settings: Settings) -> dict[str, LimitState]:
-        """Return the limits of the models that were used here and of the default one, by label."""
+        """Return the limits of the models used here and the default one, by ``MODEL at SERVER``."""
         limiter, api_client = self.limiter(settings), self.services().api_client
-        default_ids: list[str] = []  # the id of its limits, where the server is known
+        default_ids: list[str] = []  # a hash, salted alike in all processes that share limits
         with contextlib.suppress(NbcodexError):
             endpoint = api_client.endpoint(Request(prompt="?"), settings)
             model = settings.model or DEFAULT_MODEL

@@ -38,18 +38,19 @@ class _WaitLog:
 
     def __init__(self) -> None:
         self._wait: CoolingDown | BackingOff | None = None  # the present wait, until it is logged
-        self._started_at, self._due_at = math.inf, -math.inf
+        # By `time.monotonic`: since when it waits (inf: it does not), until when (-inf: unknown).
+        self._waits_since, self._resumes_at = math.inf, -math.inf
 
-    def on_events(self, batch: tuple[Event, ...]) -> None:
-        """Log the present wait if it is long; `batch` may be empty."""
-        now, wall = time.monotonic(), time.time()
-        for event in batch:
+    def on_events(self, events: tuple[Event, ...]) -> None:
+        """Log the present wait if it is long; `events` may be empty."""
+        now, wall = time.monotonic(), time.time()  # `wall`: seconds since the epoch
+        for event in events:
             self._wait = event if isinstance(event, CoolingDown | BackingOff) else None
-            self._started_at = min(self._started_at, now) if self._wait else math.inf
+            self._waits_since = min(self._waits_since, now) if self._wait else math.inf
             resume_at = getattr(event, "resume_at", None)
-            self._due_at = -math.inf if resume_at is None else now + resume_at - event.at
-        left = max(0.0, self._due_at - now)
-        if self._wait is None or max(left, now - self._started_at) < MIN_LOGGED_WAIT_S:
+            self._resumes_at = -math.inf if resume_at is None else now + resume_at - event.at
+        left = max(0.0, self._resumes_at - now)  # seconds
+        if self._wait is None or max(left, now - self._waits_since) < MIN_LOGGED_WAIT_S:
             return
         text = _describe(self._wait)
         reason = re.sub(r"[\d.,]+", "", text)  # without its figures
@@ -87,13 +88,13 @@ class Host:
         _WaitLog().on_events, max_idle_s=lambda: WAIT_CHECK_INTERVAL_S
     )
     origin: Callable[[], Origin] = Origin  # Returns the notebook and cell that call nbcodex
-    # Returns what shows the progress of a map; called in the thread that runs the map
-    map_listener: Callable[[], MapListener] = lambda: lambda _: None
+    # Returns what shows the progress of a map, in the thread that runs it; a script shows nothing
+    map_listener: Callable[[], MapListener] = lambda: lambda _stats: None
     # Asks the user a yes-or-no question; returns None where it cannot be asked
     confirm: Callable[[str], bool | None] = _confirm_in_terminal
     is_script: bool = True  # Whether errors have the advice for scripts, not that for cells
 
-    def translate_advice(self, error: NbcodexError | Stopped) -> None:
+    def adapt_advice(self, error: NbcodexError | Stopped) -> None:
         """In a script, replace an error's advice for cells by that for scripts."""
         if self.is_script:
             error.advice = advice_for_script(error.advice)

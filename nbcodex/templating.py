@@ -110,14 +110,14 @@ def _field_at(
     # `${name}` is a variable of a shell or of JavaScript.
     if start and text[start - 1] == "$":
         return None
-    is_doubled = text.startswith("{", start + 1)
-    if not (found := _split_field(text, start + 1 + is_doubled, names)):
+    is_literal = text.startswith("{", start + 1)  # the braces are doubled
+    if not (found := _split_field(text, start + 1 + is_literal, names)):
         return None
     end, source, conversion, spec = found
-    is_closed = not is_doubled or text.startswith("}", end)
-    if not is_closed or not (expression := recognise(source)):
+    is_closed = not is_literal or text.startswith("}", end)
+    if not is_closed or not (recognised := recognise(source)):
         return None
-    return Field(start, end + is_doubled, source, *expression, conversion, spec, is_doubled)
+    return Field(start, end + is_literal, source, *recognised, conversion, spec, is_literal)
 
 
 def _split_field(text: str, start: int, names: Collection[str]) -> tuple[int, str, str, str] | None:
@@ -137,11 +137,8 @@ def _split_field(text: str, start: int, names: Collection[str]) -> tuple[int, st
                 stop = token.start()
                 rest = _AFTER_EXPRESSION.match(text, stop, stop + MAX_FIELD_CHARS)
                 spec = (rest and rest[2]) or ""
-                if rest and (
-                    _NUMBER_FORMAT.fullmatch(spec)
-                    or _DATE_FORMAT.fullmatch(spec)
-                    or _NESTED_FORMAT.match(spec)
-                ):
+                is_format = _NUMBER_FORMAT.fullmatch(spec) or _DATE_FORMAT.fullmatch(spec)
+                if rest and (is_format or _NESTED_FORMAT.match(spec)):
                     return rest.end(), text[start:stop], rest[1] or "", spec
                 return None
             case "{" | "}" | "\n" | "!":
@@ -172,7 +169,7 @@ class Template:
 
         self.fields = tuple(parse_fields(text, recognise, columns))
         filled = [field for field in self.fields if not field.is_literal]
-        self.names = frozenset(field.expression[0] for field in filled)
+        self.column_names = frozenset(field.expression[0] for field in filled)
         self._text = text
 
     def fill(self, values: Mapping[str, Any]) -> str:
@@ -185,7 +182,7 @@ class Template:
             end = field.end
         return prompt + self._text[end:]
 
-    def check_other_braces(self, columns: Collection[str]) -> None:
+    def check_misspelt_fields(self, columns: Collection[str]) -> None:
         """Raise a ConfigurationError for braces that are a misspelt or unsupported field."""
         text = self._text
         if not text.strip():
@@ -200,9 +197,9 @@ class Template:
                     advice=f"Write {{{column}}} for the column, or double the braces to send them.",
                 )
 
-    def check(self, columns: Collection[str], *, data_name: str = "the data") -> None:
+    def check_columns(self, columns: Collection[str], *, data_name: str = "the data") -> None:
         """Raise a ConfigurationError if `columns`, those of `data_name`, lack a field's."""
-        if not (missing := sorted(self.names - set(columns))):
+        if not (missing := sorted(self.column_names - set(columns))):
             return
         needed = ", ".join(f"{{{name}}}" for name in missing)
         present = ", ".join(f"{{{name}}}" for name in list(columns)[:20]) or "nothing"

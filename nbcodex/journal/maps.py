@@ -44,9 +44,9 @@ class InsertResult:
 
     answers: dict[str, Reply] = field(default_factory=dict)  # answers to equal requests
     # Tags of jobs that hold an equal request, and that no kernel is waiting for.
-    other_jobs: dict[str, str] = field(default_factory=dict)
+    tags_of_equal_rows: dict[str, str] = field(default_factory=dict)
     # Rows that another kernel has claimed, or that are finished.
-    unavailable: set[str] = field(default_factory=set)
+    unavailable_ids: set[str] = field(default_factory=set)
 
 
 class Maps:
@@ -134,24 +134,24 @@ class BatchJobs:
 
     @transaction(Commit.POWER_SAFE, on_failure=InsertResult)
     def insert_rows(
-        self, connection: Connection, rows: Sequence[KeyedRequest], *, existing: Collection[str]
+        self, connection: Connection, rows: Sequence[KeyedRequest], *, existing_ids: Collection[str]
     ) -> InsertResult:
-        """Commit rows as pending; those whose ids are in `existing` have entries, to be claimed."""
+        """Commit rows as pending; those with ids in `existing_ids` have entries, to be claimed."""
         inserted = InsertResult()
         for request, key in rows:
             id_, server = request.id, request.origin.server
-            if id_ not in existing:
+            if id_ not in existing_ids:
                 writes.insert(connection, request, key=key)
             # Another kernel may have claimed a row of a resumed map since it was listed.
             elif not writes.claim(connection, id_, status="pending", server=server):
-                inserted.unavailable.add(id_)
+                inserted.unavailable_ids.add(id_)
                 continue
             if not request.reuse:
                 continue
             if reply := find_answer(connection, key, reply_id=id_):
                 inserted.answers[id_] = reply
             elif tag := _find_other_job(connection, key):
-                inserted.other_jobs[id_] = tag
+                inserted.tags_of_equal_rows[id_] = tag
         if rows:
             # The map has heartbeats of its own, because its rows have no job before the upload.
             first, _ = rows[0]

@@ -122,7 +122,7 @@ class Backend(ABC):
 
     def __init__(self, client: Client, settings: Settings, *, map_id: str) -> None:
         self.client, self.settings, self.counter = client, settings, StatsCounter(map_id)
-        # By request id, until the map has recorded them: an interrupt may come before that.
+        # By request id, until the map has applied them: an interrupt may come before that.
         self._unconfirmed: dict[str, Ending] = {}
         # Ids of rows with new endings. Its methods are reentrant, so no interrupt locks it up.
         self._arrivals: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -151,14 +151,14 @@ class Backend(ABC):
         """Return the endings that are not confirmed; wait for one at most `timeout` seconds."""
         with contextlib.suppress(queue.Empty):
             if timeout > 0 and not self._unconfirmed:
-                # On Windows an interrupt cannot end this wait, so it is taken in slices.
+                # On Windows, where the interval is not None, an interrupt cannot end this wait.
                 self._arrivals.get(timeout=min(timeout, INTERRUPT_CHECK_INTERVAL_S or timeout))
             while True:
                 self._arrivals.get_nowait()
         return list(self._unconfirmed.values())
 
     def confirm_ending(self, request_id: str) -> None:
-        """Note that the map has recorded the ending of this row."""
+        """Note that the map has applied the ending of this row."""
         self._unconfirmed.pop(request_id, None)
 
     def _on_event(self, event: Event) -> None:
@@ -186,7 +186,7 @@ class LiveBackend(Backend):
             return ""
         fault = min(faults, key=lambda each: each.resume_at)
         seconds = max(0.0, fault.resume_at - self.client.clock.now())
-        return f"{shorten(fault.error.message, 90)} Next attempt in {seconds:.0f} s"
+        return f"{shorten(fault.error.message, max_chars=90)} Next attempt in {seconds:.0f} s"
 
     def capacity(self, active_rows: int) -> int:
         """Return how many more rows may wait for the limiter."""
@@ -204,12 +204,12 @@ class LiveBackend(Backend):
 
     def end_active(self, action: EndAction, /) -> None:
         """End the active rows."""
-        with contextlib.suppress(RuntimeError):  # the interpreter exits, and has parked them
+        with contextlib.suppress(RuntimeError):  # at exit: `Client.close` has parked them
             for handle in list(self._handles.values()):
                 handle.end(action)
 
     def confirm_ending(self, request_id: str) -> None:
-        """Note that the map has recorded the ending of this row."""
+        """Note that the map has applied the ending of this row."""
         super().confirm_ending(request_id)
         self._handles.pop(request_id, None)
 
@@ -238,8 +238,9 @@ class BatchBackend(Backend):
 
     def capacity(self, active_rows: int) -> int:  # noqa: ARG002 - the provider takes any number
         """Return how many more rows can be collected; none while too many await the journal."""
-        backlog = self._uploader.backlog if self._uploader else 0
-        return UPLOAD_CHUNK_ROWS - len(self._collected) if backlog <= UPLOAD_CHUNK_ROWS else 0
+        if self._uploader and self._uploader.uninserted_rows > UPLOAD_CHUNK_ROWS:
+            return 0
+        return UPLOAD_CHUNK_ROWS - len(self._collected)
 
     def start_row(self, request: Request, entry: Entry | None = None) -> None:
         """Collect the request of a row, with its entry if it is in the journal."""
@@ -263,7 +264,7 @@ class BatchBackend(Backend):
         if self._uploader is None:
             services, cancels_jobs = self.client.services(), self._cancels_jobs
             self._uploader = BatchUploader(
-                services, self.settings, self._on_event, cancels_jobs=cancels_jobs
+                services, self.settings, on_event=self._on_event, cancels_jobs=cancels_jobs
             )
         rows, self._collected = self._collected, []
         event_loop.shared().call_soon(self._uploader.add, rows)
@@ -273,7 +274,7 @@ class BatchBackend(Backend):
         self._add_to_uploader()
         uploader, self._uploader, self._is_collecting = self._uploader, None, False
         if uploader is not None:
-            with contextlib.suppress(RuntimeError):  # the interpreter exits
+            with contextlib.suppress(RuntimeError):  # the interpreter exits: the loop is closed
                 event_loop.shared().call_soon(lambda: asyncio.ensure_future(uploader.park()))
 
     def next_endings(self, *, timeout: float) -> list[Ending]:
@@ -282,9 +283,9 @@ class BatchBackend(Backend):
         return super().next_endings(timeout=timeout)
 
     def _on_event(self, event: Event) -> None:
-        self.client.totals(event)  # the session's; the handles of live rows do this themselves
+        self.client.totals(event)  # the handles of live rows send it their events themselves
         if event.request_id not in self._active_ids:
-            return  # a row of another map, in a batch job that this map waits for
+            return  # of a row of another map, in a batch job that this map waits for
         super()._on_event(event)
         if isinstance(event, Ending):
             self._active_ids.discard(event.request_id)

@@ -61,30 +61,31 @@ class BatchApi:
     async def upload(self, job: PendingJob, data: bytes, *, until: float) -> None:
         """Upload the input file of a job."""
         upload = partial(self.client.upload_file, data, job.sample)
-        job.batch = replace(job.batch, input_file=await self._retrying(upload, until=until))
+        job.batch = replace(job.batch, input_file_id=await self._retrying(upload, until=until))
 
     async def create(self, job: PendingJob, *, until: float) -> None:
         """Create a job from its input file."""
-        file, was_attempted = job.batch.input_file or "", False
+        was_attempted = False
 
         async def create_once() -> Batch:
             nonlocal was_attempted
             # The response to an earlier attempt may have been lost although the job was created:
             # creating it again would charge all its rows twice.
-            if was_attempted and (found := await self._find(job)):
+            if was_attempted and (found := await self._find_once(job)):
                 return found
             was_attempted = True
-            return await self.client.create_batch(file, job.sample, metadata={"nbcodex": job.tag})
+            file_id, metadata = job.batch.input_file_id or "", {"nbcodex": job.tag}
+            return await self.client.create_batch(file_id, job.sample, metadata=metadata)
 
         job.batch = await self._retrying(create_once, until=until)
 
     async def find(self, job: PendingJob) -> bool:
         """Fetch the state of a job by its id, else by its tag; return whether it was created."""
-        batch = await self._retrying(lambda: self._find(job))
+        batch = await self._retrying(lambda: self._find_once(job))
         job.batch = batch or job.batch
         return batch is not None
 
-    async def _find(self, job: PendingJob) -> Batch | None:
+    async def _find_once(self, job: PendingJob) -> Batch | None:
         if job.batch.id:
             return await self.client.retrieve_batch(job.batch.id, job.sample)
         return await self.client.find_batch(job.sample, metadata={"nbcodex": job.tag})
@@ -148,12 +149,12 @@ class BatchApi:
     async def _back_off(
         self, error: TransientError, delay: float, *, until: float = math.inf
     ) -> float:
-        """Wait after a temporary fault, or raise it; return the delay after the next one."""
-        stated = 0.0 if error.wait is None else backoff.with_jitter(error.wait, self._random)
-        next_at = self._clock.now() + max(stated, delay + self._random.uniform(0.0, delay))
+        """Wait, or raise the fault if the wait would end after `until`; return the next delay."""
+        server_wait = 0.0 if error.wait is None else backoff.with_jitter(error.wait, self._random)
+        next_at = self._clock.now() + max(server_wait, delay + self._random.uniform(0.0, delay))
         if next_at > until:
             raise error
-        self.fault = shorten(error.message, 100)
+        self.fault = shorten(error.message, max_chars=100)
         await self._clock.wait(next_at)
         self.fault = ""
         return min(delay * backoff.BACKOFF_FACTOR, backoff.BACKOFF_MAX_S)

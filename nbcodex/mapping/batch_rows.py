@@ -42,7 +42,7 @@ class PendingRow:
     # The row's entry in the journal until this process has claimed it; None if it had none before.
     entry: Entry | None = None
     destination: Destination = ("", "", "", 0.0)
-    key: bytes = b""  # its `equality_key`
+    equality_key: bytes = b""  # the same in rows with equal requests
     upload_until: float = 0.0  # when its patience ends; set when it is ready to be uploaded
 
 
@@ -56,7 +56,7 @@ class PendingRows:
     batch_api: BatchApi
     on_event: Listener
     rows: dict[str, PendingRow] = field(default_factory=dict)
-    _shielded: set[asyncio.Task[None]] = field(default_factory=set)
+    _shielded: set[asyncio.Task[None]] = field(default_factory=set)  # must run to their end
 
     async def finish(self, endings: Sequence[Ending]) -> None:
         """Charge, commit and emit endings, even if the calling task is cancelled meanwhile."""
@@ -77,7 +77,7 @@ class PendingRows:
         await self.finish([self.failed_ending(each, parked_error(each, why)) for each in requests])
 
     def fail_uncommitted(self, request: Request, error: NbcodexError, *, attempts: int = 0) -> None:
-        """Do what `fail` does for one row, but write nothing to the journal."""
+        """Do what `fail` does for one row, whose entry in the journal stays as it is."""
         # A reply without attempts costs nothing: what was reserved for the row is released.
         self.services.budget.commit(request.id, Reply(id=request.id, attempts=0))
         self._emit_ending(self.failed_ending(request, error, attempts=attempts))
@@ -87,14 +87,14 @@ class PendingRows:
         # Charged first, so that the warnings are in the journal's reply, too. Committed before
         # they are emitted: a user never sees an answer that a crash could still lose.
         charged: list[Ending] = []
-        rows: list[tuple[Reply, str | None]] = []
+        replies: list[tuple[Reply, str | None]] = []  # each with the text of its error
         for ending in endings:
             warnings = self.services.budget.commit(ending.request_id, ending.reply)
             reply = replace(ending.reply, notes=(*ending.reply.notes, *warnings))
             charged.append(replace(ending, reply=reply))
-            rows.append((reply, str(ending.error) if ending.error else None))
-        await self.batch_jobs.finish_rows(rows)
-        await self.services.count_spending([reply for reply, _ in rows], self.settings)
+            replies.append((reply, str(ending.error) if ending.error else None))
+        await self.batch_jobs.finish_rows(replies)
+        await self.services.count_spending([reply for reply, _ in replies], self.settings)
         return charged
 
     def _emit_ending(self, ending: Ending) -> None:
@@ -120,7 +120,7 @@ class PendingRows:
         await asyncio.gather(*self._shielded, return_exceptions=True)
 
     def failed_ending(self, request: Request, error: NbcodexError, *, attempts: int = 0) -> Ending:
-        """Return the ending of a row that cost nothing; a ParkedError keeps it for later."""
+        """Return the ending of a row that cost nothing; `attempts` counts if it is parked."""
         now = self.services.clock.now()
         if isinstance(error, errors.ParkedError):
             reply = Reply(id=request.id, status="parked", attempts=attempts)
@@ -151,16 +151,15 @@ class PendingRows:
         for id_, request in job.requests.items():
             if id_ in endings:
                 continue
-            error: NbcodexError
-            if status == "failed":
-                error = errors.RequestError(f"The provider refused the batch: {reason}")
-            else:
+            error: NbcodexError = errors.RequestError(f"The provider refused the batch: {reason}")
+            if status != "failed":
                 why = f"The batch is {status}, and this row was not answered."
                 error = parked_error(request, why)
             endings[id_] = self.failed_ending(request, error)
         charged = await self._commit(list(endings.values()))
         # Answers first, files second: a kernel that dies in between leaves files, which the next
-        # map erases. The other order could lose paid answers.
+        # map erases. The other order could lose paid answers. Files that are kept on purpose are
+        # taken for erased, so that no later map erases them.
         erased = self.settings.keep_files or await self.batch_api.erase(job)
         await self.batch_jobs.close_job(job.tag, erased=erased)
         for ending in charged:
@@ -184,7 +183,7 @@ class PendingRows:
             answer=replace(result, usage=replace(result.usage, service_tier=BATCH_TIER)),
         )
         try:
-            judge(result)  # raises an AnswerError if the answer is no success
+            judge(result)  # raises an AnswerError
             # Unlike a live request, a row is not asked for a second time.
             parsed = parse_final_answer(request, result.text)
         except errors.AnswerError as error:

@@ -83,7 +83,7 @@ def estimate(
         scale = distinct_rows / max(len(rows), 1)
     counted, base_url = _count(rows, requests, client)
     sent_rows = counted.rows - counted.answered - counted.equal - counted.invalid
-    # Without any request there is no server whose prices could be unknown.
+    # A provider is a server with known prices. Without any request there is no server.
     cost = 0.0 if pricing.provider_of(base_url) or not base_url else None
     if sent_rows > 0:
         # From the mean row, not from the sums: some models cost more above a length of prompt.
@@ -111,7 +111,7 @@ def _count(rows: Iterable[Row], requests: RowRequests, client: Client) -> tuple[
     settings = requests.settings
     counted = Estimate(is_batch_price=requests.origin.engine == "batch")
     first: Request | None = None
-    base_url, seen, unread = "", set[int](), iter(rows)
+    base_url, fingerprints, unread = "", set[int](), iter(rows)
     while chunk := list(itertools.islice(unread, LOOKUP_CHUNK_ROWS)):
         made = []
         for row in chunk:
@@ -128,7 +128,7 @@ def _count(rows: Iterable[Row], requests: RowRequests, client: Client) -> tuple[
         for request, key in zip(made, keys, strict=True):
             if key in answered_keys:
                 counted.answered += 1
-            elif key and not _add_new(hash(key), seen):
+            elif key and not _add_if_new(hash(key), fingerprints):
                 counted.equal += 1
             else:
                 counted.input_tokens += pricing.estimate_request_tokens(request)
@@ -146,12 +146,12 @@ def _sample(data: InputData, requests: RowRequests) -> tuple[list[Row], int]:
     """Return some of the distinct rows, evenly spaced, and the number of distinct rows."""
     # In one pass, though the number of distinct rows is not known: whenever the sample is twice as
     # large as needed, every other row is dropped and the step doubles.
-    seen: set[int] = set()
+    fingerprints: set[int] = set()
     sample: list[Row] = []
     distinct, step = 0, 1
     for row in data.rows():
         fingerprint = requests.fingerprint(row)
-        if fingerprint is not None and not _add_new(fingerprint, seen):
+        if fingerprint is not None and not _add_if_new(fingerprint, fingerprints):
             continue
         if distinct % step == 0:
             sample.append(row)
@@ -161,12 +161,12 @@ def _sample(data: InputData, requests: RowRequests) -> tuple[list[Row], int]:
     return sample, distinct
 
 
-def _add_new(fingerprint: int, seen: set[int]) -> bool:
+def _add_if_new(fingerprint: int, known: set[int]) -> bool:
     """Add a fingerprint; return whether it was new."""
-    if fingerprint in seen:
+    if fingerprint in known:
         return False
-    if len(seen) < MAX_FINGERPRINTS:
-        seen.add(fingerprint)
+    if len(known) < MAX_FINGERPRINTS:
+        known.add(fingerprint)
     return True
 
 
@@ -175,7 +175,7 @@ def confirm_start(
 ) -> None:
     """Ask the user about equal prompts and about a high cost; raise if the map is declined."""
     settings = requests.settings
-    if requests.template and not requests.template.names and data.total != 1:
+    if requests.template and not requests.template.column_names and data.total != 1:
         rows = "every row" if data.total is None else f"all {data.total:,} rows"
         _ask(
             f"The template has no field, so {rows} would get the same prompt.",

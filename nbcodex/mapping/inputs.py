@@ -63,7 +63,7 @@ class InputData(ABC):
     # The columns that all rows have; None where each row has columns of its own.
     columns: Sequence[str] | None = None
     # The number of rows whose data is known to another process only, and not to the journal.
-    unknown_rows = 0
+    unstored_rows = 0
 
     @abstractmethod
     def rows(self) -> Iterator[Row]:
@@ -116,7 +116,7 @@ def _read_frame(data: Any, limit: int | None) -> FrameInput | None:
 class ItemsInput(InputData):
     """A list, a tuple, another sized iterable, the values of a mapping, or an iterator."""
 
-    def __init__(self, data: Iterable[Any], limit: int | None) -> None:
+    def __init__(self, data: Iterable[Any], limit: int | None = None) -> None:
         # Items of an iterator are read only when their rows can be started, and not kept.
         self.kind, self.total = "iterator", None
         self._keys: list[Any] | None = None
@@ -264,7 +264,7 @@ class PandasInput(FrameInput):
 
     kind = "pandas"
 
-    def __init__(self, data: Any, limit: int | None, *, is_series: bool = False) -> None:
+    def __init__(self, data: Any, limit: int | None = None, *, is_series: bool = False) -> None:
         # A copy: if the user sorted the frame meanwhile, answers would get into other rows.
         frame = data.iloc[:limit].copy()
         names = [str(name) for name in data.columns]
@@ -294,12 +294,10 @@ class PandasInput(FrameInput):
             types = {type(value) for value in values if value is not None}
             if polars_type in {"Int64", "Float64"}:
                 dtype = polars_type
-            elif types == {bool}:
-                dtype = "boolean"
-            elif types == {int}:
-                dtype = "Int64"
+            elif len(types) == 1:
+                dtype = {bool: "boolean", int: "Int64", float: "Float64"}.get(types.pop(), "object")
             else:
-                dtype = "Float64" if types and types <= {int, float} else "object"
+                dtype = "Float64" if types == {int, float} else "object"
             result[name] = pandas.Series(values, index=result.index, dtype=dtype)
         return result
 
@@ -319,7 +317,7 @@ class PolarsInput(FrameInput):
 
     kind = "polars"
 
-    def __init__(self, data: Any, limit: int | None, *, is_series: bool = False) -> None:
+    def __init__(self, data: Any, limit: int | None = None, *, is_series: bool = False) -> None:
         # A copy that shares the values. The user may change the frame while the map is stopped.
         frame = data.clone() if limit is None else data.head(limit)
         super().__init__(frame, list(data.columns), frame.height, is_series=is_series)
@@ -343,16 +341,16 @@ class PolarsInput(FrameInput):
 
 
 def rows_from_journal(
-    labels: Sequence[Hashable], kind: str, fields: Sequence[str] | None
+    labels: Sequence[Hashable], kind: str, schema_fields: Sequence[str] | None
 ) -> InputData:
     """Return the rows of a map of another process, whose data is not known: only its journal is."""
     if kind not in {"pandas", "polars"}:
-        return ItemsInput(tuple(labels) if kind == "tuple" else list(labels), None)
+        return ItemsInput(tuple(labels) if kind == "tuple" else list(labels))
     # A frame has the result columns only, beside the rows' keys, or else their positions.
     new_frame = importlib.import_module(kind).DataFrame
     if kind == "pandas":
-        frame: FrameInput = PandasInput(new_frame(index=list(labels)), None)
+        frame: FrameInput = PandasInput(new_frame(index=list(labels)))
     else:
-        frame = PolarsInput(new_frame({"row": list(map(str, labels))}), None)
-    frame.schema_fields = fields
+        frame = PolarsInput(new_frame({"row": list(map(str, labels))}))
+    frame.schema_fields = schema_fields
     return frame

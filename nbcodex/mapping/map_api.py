@@ -86,16 +86,16 @@ def prepare_map(
 def _is_rerun(inputs: FrameInput, requests: RowRequests, journal: Journal) -> bool:
     """Return whether a frame holds results of the same map: those columns are filled again."""
     # The results of another map stay, and this map adds columns beside them.
-    if requests.template and not requests.template.names.isdisjoint(inputs.earlier_columns):
+    if requests.template and not requests.template.column_names.isdisjoint(inputs.earlier_columns):
         return False  # an earlier answer is part of this map's prompts
     for row, row_id in inputs.rows_with_earlier_ids(limit=RERUN_SAMPLE_ROWS):
         with contextlib.suppress(NbcodexError):
             run = kept_runs.get(row_id.partition("-")[0])  # a row's id is ``MAP-INDEX``
             earlier = run.requests.request(row) if run and run.requests else None
             earlier = earlier or journal.find_entry(row_id).request
-            both = earlier, requests.request(row)
+            pair = earlier, requests.request(row)
             # Other options may differ in a rerun, which may raise `max_output`, for example.
-            asked = [(r.prompt, r.model, r.system, r.schema and r.schema.definition) for r in both]
+            asked = [(r.prompt, r.model, r.system, r.schema and r.schema.definition) for r in pair]
             if asked[0] == asked[1]:
                 return True
     return False
@@ -128,14 +128,16 @@ def resume_map(
     if any(entry.status in ACTIVE_STATUSES and not entry.abandoned for entry in entries.values()):
         raise NbcodexError(f"The map {map_id} is running in another kernel.", advice="Wait for it.")
     if any_server:
-        requests = {id_: entry.request.with_server(None) for id_, entry in entries.items()}
-        entries = {id_: replace(entries[id_], request=requests[id_]) for id_ in entries}
+        entries = {
+            id_: replace(e, request=e.request.with_server(None)) for id_, e in entries.items()
+        }
     if not cancel_jobs:  # `BatchUploader` cancels jobs at their own server only
         # Checked for all rows together, so that a map raises one error. The last row stands for
         # those that are not in the journal.
         pending = [each for each in entries.values() if each.resumable]
         rows = [each.request for each in pending or list(entries.values())[-1:]]
         for row in {(row.origin.server, row.api_base): row for row in rows}.values():
+            # The server that the settings lead to, without the one that the row is bound to.
             sample = Request(prompt="", api_base=row.api_base)
             check_server(row, client.endpoint(sample, settings))
     # A run over an iterator keeps no rows: those that were started are in the journal.
@@ -150,7 +152,7 @@ def resume_map(
         )
     if not run.prepare_resume(entries, settings):
         raise EntryError(
-            f"Nothing of the map {map_id} is left to be done.", advice=describe_unknown_rows(run)
+            f"Nothing of the map {map_id} is left to be done.", advice=describe_unstored_rows(run)
         )
     return run
 
@@ -167,20 +169,20 @@ def _run_from_journal(map_id: str, entries: Sequence[Entry]) -> MapRun:
     labels = [(rows[n].request.row or n) if n in rows else n for n in range(total)]
     fields = schema_fields(first.schema if first else None)
     inputs = rows_from_journal(labels, origin.data_kind, fields)
-    inputs.unknown_rows = total - len(rows)
+    inputs.unstored_rows = total - len(rows)
     backend = BACKENDS[origin.engine](client, settings, map_id=map_id)
-    run = MapRun(inputs, None, backend, origin=origin)
+    run = MapRun(inputs, requests=None, backend=backend, origin=origin)
     for index, entry in rows.items():
         run.restore(RowState(index, labels[index], request=entry.request), entry.reply)
     return run
 
 
-def describe_unknown_rows(run: MapRun) -> str:
+def describe_unstored_rows(run: MapRun) -> str:
     """Return a notice about rows that are not in the journal; empty if there are none."""
-    if not (unknown := run.inputs.unknown_rows):
+    if not (unstored := run.inputs.unstored_rows):
         return ""
     return (
-        f"{unknown:,} of its {run.inputs.total:,} rows never reached the journal: run the map "
+        f"{unstored:,} of its {run.inputs.total:,} rows never reached the journal: run the map "
         "again, with its data; what is answered costs nothing."
     )
 
@@ -202,10 +204,7 @@ class LastMap(Sequence[Reply]):
 
     @property
     def failed(self) -> dict[Hashable, str]:
-        """Why rows failed, by row key, or else by index, key or position, of its own type.
-
-        If several rows have the same name, all but the first get their position in addition.
-        """
+        """Why rows failed, by row key, else index, key or position; duplicates name their row."""
         return self._reasons(parked=False)
 
     @property

@@ -63,7 +63,7 @@ class RowState:
     data: Row | None = None  # until its request is made
     request: Request | None = None
     entry: Entry | None = None  # set if it is in the journal and can be resumed
-    key: bytes | None = None  # its `equality_key`, the same in rows with equal requests
+    equality_key: bytes | None = None  # the same in rows with equal requests
     # Whether an equal row has been answered, so that this one finds the answer in the journal.
     has_stored_answer: bool = False
     reply: Reply | None = None
@@ -118,7 +118,7 @@ class MapRun:
         self.end_action: EndAction | None = None
         self._to_start: deque[RowState] = deque()  # rows that are started before more are read
         self._active: dict[str, RowState] = {}  # rows that are started and have not ended, by id
-        # By `equality_key`: of equal rows only the first, the leader, is started; when it is
+        # By equality key: of equal rows only the first, the leader, is started; when it is
         # answered, its followers are started, and find the answer in the journal.
         self._leader_keys: set[bytes] = set()
         self._followers: dict[bytes, deque[RowState]] = {}
@@ -139,7 +139,7 @@ class MapRun:
         while capacity > 0 and not (self._map_error or self._budget_error or self.end_action):
             if (row := self._next_row()) is None:
                 break
-            capacity -= self._start(row)
+            capacity -= self._start(row)  # True counts as 1
         if self._map_error is not None:
             raise self._map_error
         # The budget holds a reservation for each active row, so these may end first.
@@ -184,11 +184,13 @@ class MapRun:
         # Rows in a batch job do not follow each other: the provider is answering them already.
         if request.reuse and (row.entry is None or row.entry.batch_job is None):
             # Without the settings' base URL, which all rows share: rows differ in `api_base` only.
-            row.key = row.key or equality_key(request, base_url=request.api_base or "")
-            if row.key in self._leader_keys and not row.has_stored_answer:
-                self._followers.setdefault(row.key, deque()).append(row)
+            row.equality_key = row.equality_key or equality_key(
+                request, base_url=request.api_base or ""
+            )
+            if row.equality_key in self._leader_keys and not row.has_stored_answer:
+                self._followers.setdefault(row.equality_key, deque()).append(row)
                 return False
-            self._leader_keys.add(row.key)
+            self._leader_keys.add(row.equality_key)
         self._active[request.id] = row
         self.backend.start_row(request, row.entry)
         return True
@@ -203,34 +205,33 @@ class MapRun:
         return row.request
 
     def collect_endings(self, *, timeout: float) -> None:
-        """Record the endings that have arrived, each once; wait for one if a row is active."""
+        """Apply the endings that have arrived, each once; wait for one if a row is active."""
         for ending in self.backend.next_endings(timeout=timeout if self._active else 0.0):
             if row := self._active.get(ending.request_id):
-                self._record_ending(row, ending)
-            # Only after it is recorded: after an interrupt in between, it is delivered again.
+                self._apply_ending(row, ending)
+            # Only after it is applied: after an interrupt in between, it is delivered again.
             self._active.pop(ending.request_id, None)
             self.backend.confirm_ending(ending.request_id)
 
-    def _record_ending(self, row: RowState, ending: Ending) -> None:
+    def _apply_ending(self, row: RowState, ending: Ending) -> None:
+        """Keep a row's reply or failure; continue with equal rows, or end the map if it must."""
         error: NbcodexError | None = None
         try:
             reply = reply_or_raise(ending)
         except (NbcodexError, errors.Stopped) as failure:
-            host.current.translate_advice(failure)
+            host.current.adapt_advice(failure)
             reply = replace(ending.reply, error=str(failure))
             error = failure if isinstance(failure, NbcodexError) else NbcodexError(str(failure))
         if reply and row.entry is not None and row.request is not None:
             # A resumed request is from the journal, which does not keep the schema's class.
             reply = structured_output.parse_reused(row.request, reply) or reply
-        if error is None:
-            self._shared_failures = 0
-        else:
-            is_ending, is_parked = bool(self.outcome or self.end_action), isinstance(ending, Parked)
+        is_shared = isinstance(error, _ALL_ROWS_ERRORS)
+        self._shared_failures = self._shared_failures + 1 if is_shared else 0
+        if error is not None:
+            is_ending = bool(self.outcome or self.end_action)
             # While the map is being ended, it parks or cancels the rows itself.
             if not (is_ending and isinstance(ending, Parked | Cancelled)):
-                self._add_failure(row, error, is_parked=is_parked)
-            is_shared = isinstance(error, _ALL_ROWS_ERRORS)
-            self._shared_failures = self._shared_failures + 1 if is_shared else 0
+                self._add_failure(row, error, is_parked=isinstance(ending, Parked))
             if isinstance(error, errors.BatchUnsupportedError):
                 self._map_error = error
             elif isinstance(error, errors.BudgetError) and not is_ending:
@@ -239,11 +240,11 @@ class MapRun:
             elif self._shared_failures >= MAX_SHARED_FAILURES:
                 self._fail_map(error)
         self._set_reply(row, reply)
-        if row.key is not None:
-            self._leader_keys.discard(row.key)
-            self._release_followers(row.key, reply, error)
+        if row.equality_key is not None:
+            self._leader_keys.discard(row.equality_key)
+            self._continue_followers(row.equality_key, reply, error)
 
-    def _release_followers(self, key: bytes, reply: Reply, error: NbcodexError | None) -> None:
+    def _continue_followers(self, key: bytes, reply: Reply, error: NbcodexError | None) -> None:
         """Continue with the rows that are equal to one that has ended."""
         followers = self._followers.pop(key, deque())
         if reply:
@@ -270,15 +271,15 @@ class MapRun:
 
     def _with_resume_advice(self, error: NbcodexError) -> NbcodexError:
         error = copy.copy(error)  # rows may share it
-        rest = "The rest is parked:"
-        advice = Advice(f"{rest} `%codex resume {self.id}`.", f"{rest} make the same call again.")
+        cell = f"The rest is parked: `%codex resume {self.id}`."
+        advice = Advice(cell, script="The rest is parked: make the same call again.")
         error.advice = join_advice(error.advice, advice)
         return error
 
     def _fail_unsent(self, row: RowState, error: NbcodexError) -> None:
         """Record that a row failed before it was sent."""
         self._failed_unsent += 1
-        host.current.translate_advice(error)
+        host.current.adapt_advice(error)
         self._set_reply(row, self._unsent_reply(row.index, "failed", str(error)))
         self._add_failure(row, error)
 
@@ -324,10 +325,9 @@ class MapRun:
         api_client = self.backend.client.services().api_client
         # Its rows are in `_unanswered`, too; a resume fills it again.
         self._to_start.clear()
-        unread = iter(self._next_row, None)
         unsent = (
             row
-            for row in itertools.chain(list(self._unanswered.values()), unread)
+            for row in itertools.chain(list(self._unanswered.values()), iter(self._next_row, None))
             if row.entry is None
             and (row.reply is None or not (row.reply.attempts or row.reply.status == "failed"))
         )
@@ -398,7 +398,7 @@ class MapRun:
         # The counts add up to the number of rows, so that none seems to be missing.
         waiting = len(self._active) - sent
         if total is not None:
-            waiting = total - self.inputs.unknown_rows - counted.done - failed - parked - sent
+            waiting = total - self.inputs.unstored_rows - counted.done - failed - parked - sent
             if self.outcome not in {"", "done"}:  # it ended early
                 parked, sent, waiting = max(0, parked + sent + waiting), 0, 0
         tokens, requests = self._rate_limits(counted.model)
@@ -425,10 +425,10 @@ class MapRun:
         # The event loop's own thread must not wait for a result of the loop: it would never come.
         if model is None or self.outcome or event_loop.shared().is_current_thread:
             return None, None
-        snapshots = event_loop.run(self.backend.client.limits(self.backend.settings))
-        for label, snapshot in snapshots.items():
-            if label.partition(" at ")[0] == model:  # the label may name the server as well
-                tokens, requests = snapshot.tokens, snapshot.requests
+        states = event_loop.run(self.backend.client.limits(self.backend.settings))
+        for label, state in states.items():
+            if label.partition(" at ")[0] == model:  # ``MODEL at SERVER``
+                tokens, requests = state.tokens, state.requests
                 return tokens.limit if tokens else None, requests.limit if requests else None
         return None, None
 

@@ -21,7 +21,7 @@ from nbcodex.requests.handle import run_uninterrupted
 # A kernel's event loop handles an interrupt only when it wakes up, so it is woken this often.
 ASYNC_POLL_S = 0.02
 
-# The outcome of a map that its user ends: an action of `events.EndAction` but ``stop``.
+# The outcome of a map that its user ends. Stop is no such action here, but a KeyboardInterrupt.
 OUTCOME_BY_ACTION: dict[EndAction, MapOutcome] = {"cancel": "cancelled", "park": "parked"}
 
 
@@ -38,7 +38,7 @@ class MapRunner:
         # read its own outcome, not that of the run.
         self.outcome: MapOutcome = ""
         self.ended = threading.Event()  # set when the run is parked, or finished
-        self._thread, self._is_advancing = threading.get_ident(), False
+        self._executing_thread, self._is_advancing = threading.get_ident(), False
 
     def advance(self) -> bool:
         """Advance the run; return whether there is more to wait for."""
@@ -68,7 +68,7 @@ class MapRunner:
             if handle.request.origin.map_id == self.run.id:
                 handle.end(action)
         # From another thread this returns at once, and `ended` is set later.
-        if self._thread == threading.get_ident() and not self._is_advancing:
+        if self._executing_thread == threading.get_ident() and not self._is_advancing:
             # The executing code is suspended in this very thread and cannot act before we return.
             self._end_early(OUTCOME_BY_ACTION[action])
 
@@ -118,7 +118,7 @@ _active: dict[MapRunner, None] = {}  # a set that keeps the order
 
 def active_runners() -> list[MapRunner]:
     """Return the maps that are being executed in this process, oldest first."""
-    client = current()
+    client = current()  # a fork has another one than the maps of its parent
     return [r for r in list(_active) if r.run.backend.client is client and not r.ended.is_set()]
 
 

@@ -41,9 +41,7 @@ class RowRequests:
         origin: Origin,
     ) -> None:
         if not (row_key is None or isinstance(row_key, str) or callable(row_key)):
-            raise ConfigurationError(
-                "row_key must be the name of a column, or a function of a row."
-            )
+            raise ConfigurationError("row_key must be the name of a column or a function of a row.")
         self.template: Template | None = None
         self.row_key, self.settings, self.origin = row_key, settings, origin
         if isinstance(source, str):
@@ -52,7 +50,7 @@ class RowRequests:
             if data.columns is None and data.total is not None:  # an iterator would be used up
                 columns = next((row.values.keys() for row in data.rows()), ())
             self.template = Template(source, columns)
-            self.template.check_other_braces(columns)
+            self.template.check_misspelt_fields(columns)
         elif callable(source):
             self._function = source
         else:
@@ -72,23 +70,25 @@ class RowRequests:
         self.schema = build_request("?", settings, options).schema
         # Frames have the same columns in every row. Of other data each row is looked at, but an
         # iterator would be used up by that: its rows fail one by one.
-        columns_of: Iterable[tuple[str, Collection[str]]] = ()
+        columns_by_data: Iterable[tuple[str, Collection[str]]] = ()
         if data.columns is not None:
-            columns_of = [("the data", data.columns)]
+            columns_by_data = [("the data", data.columns)]
         elif data.total is not None and (self.template or isinstance(row_key, str)):
-            columns_of = ((f"row {shorten(str(r.label), 60)}", r.values) for r in data.rows())
-        for owner, columns in columns_of:
+            columns_by_data = (
+                (f"row {shorten(str(row.label), max_chars=60)}", row.values) for row in data.rows()
+            )
+        for data_name, columns in columns_by_data:
             if self.template:
-                self.template.check(columns, data_name=owner)
+                self.template.check_columns(columns, data_name=data_name)
             if isinstance(row_key, str) and row_key not in columns:
                 raise ConfigurationError(
-                    f"The row key {row_key!r} is not a column of {owner}.",
+                    f"The row key {row_key!r} is not a column of {data_name}.",
                     advice="Pass the name of a column, or a function of a row.",
                 )
 
     def label(self, row: Row) -> Hashable:
         """Return the name of a row: its row key, else its index, key or position."""
-        key = self._key(row)
+        key = self._row_key(row)
         return row.label if key is None else key
 
     def request(self, row: Row) -> Request:
@@ -117,7 +117,7 @@ class RowRequests:
             )
         origin = replace(self.origin, row_index=row.index)
         request = build_request(prompt, self.settings, options, origin=origin)
-        key = self._key(row)
+        key = self._row_key(row)
         row_key = None if key is None else str(key)
         # The id is derived, not random, so that a resume finds the row's entry by it.
         return replace(request, id=f"{origin.map_id}-{row.index}", row=row_key)
@@ -129,11 +129,11 @@ class RowRequests:
         if self.template is None or callable(self.row_key) or not self.options.reuse:
             return None
         try:
-            return hash((self.template.fill(row.values), str(self._key(row))))
+            return hash((self.template.fill(row.values), str(self._row_key(row))))
         except NbcodexError:
             return None
 
-    def _key(self, row: Row) -> Hashable | None:
+    def _row_key(self, row: Row) -> Hashable | None:
         if self.row_key is None:
             return None
         if isinstance(self.row_key, str):
@@ -150,7 +150,7 @@ def _call_function(name: str, function: RowFunction, item: Any) -> object:
     except NbcodexError:
         raise
     except Exception as error:
-        detail = shorten(f"{type(error).__name__}: {error}", 200)
+        detail = shorten(f"{type(error).__name__}: {error}", max_chars=200)
         raise ConfigurationError(f"{name} failed: {detail}") from error
 
 

@@ -46,15 +46,15 @@ class BatchUploader:
     """Uploads the rows of one map. Its methods are called on the loop's thread."""
 
     def __init__(
-        self, services: Services, settings: Settings, emit: Listener, *, cancels_jobs: bool
+        self, services: Services, settings: Settings, *, on_event: Listener, cancels_jobs: bool
     ) -> None:
         self._services, self._settings = services, settings
         # Whether the provider's jobs are cancelled, and nothing more is uploaded.
         self._cancels_jobs = cancels_jobs
         self._clock, self._batch_jobs = services.clock, services.journal(settings).batch_jobs
         self._batch_api = BatchApi(services, settings)
-        self._pending = PendingRows(services, settings, self._batch_jobs, self._batch_api, emit)
-        self.backlog = 0  # number of rows that are not in the journal yet
+        self._pending = PendingRows(services, settings, self._batch_jobs, self._batch_api, on_event)
+        self.uninserted_rows = 0  # number of rows that are not in the journal yet
         self._map_id = ""
         # Held by the task that inserts rows; other such tasks wait in order, `flush` behind them.
         self._inserting = asyncio.Lock()
@@ -65,7 +65,7 @@ class BatchUploader:
         self._uploaded_jobs: dict[str, PendingJob | None] = {}
         self._closed_tags: set[str] = set()
         self._job_closed = asyncio.Event()
-        self._max_rows, self._stage = MAX_BATCH_REQUESTS, ""  # of one job; see `stage`
+        self._max_rows, self._stage = MAX_BATCH_REQUESTS, ""  # rows of one job; see `stage`
         self._tasks: set[asyncio.Task[None]] = set()
         self._upload_task: asyncio.Task[None] | None = None
 
@@ -75,7 +75,7 @@ class BatchUploader:
             self._map_id = rows[0].request.origin.map_id or ""
             # Once per map is often enough for files that a dead kernel left at the provider.
             self._spawn(erase_leftovers(self._batch_jobs, self._services, self._settings))
-        self.backlog += len(rows)
+        self.uninserted_rows += len(rows)
         self._pending.rows.update((row.request.id, row) for row in rows)
         self._spawn(self._insert_added(rows))
 
@@ -116,7 +116,7 @@ class BatchUploader:
     async def _insert_added(self, rows: list[PendingRow]) -> None:
         async with self._inserting:
             await self._insert(rows)
-            self.backlog -= len(rows)
+            self.uninserted_rows -= len(rows)
 
     async def _upload_added(self) -> None:
         async with self._inserting:
@@ -139,7 +139,7 @@ class BatchUploader:
                     row.request = request.with_server(endpoint.server)
                 api = self._batch_api.client.api_for(request)
                 row.destination = endpoint.base_url, api, model, request.patience
-                row.key = equality_key(request, base_url=endpoint.base_url)
+                row.equality_key = equality_key(request, base_url=endpoint.base_url)
             except NbcodexError as error:
                 await self._pending.fail([row.request], error)
                 continue
@@ -151,19 +151,19 @@ class BatchUploader:
             if number % YIELD_EVERY_ROWS == 0:
                 await asyncio.sleep(0)
         inserted = await self._batch_jobs.insert_rows(
-            [(row.request, row.key) for row in unclaimed],
-            existing={row.request.id for row in unclaimed if row.entry},
+            [(row.request, row.equality_key) for row in unclaimed],
+            existing_ids={row.request.id for row in unclaimed if row.entry},
         )
         ended: list[events.Ending] = []
         for row in unclaimed:
             row.entry = None
             request, id_ = row.request, row.request.id
-            if id_ in inserted.unavailable:
+            if id_ in inserted.unavailable_ids:
                 lost = errors.EntryError(f"Row {id_} is done, or another kernel is working on it.")
                 ended.append(self._pending.failed_ending(request, lost))
             elif reply := structured_output.parse_reused(request, inserted.answers.get(id_)):
                 ended.append(events.Finished(request_id=id_, at=self._clock.now(), reply=reply))
-            elif (tag := inserted.other_jobs.get(id_)) and tag not in self._closed_tags:
+            elif (tag := inserted.tags_of_equal_rows.get(id_)) and tag not in self._closed_tags:
                 self._waiting.setdefault(tag, []).append(row)
             else:
                 row.upload_until = self._clock.now() + request.patience
@@ -202,6 +202,7 @@ class BatchUploader:
             await self._clock.wait(self._clock.now() + delay, unless=self._job_closed)
             delay = min(delay * 2, MAX_QUEUE_WAIT_S)
         self._stage = ""
+        # Heartbeats, by which other kernels know that this one is alive, continue for its jobs.
         await self._batch_jobs.end_map_heartbeats(self._map_id)
 
     async def _write_job(self, rows: deque[PendingRow]) -> tuple[PendingJob, bytes]:
@@ -209,7 +210,7 @@ class BatchUploader:
         first = rows[0]
         base_url, _, model, _ = first.destination
         tag = f"{first.request.origin.map_id}.{secrets.token_hex(4)}"
-        job = PendingJob(tag, {}, first.request, base_url, model)
+        job = PendingJob(tag, requests={}, sample=first.request, base_url=base_url, model=model)
         data = bytearray()
         while rows and len(job.requests) < self._max_rows:
             request = rows[0].request
@@ -249,7 +250,7 @@ class BatchUploader:
         try:
             await self._batch_api.upload(job, data, until=until)
             # Before anything else, so that the file is erased even if this process dies.
-            await self._batch_jobs.set_remote_ids(job.tag, file_id=job.batch.input_file)
+            await self._batch_jobs.set_remote_ids(job.tag, file_id=job.batch.input_file_id)
             await self._batch_api.create(job, until=until)
         except NbcodexError as error:
             if isinstance(error, errors.TransientError):
@@ -258,10 +259,10 @@ class BatchUploader:
                 error = parked_error(job.sample, f"{error.message} {why}")
                 # The job may have been created in spite of the faults: then its rows stay in it,
                 # and a resume looks for it.
-                if job.batch.input_file:
+                if job.batch.input_file_id:
                     await self._give_up(job, error)
                     return True
-            if job.batch.input_file:
+            if job.batch.input_file_id:
                 await self._batch_api.erase(job)
             del self._uploaded_jobs[job.tag]
             await self._batch_jobs.withdraw_job(job.tag)
@@ -290,6 +291,7 @@ class BatchUploader:
         """Record the provider's id of a job, and emit that its rows are sent."""
         await self._batch_jobs.set_remote_ids(job.tag, remote_id=job.batch.id)
         pricing.start_loading(job.base_url)
+        # `input_tokens` is not estimated: displays of a map do not show it.
         self._pending.emit(job.requests, events.Sent, attempt=1, model=job.model, input_tokens=0)
 
     async def _return_rows(self, job: PendingJob) -> None:
@@ -315,8 +317,8 @@ class BatchUploader:
             await self._close_job(tag)
             return
         requests = {request.id: request for request in claimed.requests}
-        job = PendingJob(tag, requests, claimed.requests[0], claimed.base_url)
-        job.batch = replace(job.batch, id=claimed.remote_id or "", input_file=claimed.file_id)
+        job = PendingJob(tag, requests, sample=claimed.requests[0], base_url=claimed.base_url)
+        job.batch = replace(job.batch, id=claimed.remote_id or "", input_file_id=claimed.file_id)
         self._uploaded_jobs[tag] = job
         # Rows of the job itself get its answers; only equal rows of this map continue to wait.
         waiting = self._waiting[tag]
@@ -361,7 +363,7 @@ class BatchUploader:
         await self._close_job(job.tag)
 
     async def _close_job(self, tag: str) -> None:
-        """Mark a job as done, and insert the rows that waited for it, as answered or to upload."""
+        """Mark a job as done; the rows that waited for it are answered now, or to be uploaded."""
         self._uploaded_jobs.pop(tag, None)
         self._closed_tags.add(tag)
         self._job_closed.set()
@@ -389,10 +391,10 @@ async def erase_leftovers(batch_jobs: BatchJobs, services: Services, settings: S
     for stored in await batch_jobs.unerased_jobs():
         if stored.is_awaited:  # the kernel that waits for it erases its files
             continue
-        job = PendingJob(stored.tag, {}, sample, stored.base_url)
+        job = PendingJob(stored.tag, requests={}, sample=sample, base_url=stored.base_url)
         with contextlib.suppress(NbcodexError):
             await _check_server(job, services, settings)
-            job.batch = replace(job.batch, input_file=stored.file_id)
+            job.batch = replace(job.batch, input_file_id=stored.file_id)
             if id_ := stored.remote_id:
                 job.batch = await batch_api.client.retrieve_batch(id_, sample)
                 await batch_api.cancel(job)

@@ -14,7 +14,7 @@ from nbcodex.errors import EntryError, NbcodexError, shorten
 from nbcodex.journal.reads import Entry
 from nbcodex.mapping import map_runner
 from nbcodex.mapping.estimate import Estimate
-from nbcodex.mapping.map_api import describe_unknown_rows, prepare_map, resume_map
+from nbcodex.mapping.map_api import describe_unstored_rows, prepare_map, resume_map
 from nbcodex.mapping.map_run import MapRun
 from nbcodex.mapping.map_runner import active_runners
 from nbcodex.notebook import cell_options
@@ -91,7 +91,7 @@ def resume_one(
     if run is None:
         return False
     _run(session, run)
-    if unknown_rows := describe_unknown_rows(run):
+    if unknown_rows := describe_unstored_rows(run):
         print(f"{run.id}: {unknown_rows}")
     if not run.origin.variable:
         print(f"nbcodex.map.recent[{run.id!r}].result holds the result.")

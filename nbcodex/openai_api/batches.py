@@ -45,7 +45,7 @@ class Batch:
     answered: int = 0
     failed: int = 0
     files: tuple[str, ...] = ()  # the ids of the files with answers and errors
-    input_file: str | None = None  # the id of the uploaded file
+    input_file_id: str | None = None  # the id of the uploaded file
     error: str = ""  # why it failed as a whole
     error_codes: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)  # what it was created with
@@ -153,7 +153,7 @@ class BatchClient:
         import openai
 
         async with self._api_client.connected(request, self._settings) as (client, _):
-            for file in filter(None, (batch.input_file, *batch.files)):
+            for file in filter(None, (batch.input_file_id, *batch.files)):
                 # An earlier deletion that was interrupted may have deleted this file.
                 with contextlib.suppress(openai.NotFoundError):
                     await client.files.delete(file)
@@ -220,7 +220,7 @@ def _read_batch(payload: dict[str, Any], redactor: Redactor) -> Batch:
         answered=answers.count_value(counts, "completed") or 0,
         failed=answers.count_value(counts, "failed") or 0,
         files=tuple(file for file in files if isinstance(file, str)),
-        input_file=answers.text_value(payload.get("input_file_id")) or None,
+        input_file_id=answers.text_value(payload.get("input_file_id")) or None,
         error="; ".join(reasons),
         error_codes=tuple(str(error.get("code")) for error in listed),
         metadata={name: text for name, text in metadata.items() if isinstance(text, str)},

@@ -61,6 +61,6 @@ def test_field_that_a_value_does_not_have_is_an_error(template: str) -> None:
 
 def test_missing_column_error_lists_the_present_ones() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        Template("{lang} {text}").check(["text", "id"])
+        Template("{lang} {text}").check_columns(["text", "id"])
     assert "has {lang}, the data has {text}, {id}" in caught.value.message
     assert "{{name}}" in caught.value.advice

@@ -75,7 +75,7 @@ class World:
             limiter=lambda _: None,  # type: ignore[arg-type,return-value]  # batches use no rate limit
             clock=self.clock,
         )
-        return BatchUploader(services, settings, self._on_event, cancels_jobs=cancels_jobs)
+        return BatchUploader(services, settings, on_event=self._on_event, cancels_jobs=cancels_jobs)
 
     def _on_event(self, event: events.Event) -> None:
         self.events.append(event)

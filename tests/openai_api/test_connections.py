@@ -235,7 +235,7 @@ def test_body_of_a_batch_call_is_bounded_after_decoding(call: str, codings: int)
         "retrieve_batch": ("batch_1",),
         "upload_file": (b"{}",),
         "find_batch": (),
-        "delete_files": (Batch(id="b", status="failed", input_file="f"),),
+        "delete_files": (Batch(id="b", status="failed", input_file_id="f"),),
     }
     more = {"metadata": {}} if call == "find_batch" else {}
 
