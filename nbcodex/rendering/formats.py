@@ -56,7 +56,7 @@ _DELIMITER = re.compile(r"(?<!\\)\$|\\[\[\]()](?!\w)")
 class AnswerOutput:
     """An answer, with the heading above it and the line of figures below it."""
 
-    reply: Reply
+    reply: Reply  # true if its status is ``done``
     figures_line: str
     heading: str = ""
     remote_images: bool = False  # whether images in the answer may be loaded

@@ -80,6 +80,7 @@ class ChatFormat:
         return chunk | {"usage": None} if self._with_usage else chunk
 
     def _common(self, object_type: str) -> dict[str, Any]:
+        """Return the fields that a completion and each of its chunks have."""
         return {
             "id": self._planned.record.response_id,
             "object": object_type,

@@ -24,8 +24,8 @@ class Knobs:
     # same, and unused output is returned at the end. ``actual``: input at admission, output at the
     # end, which may leave the bucket in debt.
     policy: Policy = "kept"
-    # Length of a second, shorter window of the token limit, in seconds, which no header shows; 0:
-    # there is none.
+    # Length of a second, shorter window of the limits per minute, in seconds, which no header
+    # shows; 0: there is none.
     hidden_window: float = 0.0
     used_by_others: float = 0.0  # share of the refill that other clients of the same key use up
     token_bias: float = 1.0  # tokens that the server counts for four characters of input
