@@ -311,7 +311,6 @@ class LimitSnapshot:
     processing: float | None = None  # Seconds that the server worked (``openai-processing-ms``)
     tokens: LimitReading | None = None  # The tightest that the headers name, like the next
     requests: LimitReading | None = None
-    organization: str | None = None  # Whose limits they are (``openai-organization``)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

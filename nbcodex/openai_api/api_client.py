@@ -345,7 +345,7 @@ class ApiClient:
         if response is not None:
             failure.simulated = self.is_simulated(response.headers, str(response.url))
             failure.snapshot = failure.snapshot or read_snapshot(
-                response.headers, at=self.clock.now(), clean=redactor.clean
+                response.headers, at=self.clock.now()
             )
         # The SDK's frames and requests hold the key, which debuggers and verbose tracebacks would
         # show: its exceptions stay reachable as the context of ours.
@@ -409,7 +409,7 @@ class ApiClient:
         return ResponseStarted(
             api=api,
             model=model,
-            snapshot=read_snapshot(headers, at=self.clock.now(), clean=redactor.clean),
+            snapshot=read_snapshot(headers, at=self.clock.now()),
             simulated=self.is_simulated(headers, str(response.url)),
             request_id=shorten(redactor.clean(headers.get("x-request-id", "")), 100) or None,
         )

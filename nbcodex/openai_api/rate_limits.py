@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
@@ -190,9 +190,7 @@ def _read_structured_field(value: str, limits: dict[tuple[object, ...], HeaderLi
                 setattr(limit, member, float(figure))
 
 
-def read_snapshot(
-    headers: Headers, *, at: float, clean: Callable[[str], str] = str
-) -> LimitSnapshot:
+def read_snapshot(headers: Headers, *, at: float) -> LimitSnapshot:
     """Return the limits that the headers state, which arrived at the instant `at`."""
     # Source: ``x-ratelimit-*`` in OpenAI's guide "Rate limits", and the headers of other providers.
     # Without a `date` header, a reset that is stated as a date is so far away that it is dropped.
@@ -205,7 +203,6 @@ def read_snapshot(
         processing=processing,
         tokens=_tightest_reading(stated, "tokens"),
         requests=_tightest_reading(stated, "requests"),
-        organization=shorten(clean(headers.get("openai-organization", "")), 100) or None,
     )
 
 

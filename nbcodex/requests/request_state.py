@@ -228,13 +228,11 @@ class RequestState:
         # Neither a prompt nor a text has 0 tokens; some gateways send 0 where they know nothing.
         input_tokens = stated.input_tokens or estimate.input_tokens
         output_tokens = stated.output_tokens or estimate.output_tokens
-        known = (input_tokens, output_tokens)
+        completed_usage = replace(stated, input_tokens=input_tokens, output_tokens=output_tokens)
         # Nothing needs an estimate, or nothing has one.
-        if known in {(stated.input_tokens, stated.output_tokens), (None, None)}:
+        if completed_usage == stated or input_tokens is output_tokens is None:
             return stated
-        return replace(
-            stated, input_tokens=input_tokens, output_tokens=output_tokens, estimated=True
-        )
+        return replace(completed_usage, estimated=True)
 
     def _total_usage(self, last: Usage) -> Usage:
         """Return what all attempts have used; `last` is the usage of the last one."""

@@ -203,9 +203,8 @@ class RequestRunner:
         if resumption is None:
             endpoint = api_client.endpoint(request, settings)
         else:
-            # Another server than the one that the entry was written for is an error.
             endpoint = await api_client.await_endpoint(request, settings)
-            check_server(request, endpoint)
+            check_server(request, endpoint)  # raises if the entry was written for another one
         state.base_url = endpoint.base_url
         # What is spent is read while the request is being committed, not after it.
         self._services.budget.start_reading(self._services.budget_journal(self._settings))
@@ -311,7 +310,7 @@ class RequestRunner:
                 with contextlib.suppress(errors.AnswerLostError):
                     return await self._read(stream)
                 state.partial.add_note(NOTE_SENT_AGAIN)
-            # Other processes see this id, so it is a hash; the salt keeps it from being guessed.
+            # Other processes see this id: a hash, with the salt that all of them share.
             salt = await self._limiter.salt()
             limits_id = api_client.limits_id(endpoint, state.model, salt=salt)
             return await self._send(limits_id, state.model)

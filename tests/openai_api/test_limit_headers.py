@@ -94,11 +94,10 @@ def test_snapshot_has_tokens_and_requests() -> None:
             **limits("tokens", "30000", "22999", "14.002s"),
             **limits("requests", "500", "499", "120ms"),
             "openai-processing-ms": "250",
-            "openai-organization": "org-x",
         },
         at=7.0,
     )
-    assert (found.at, found.processing, found.organization) == (7.0, 0.25, "org-x")
+    assert (found.at, found.processing) == (7.0, 0.25)
     assert found.tokens
     assert (found.tokens.limit, found.tokens.remaining, found.tokens.full_in) == (
         30000,
@@ -148,7 +147,6 @@ NAMES = [
     "retry-after-ms",
     "date",
     "openai-processing-ms",
-    "openai-organization",
 ]
 
 
