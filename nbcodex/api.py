@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from nbcodex import host
-from nbcodex.client import current
+from nbcodex.client import get_client
 from nbcodex.errors import NbcodexError, Stopped, advice_for_script
 from nbcodex.models import Api, Origin, Reply, RequestOptions
 from nbcodex.requests.handle import Handle, reply_or_raise
@@ -179,7 +179,7 @@ async def aask(prompt: str, **options: Any) -> Reply:
 
 def _create_handle(prompt: str, options: RequestOptions) -> Handle:
     """Return the handle of a request that joins its thread, if it names one."""
-    settings, client = host.current.settings(), current()
+    settings, client = host.current.settings(), get_client()
     # Without the cell's id: all calls in a cell would be one turn, each replacing the last.
     origin = Origin(notebook=host.current.origin().notebook)
     request = build_request(prompt, settings, options, origin=origin)

@@ -44,11 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.command == "doctor":
         from nbcodex import doctor
-        from nbcodex.client import current
+        from nbcodex.client import get_client
         from nbcodex.settings import Settings
 
         has_problem = False
-        for finding in doctor.report(Settings.read(), current()):
+        for finding in doctor.report(Settings.read(), get_client()):
             print(finding, flush=True)
             has_problem = has_problem or finding.is_problem
         return int(has_problem)

@@ -292,7 +292,7 @@ class Client:
 _current: Client | None = None
 
 
-def current() -> Client:
+def get_client() -> Client:
     """Return this process's client."""
     global _current
     if _current is None:

@@ -17,7 +17,7 @@ from jupyter_client.manager import KernelManager
 
 CLEAR_COOLDOWNS = """
 from nbcodex import host
-from nbcodex.client import current
+from nbcodex.client import get_client
 from nbcodex.runtime import event_loop
 
 async def _open_all():
@@ -26,7 +26,7 @@ async def _open_all():
             queue.set_cooldown(None, 0.0)
             queue.own_cooldown_until = 0.0
             limiter.store.transaction(name, lambda shared: shared.__init__())
-    await current().limiter(host.current.settings()).run_operation(reset)
+    await get_client().limiter(host.current.settings()).run_operation(reset)
 
 event_loop.shared().submit(_open_all()).result()
 """

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from nbcodex import host
-from nbcodex.client import current
+from nbcodex.client import get_client
 from nbcodex.errors import ConfigurationError, EntryError, NbcodexError
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.owner import ACTIVE_STATUSES
@@ -58,7 +58,7 @@ def prepare_map(
             f"engine={engine!r} is unknown.",
             advice="'live' sends row by row, 'batch' uploads all rows together.",
         )
-    client, settings = current(), host.current.settings()
+    client, settings = get_client(), host.current.settings()
     inputs = read_input(data, limit=limit)
     map_id = f"m{secrets.token_hex(4)}"
     origin = replace(
@@ -109,7 +109,7 @@ def resume_map(
     With `cancel_jobs`, its batch jobs are cancelled, and only what they have answered is fetched.
     With `any_server`, it may go to another server than it was written for.
     """
-    client, settings = current(), host.current.settings()
+    client, settings = get_client(), host.current.settings()
     maps = client.journal(settings).maps
     kept = [id_ for id_ in kept_runs if id_.startswith(prefix)] if prefix else []
     map_id = kept[0] if len(kept) == 1 else maps.find_id(prefix)
@@ -159,7 +159,7 @@ def resume_map(
 
 def _run_from_journal(map_id: str, entries: Sequence[Entry]) -> MapRun:
     """Return a map of another process, or of an iterator: its rows are those in the journal."""
-    client, settings = current(), host.current.settings()
+    client, settings = get_client(), host.current.settings()
     # Others are rows of an earlier map with the same id by chance, which the journal has renamed.
     own = [each for each in entries if each.id == f"{map_id}-{each.request.origin.row_index}"]
     first = own[0].request if own else None

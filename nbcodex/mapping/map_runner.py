@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nbcodex.client import current
+from nbcodex.client import get_client
 from nbcodex.errors import Advice, CancelledError, ParkedError, Stopped
 from nbcodex.events import EndAction
 from nbcodex.mapping.map_run import REPORT_INTERVAL_S, MapRun
@@ -118,7 +118,7 @@ _active: dict[MapRunner, None] = {}  # a set that keeps the order
 
 def active_runners() -> list[MapRunner]:
     """Return the maps that are being executed in this process, oldest first."""
-    client = current()  # a fork has another one than the maps of its parent
+    client = get_client()  # a fork has another one than the maps of its parent
     return [r for r in list(_active) if r.run.backend.client is client and not r.ended.is_set()]
 
 

@@ -117,10 +117,10 @@ def _models(config: Codex) -> list[str]:
 
 def _entries(config: Codex) -> list[Any]:
     """Return the newest journal entries, without creating a journal that does not exist."""
-    from nbcodex.client import current
+    from nbcodex.client import get_client
 
     settings = config.settings()
     # `journal` would create the file, and Tab must change nothing; a journal in memory has no file.
-    find_journal = current().journal_on_disk if settings.journal else current().journal
+    find_journal = get_client().journal_on_disk if settings.journal else get_client().journal
     journal = find_journal(settings)
     return list(journal.recent_entries(MAX_OFFERED_ENTRIES)) if journal else []

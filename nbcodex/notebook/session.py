@@ -13,7 +13,7 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 
 from nbcodex import host
-from nbcodex.client import current
+from nbcodex.client import get_client
 from nbcodex.errors import Stopped, shorten
 from nbcodex.events import Ending, Failed
 from nbcodex.journal.journal import Journal
@@ -51,7 +51,7 @@ class Session:
         host.current.confirm = _confirm
         host.current.is_script = False
         self.settings: Settings = config.settings()
-        collector_of(current())  # the monitor collects events from the first request on
+        collector_of(get_client())  # the monitor collects events from the first request on
 
     @property
     def notebook(self) -> str:
@@ -61,7 +61,7 @@ class Session:
     @property
     def journal(self) -> Journal:
         """The journal that the settings name."""
-        return current().journal(self.settings)
+        return get_client().journal(self.settings)
 
     def unfinished_ids(self, notebook: str | None) -> list[str]:
         """Return the ids of what is parked or abandoned in a notebook, or in all."""
@@ -107,18 +107,19 @@ class Session:
             origin=self.new_origin(args.out),
         )
         # Joined last: a prompt that fails before must leave the conversation unchanged.
-        request, turn_notes = current().conversations.join(
+        request, turn_notes = get_client().conversations.join(
             request, self.journal.conversations, self.settings, start_new=args.new
         )
         notes = [*option_notes, *prompt.notes, *turn_notes]
         output = OutputOptions(format=format_, notes=notes)
         if args.dry_run:
-            model, estimate, caps_left = event_loop.run(current().estimate(request, self.settings))
+            estimating = get_client().estimate(request, self.settings)
+            model, estimate, caps_left = event_loop.run(estimating)
             cost = "" if estimate.cost else "cost unknown"
             figures = [shorten(model or "", 80), str(estimate), cost, *caps_left, *notes]
             print(f"Dry run, nothing was sent: {join_figures(*figures)}")
             return
-        handle = current().create_handle(request, self.settings)
+        handle = get_client().create_handle(request, self.settings)
         if args.background:
             self.answer_in_background(handle, output)
         else:
@@ -181,7 +182,7 @@ class Session:
             from nbcodex.notebook.display.widget_views import WidgetMapView
 
             view = WidgetMapView()
-        return display.MapOutput(view, current().clock, preview, self._take_notice)
+        return display.MapOutput(view, get_client().clock, preview, self._take_notice)
 
     def assign(self, name: str | None, value: object) -> None:
         """Assign a variable of the notebook; the value becomes the cell's `Out`, too."""
@@ -243,14 +244,14 @@ class Session:
 
     def _take_notice(self) -> str:
         """Return the journal's problem, or else, only once, a notice of where prompts are kept."""
-        return self.journal.problem or current().take_notices(self.settings)
+        return self.journal.problem or get_client().take_notices(self.settings)
 
     def _create_output(self, handle: Handle, options: OutputOptions) -> CellOutput:
         def act(action: ActionName) -> None:
             # Called from a button's thread, while the cell's thread waits in `follow`.
             handle.retry_now() if action == "retry" else handle.end(action)
 
-        clock, settings = current().clock, self.settings
+        clock, settings = get_client().clock, self.settings
         heading = shorten(options.heading, MAX_HEADING_CHARS)
         view: text_views.RequestView = text_views.TextView(clock)
         if not hasattr(self.shell, "kernel"):

@@ -145,7 +145,7 @@ def commits(journal: Journal, *, requests: int) -> float:
 IN_THE_KERNEL = """
 import time
 import nbcodex
-from nbcodex.client import current
+from nbcodex.client import get_client
 from nbcodex.journal.journal import Journal
 %load_ext nbcodex
 
@@ -183,7 +183,7 @@ for name in ("insert", "start_attempt", "record_wait", "update_text", "finish", 
 
 
 def share(way, prompt):
-    (journal,) = current()._journals.values()
+    (journal,) = get_client()._journals.values()
     writer = time.pthread_getcpuclockid(journal._worker._thread.ident)
     whole, kept, Timed.spent = time.process_time(), time.clock_gettime(writer), 0.0
     way(prompt)

@@ -39,7 +39,7 @@ LIGHT_PAUSE_S = 1.5  # between two prompts of a light kernel
 def kernel(environ: dict[str, str], prompts: list[Prompt], pause: float, out: Any) -> None:
     """Run one kernel: it sends all prompts at once, or with a pause one after the other."""
     os.environ.update(environ)
-    from nbcodex.client import current
+    from nbcodex.client import get_client
     from nbcodex.events import Finished
     from nbcodex.models import RequestOptions
     from nbcodex.requests.options import build_request
@@ -52,7 +52,7 @@ def kernel(environ: dict[str, str], prompts: list[Prompt], pause: float, out: An
         request = build_request(
             text_of(prompt), settings, RequestOptions(max_output=prompt.max_output)
         )
-        ending = await current().create_handle(request, settings).follow_async()
+        ending = await get_client().create_handle(request, settings).follow_async()
         return time.monotonic() - began if isinstance(ending, Finished) else None
 
     async def main() -> list[float | None]:

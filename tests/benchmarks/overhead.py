@@ -205,7 +205,7 @@ def floor() -> Callable[[int], Awaitable[int]]:
 
 def ours() -> Callable[[int], Awaitable[int]]:
     """Return a function that sends by nbcodex, with journal and shared limiter."""
-    from nbcodex.client import current
+    from nbcodex.client import get_client
     from nbcodex.events import Finished
     from nbcodex.requests.options import build_request
     from nbcodex.settings import Settings
@@ -214,7 +214,7 @@ def ours() -> Callable[[int], Awaitable[int]]:
 
     async def ask(number: int) -> int:
         ending = (
-            await current()
+            await get_client()
             .create_handle(build_request(prompt_of(number), settings), settings)
             .follow_async()
         )

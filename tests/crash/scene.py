@@ -27,7 +27,7 @@ from tests.simulated import Simulated
 PROLOGUE = """
 import asyncio, json, os, threading
 from nbcodex import events
-from nbcodex.client import current
+from nbcodex.client import get_client
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.entry_writer import EntryWriter
 %load_ext nbcodex
@@ -35,7 +35,7 @@ from nbcodex.journal.entry_writer import EntryWriter
 _log = os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 def report(what, id, size=0):
-    os.write(_log, (json.dumps([current().clock.now(), what, id, size]) + "\\n").encode())
+    os.write(_log, (json.dumps([get_client().clock.now(), what, id, size]) + "\\n").encode())
 
 def on_event(event):
     match event:
@@ -44,7 +44,7 @@ def on_event(event):
         case _:
             report(type(event).__name__, event.request_id)
 
-current().listeners.append(on_event)
+get_client().listeners.append(on_event)
 
 def reporting(owner, name, what):
     original = getattr(owner, name)

@@ -17,7 +17,7 @@ from IPython.core.error import UsageError
 
 import nbcodex
 from nbcodex import host
-from nbcodex.client import current
+from nbcodex.client import get_client
 from nbcodex.errors import (
     AnswerError,
     BudgetError,
@@ -412,7 +412,7 @@ def test_resume_at_reset_refuses_maps(
     """A named map is refused, as it would wait in this cell; among all, it is skipped."""
     origin = Origin(map_id="m77", row_index=0, row_count=1)
     request = Request(prompt="hello", id="m77-0", origin=origin)
-    current().journal(Settings.read()).maps.insert_parked([(request, b"m77")])
+    get_client().journal(Settings.read()).maps.insert_parked([(request, b"m77")])
     with pytest.raises(UsageError, match="--at-reset cannot be used with a map"):
         ip.run_line_magic("codex", "resume m77 --at-reset")
     ip.run_line_magic("codex", "resume --everywhere --at-reset")
@@ -499,7 +499,7 @@ def parked_id(ip: Any, options: str = "") -> str:
     with pytest.raises(BudgetError):
         ip.run_cell_magic("codex", f"--no-history --max-output 400 {options}", "hello")
     ip.run_line_magic("codex", "budget off")
-    (entry,) = current().journal(Settings.read()).recent_entries(1)
+    (entry,) = get_client().journal(Settings.read()).recent_entries(1)
     return entry.id
 
 
@@ -514,7 +514,7 @@ def test_kept_prompt_goes_to_no_other_server(
         with pytest.raises(EntryError, match="for localhost, but requests go to gateway"):
             ip.run_line_magic("codex", command.replace("ID", id_))
     assert simulator.prompts == []
-    assert current().journal(Settings.read()).find_entry(id_).status == "parked"
+    assert get_client().journal(Settings.read()).find_entry(id_).status == "parked"
     ip.run_line_magic("codex", command.replace("ID", id_))
     assert simulator.prompts == ["hello"]
 
@@ -555,7 +555,7 @@ def test_request_that_lacks_a_setting_stays_parked(
         with pytest.raises(ConfigurationError, match="stays in the journal as it was") as caught:
             ip.run_line_magic("codex", f"resume {flags}")
     assert advice in caught.value.advice
-    entry = current().journal(Settings.read()).find_entry(id_)
+    entry = get_client().journal(Settings.read()).find_entry(id_)
     assert (entry.status, ip.user_ns["kept"].status) == ("parked", "parked")
     assert simulator.prompts == []
     ip.run_line_magic("codex", "resume")
@@ -580,7 +580,7 @@ def test_kept_prompt_goes_to_another_server_if_the_user_says_so(
 @pytest.mark.parametrize(("words", "changed"), [("100", True), ("off", True), ("", False)])
 def test_monitor_updates_when_the_budget_changes(ip: Any, words: str, changed: bool) -> None:
     """A set or removed cap wakes the monitor; showing the cap does not."""
-    collector = collector_of(current())
+    collector = collector_of(get_client())
     collector.changed.clear()
     ip.run_line_magic("codex", f"budget {words}")
     assert collector.changed.is_set() == changed
@@ -793,8 +793,8 @@ def test_forgetting_all_erases_what_is_on_disk_however_the_journal_is_set(
 def test_forgetting_an_ambiguous_id_erases_nothing(ip: Any) -> None:
     """Neither an entry of the demo that is the only one there, nor one of two journals."""
     home = Path(os.environ["NBCODEX_HOME"])
-    own = current().journal(Settings.read())
-    demo = current().journal(replace(Settings.read(), home=home / "demo"))
+    own = get_client().journal(Settings.read())
+    demo = get_client().journal(replace(Settings.read(), home=home / "demo"))
     for journal, id_ in ((own, "aa1"), (own, "aa2"), (own, "bb1"), (demo, "aa3"), (demo, "bb2")):
         event_loop.run(journal.insert(Request(prompt="x", id=id_)))
     for prefix in ("aa", "bb"):
@@ -822,7 +822,7 @@ def test_ctrl_d_at_the_question_erases_nothing(
         monkeypatch.setattr("nbcodex.notebook.session._confirm", host._confirm_in_terminal)
     ip.run_line_magic("codex", "forget all")
     assert "Nothing was erased." in capsys.readouterr().out
-    assert len(current().journal(Settings.read()).recent_entries()) == 1
+    assert len(get_client().journal(Settings.read()).recent_entries()) == 1
 
 
 @pytest.mark.parametrize("which", ["all", "ID"])
@@ -839,7 +839,7 @@ def test_forgetting_erases_durable_answers_and_names_what_is_left(
     ip.run_cell_magic("codex", "--no-history --durable", "[[echo: kept]]")
     ip.run_cell_magic("codex", "--no-history", "[[echo: not kept]]")
     ((response_id, _),) = simulator.core._stored.items()
-    id_ = current().journal(Settings.read()).recent_entries()[1].id
+    id_ = get_client().journal(Settings.read()).recent_entries()[1].id
     if is_elsewhere:
         monkeypatch.setenv("OPENAI_BASE_URL", GATEWAY)
     capsys.readouterr()

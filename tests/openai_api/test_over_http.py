@@ -125,9 +125,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         monkeypatch.setattr(client, "_current", None)
         monkeypatch.setattr(host, "current", host.Host(is_script=False))  # as in a notebook
         monkeypatch.setattr(runner, "_exponential_wait", lambda _: 0.01)  # the backoff in seconds
-        client.current().listeners.append(running.events.append)
+        client.get_client().listeners.append(running.events.append)
         yield running
-        client.current().close()
+        client.get_client().close()
 
 
 @pytest.fixture

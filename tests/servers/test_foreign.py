@@ -70,7 +70,7 @@ class Row:
         self._running.prepare(behaviour)
         if self._upstream is not None:
             self._upstream.core.script(FAULTS.get(behaviour, []))
-        client.current().listeners.append(
+        client.get_client().listeners.append(
             lambda event: self.deltas.append(event.text) if isinstance(event, Delta) else None
         )
         prompt = options.pop("prompt", self.prompt(behaviour))
@@ -129,7 +129,7 @@ def row(
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(client, "_current", None)
     yield Row(name, api, running, upstream)
-    client.current().close()
+    client.get_client().close()
 
 
 def check_ask(row: Row) -> None:
@@ -164,7 +164,7 @@ def check_map(row: Row) -> None:
 
 
 def check_stop(row: Row) -> None:
-    client.current().listeners.append(
+    client.get_client().listeners.append(
         lambda event: _thread.interrupt_main() if isinstance(event, Delta) else None
     )
     with pytest.raises(Stopped) as caught:
@@ -174,7 +174,7 @@ def check_stop(row: Row) -> None:
     assert reply.status == "interrupted"
     assert reply.text
     assert not reply
-    client.current().listeners.clear()
+    client.get_client().listeners.clear()
     row.check(row.ask("ask"))
 
 
@@ -199,7 +199,7 @@ def check_broken(row: Row) -> None:
 
 def check_empty(row: Row) -> None:
     failures: list[str] = []
-    client.current().listeners.append(
+    client.get_client().listeners.append(
         lambda event: failures.append(str(event.error)) if isinstance(event, BackingOff) else None
     )
     with pytest.raises(nbcodex.NbcodexError) as caught:

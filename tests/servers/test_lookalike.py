@@ -126,7 +126,7 @@ def test_ask_returns_the_answer_and_usage_of_the_server(
     try:
         reply = nbcodex.ask(prompt, api=api, max_output=BOUND)  # the model is asked for, too
     finally:
-        client.current().close()
+        client.get_client().close()
     assert (reply.text, reply.model, reply.attempts) == (answer_to(prompt), MODEL, 1)
     assert reply.usage.output_tokens == len(words_of(prompt, BOUND))
     assert reply.usage.input_tokens == len(prompt) // 4 + 8

@@ -11,7 +11,7 @@ from IPython.core.error import UsageError
 from IPython.display import display
 
 from nbcodex import host
-from nbcodex.client import current
+from nbcodex.client import get_client
 from nbcodex.errors import EntryError, EntryNotFoundError, NbcodexError, Stopped, render, shorten
 from nbcodex.events import EndAction
 from nbcodex.journal.entry_writer import not_resumable
@@ -42,7 +42,7 @@ ERASE_TIMEOUT_S, MAX_PARALLEL_ERASURES = 30.0, 8  # of what the provider keeps
 
 def show_journal(session: Session, prefix: str = "") -> None:
     """List the requests, newest first, or show one in full: journal [ID]."""
-    journal, now = session.journal, current().clock.wall()
+    journal, now = session.journal, get_client().clock.wall()
     if prefix and (rows := map_cells.find_rows(session, prefix)):
         print("\n".join(_entry_line(row, now) for row in rows))
         return
@@ -109,7 +109,7 @@ def resume(session: Session, prefix: str = "all", *flags: str) -> None:
             when = "when its kernel died" if entry.abandoned else "when it ended"
             print(f"{entry.id} was running {when}: it may be paid twice.")
         not_before = entry.resume_at if at_reset else None
-        handle = current().resume(
+        handle = get_client().resume(
             entry, session.settings, not_before=not_before, any_server=any_server
         )
         handles.append(handle)
@@ -139,7 +139,7 @@ def resume(session: Session, prefix: str = "all", *flags: str) -> None:
 
 def retry(session: Session, prefix: str, flag: str = "") -> None:
     """Send the same prompt again, as a new request: retry ID [--new-server]."""
-    client, request = current(), session.journal.find_entry(prefix).request
+    client, request = get_client(), session.journal.find_entry(prefix).request
     if flag not in {"", "--new-server"}:
         raise UsageError(f"%codex retry: there is no option {flag}")
     if not flag:
@@ -201,7 +201,7 @@ def forget(session: Session, prefix: str) -> None:
     # Besides the journal in use, the user's and the demo's journals on disk are erased.
     home = data_folder(Settings.read())
     on_disk = [
-        current().journal_on_disk(replace(session.settings, home=folder))
+        get_client().journal_on_disk(replace(session.settings, home=folder))
         for folder in (home, home / DEMO_FOLDER_NAME)
     ]
     journals = list(dict.fromkeys(filter(None, (session.journal, *on_disk))))
@@ -252,7 +252,7 @@ async def _erase_at_provider(
     journals: list[Journal], durable: list[Entry], settings: Settings
 ) -> list[str]:
     """Erase durable answers, and files of batch jobs without rows; return what is not erased."""
-    services, deadline = current().services(), time.monotonic() + ERASE_TIMEOUT_S
+    services, deadline = get_client().services(), time.monotonic() + ERASE_TIMEOUT_S
 
     async def erase(entry: Entry) -> str:
         request, position, client = entry.request, entry.stream_position, services.api_client
@@ -290,7 +290,7 @@ def _find_running(prefix: str) -> tuple[list[MapRunner], list[Handle]]:
     map_ids = match_prefix(prefix, runners)
     handles = {
         handle.request.id: handle
-        for handle in current().active_handles()
+        for handle in get_client().active_handles()
         if handle.request.origin.map_id not in map_ids  # because a map ends its rows itself
     }
     request_ids = match_prefix(prefix, handles)
@@ -355,12 +355,13 @@ def fix(session: Session, cell: str = "") -> None:
     request = build_request(error.as_prompt(), session.settings, origin=session.new_origin())
     # The heading is the error, because the user has not written the prompt.
     options = OutputOptions(format="fix", heading=error.traceback.rpartition("\n")[2] + where)
-    session.show_answer(current().create_handle(request, session.settings), options)
+    session.show_answer(get_client().create_handle(request, session.settings), options)
 
 
 def new(session: Session, thread: str = MAIN_THREAD) -> None:
     """Start the conversation afresh, as `reset` does: new [THREAD]."""
-    current().conversations.start_chapter(session.notebook, thread, session.journal.conversations)
+    conversations, stored = get_client().conversations, session.journal.conversations
+    conversations.start_chapter(session.notebook, thread, stored)
     print(
         f"The conversation{_thread_suffix(thread)} starts afresh: earlier turns are not sent again."
     )
@@ -369,7 +370,7 @@ def new(session: Session, thread: str = MAIN_THREAD) -> None:
 def history(session: Session, thread: str = MAIN_THREAD) -> None:
     """Show the turns that the next cell sends along: history [THREAD]."""
     stored, max_turns = session.journal.conversations, session.settings.max_history
-    turns = current().conversations.next_turns(session.notebook, thread, stored, max_turns)
+    turns = get_client().conversations.next_turns(session.notebook, thread, stored, max_turns)
     for number, turn in enumerate(turns, start=1):
         images = f" [{len(turn.images)} images]" if turn.images else ""
         prompt, answer = shorten(turn.prompt, 70), shorten(turn.answer, 70)

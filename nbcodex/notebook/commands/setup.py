@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
-from nbcodex.client import current
+from nbcodex.client import get_client
 from nbcodex.doctor import Finding, report
 from nbcodex.errors import EntryError, NbcodexError
 from nbcodex.mapping.map_runner import active_runners
@@ -47,7 +47,7 @@ MAX_LISTED_MODELS = 200  # more would flood the notebook; gateways list some hun
 
 def list_models(session: Session, substring: str = "") -> None:
     """List the server's models, all or those whose name contains PART: models [PART]."""
-    names = event_loop.run(current().services().api_client.list_models(session.settings))
+    names = event_loop.run(get_client().services().api_client.list_models(session.settings))
     session.config.listed_models = tuple(names)
     matching = [name for name in names if substring.lower() in name.lower()]
     if matching:
@@ -148,13 +148,13 @@ def demo(session: Session, mode: str = "on") -> None:
     if was_on or not is_on_disk:
         return  # the journal in memory is not the demo's: it holds the user's own prompts, too
     session.report_unfinished()
-    journal, budget = session.journal, current().services().budget
-    is_running = current().active_handles() or active_runners() or journal.other_kernels().requests
+    journal, client = session.journal, get_client()
+    is_running = client.active_handles() or active_runners() or journal.other_kernels().requests
     if not is_running and not session.unfinished_ids(notebook=None):
         with contextlib.suppress(EntryError):  # the file cannot be written
             event_loop.run(journal.delete())
         event_loop.run(journal.reset_spending())
-        event_loop.run(budget.set_shared_cap(journal, cap=None))
+        event_loop.run(client.services().budget.set_shared_cap(journal, cap=None))
 
 
 def run_doctor(session: Session) -> None:
@@ -162,7 +162,7 @@ def run_doctor(session: Session) -> None:
     if session.config.demo is not None:
         print("The demo is on: the server and key below are the simulator's.")
     notebook = _notebook_findings(session.shell, session.settings.display)
-    for finding in chain(report(session.settings, current()), notebook):
+    for finding in chain(report(session.settings, get_client()), notebook):
         print(finding)
 
 

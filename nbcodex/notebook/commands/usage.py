@@ -6,7 +6,7 @@ import math
 
 from IPython.display import display
 
-from nbcodex.client import current
+from nbcodex.client import get_client
 from nbcodex.models import MINUTE, LimitReading
 from nbcodex.notebook.monitor import collector_of, monitor
 from nbcodex.notebook.session import Session
@@ -27,7 +27,7 @@ _CHARGED: dict[ChargePolicy, str] = {
 
 def show_usage(_: Session) -> None:
     """Show what this session has used: tokens, cost, waits."""
-    totals = current().totals
+    totals = get_client().totals
     if not totals.by_model:
         print("No request has been sent in this session.")
     for model, total in totals.by_model.items():
@@ -36,7 +36,7 @@ def show_usage(_: Session) -> None:
 
 def budget(session: Session, *amount: str) -> None:
     """Show, set or reset your own cap: budget [200k|$5|$5/day|$20/month|off|reset]."""
-    client, text = current(), "".join(amount).lower()
+    client, text = get_client(), "".join(amount).lower()
     spending, settings = client.services().budget, session.settings
     # The `budget_journal`, if possible on disk, counts the usage even if `Codex.journal` is off.
     if text == "reset":
@@ -72,7 +72,7 @@ def show_monitor(_: Session) -> None:
 
 def show_limits(session: Session) -> None:
     """Show the known limits: what is left, refill, charge policy, cooldowns."""
-    client = current()
+    client = get_client()
     states = event_loop.run(client.limits(session.settings))
     blocks = [limit_lines(label, state, client.clock.now()) for label, state in states.items()]
     for lines in filter(None, blocks):

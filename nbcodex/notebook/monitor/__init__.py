@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.getipython import get_ipython
 
 from nbcodex import events, host
-from nbcodex.client import Client, current
+from nbcodex.client import Client, get_client
 from nbcodex.notebook import display
 from nbcodex.notebook.display.panel import ACTIONS
 from nbcodex.notebook.monitor.state import MonitorState, apply_events
@@ -28,19 +28,14 @@ from nbcodex.settings import Settings
 if TYPE_CHECKING:
     from nbcodex.notebook.widget_base import CodexWidget
 
-# Between two reads of other kernels' requests and of the totals of all time: each takes
-# milliseconds.
+# Between two reads of other kernels' requests and of all time's totals, which take milliseconds.
 JOURNAL_INTERVAL_S = 5.0
-
 # With more pending events than this, they are applied though no monitor asks for the state: those
 # of a long map or answer would otherwise fill the memory.
 MAX_PENDING_EVENTS = 4096
-
 # Countdowns and gauges move in the page by themselves, so updates need not be frequent.
 MIN_UPDATE_INTERVAL_S = 0.5
-
-# What the page sends instead of a request's id for all open requests of this kernel.
-ALL_REQUESTS = "all"
+ALL_REQUESTS = "all"  # what the page sends instead of an id, for all open requests of this kernel
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +44,7 @@ class MonitorCollector:
     """Listens to all events of a client, from its first request on."""
 
     def __init__(self, client: Client) -> None:
-        self.changed = threading.Event()
+        self.changed = threading.Event()  # set by each event; `Monitor` clears it
         self._client = client
         self._state = MonitorState()
         self._pending: list[events.Event] = []
@@ -162,7 +157,7 @@ class Monitor:
         return monitor_data(state, now, wall) | clocks
 
     def _refresh(self, widget: CodexWidget) -> None:
-        while widget.comm is not None and current() is self.client:
+        while widget.comm is not None and get_client() is self.client:
             # Without events, other kernels are still looked up in the journal.
             self._collector.changed.wait(JOURNAL_INTERVAL_S)
             self._collector.changed.clear()
@@ -179,10 +174,12 @@ class Monitor:
             widget.data = data
 
     def _sync(self) -> None:
+        """Send what is shown to a page that has just loaded the widget."""
         if self._widget is not None:
             self._widget.data = self._current_data()
 
     def _act(self, action: str, id_: str) -> None:
+        """Do what a button asks for, for the request with this id, or for ALL_REQUESTS."""
         if action not in ACTIONS:
             return
         # Imported here: at the top, this would delay the first prompt, which needs no maps.
@@ -211,4 +208,4 @@ def monitor() -> Monitor:
 
     In a notebook that shows widgets it is a live widget with buttons, elsewhere lines of text.
     """
-    return _monitor_of(current())
+    return _monitor_of(get_client())
