@@ -89,13 +89,13 @@ def state_after(*inputs: Any) -> MonitorState:
 def test_request_is_open_until_it_ends() -> None:
     """A late event does not open it again."""
     state = state_after(queued(0, "a"), queued(0, "b"), sent(1, "a"), finished(2, "a"))
-    assert list(state.open) == ["b"]
-    assert list(apply_events(state, [delta(3, "x", "a")]).open) == ["b"]
+    assert list(state.open_requests) == ["b"]
+    assert list(apply_events(state, [delta(3, "x", "a")]).open_requests) == ["b"]
 
 
 def test_request_started_before_the_monitor_is_shown() -> None:
     """It is open from the first event that the monitor receives."""
-    assert state_after(sent(5, "a")).open["a"].phase == "sending"
+    assert state_after(sent(5, "a")).open_requests["a"].phase == "sending"
 
 
 def test_state_is_immutable() -> None:
@@ -110,10 +110,10 @@ def test_state_keeps_no_text() -> None:
     """Answers grow in numbers only: about four bytes a token."""
     grown = delta(2, "x" * 400)
     state = state_after(queued(), sent(1), grown, grown, finished(3))
-    row = state_after(queued(), sent(1), grown, grown).open["3f2a"]
+    row = state_after(queued(), sent(1), grown, grown).open_requests["3f2a"]
     assert (row.phase, row.usage.output_tokens, row.text.chunk_count) == ("streaming", 200, 0)
-    assert state.last is not None
-    assert (state.last.text, state.last.usage) == ("", USED)
+    assert state.last_reply is not None
+    assert (state.last_reply.text, state.last_reply.usage) == ("", USED)
 
 
 def test_retries_and_failures_are_logged() -> None:
@@ -170,7 +170,7 @@ def test_plot_has_the_minutes_of_the_last_hour() -> None:
 
 
 def test_reused_answer_is_not_the_last_request() -> None:
-    assert state_after(queued(), finished(2, reply=replace(REPLY, attempts=0))).last is None
+    assert state_after(queued(), finished(2, reply=replace(REPLY, attempts=0))).last_reply is None
 
 
 def test_many_open_requests_are_not_copied_for_each_event() -> None:
@@ -382,7 +382,7 @@ def test_attempts_are_counted_as_in_the_panel(changes: Any) -> None:
     """The monitor and the panel of the cell show the same number of attempts."""
     own = [replace(event, request_id="3f2a") for event in changes]
     state = state_after(queued(), sent(1), *own)
-    row = state.open["3f2a"]
+    row = state.open_requests["3f2a"]
     shown = panel_widget.panel_data(row)["attempt"]
     assert monitor_data(state, 3, WALL)["requests"][0]["attempt"] == shown
     assert f"attempt {shown + 1}" not in panel.status_line(row, 3, WALL)
@@ -491,7 +491,9 @@ def test_pending_events_are_bounded(live_monitor: Any) -> None:
     texts = [each.text for each in collector._pending if isinstance(each, events.Delta)]
     texts += [each.text for parts in collector._deltas.values() for each in parts]
     assert len("".join(texts)) <= 4097 * len("word")
-    assert collector.state(host.current.settings()).open["long"].text.utf8_bytes == 10_000 * 4
+    assert (
+        collector.state(host.current.settings()).open_requests["long"].text.utf8_bytes == 10_000 * 4
+    )
     assert len(client.listeners) == 2
 
 

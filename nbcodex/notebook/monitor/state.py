@@ -49,10 +49,10 @@ class MonitorState:
 
     # Derived from events: the requests that have not ended, by id, oldest first, without their
     # text; tokens and limit hits of the last hour, by minute; retries and failures, newest last.
-    open: Mapping[str, PanelState] = field(default_factory=dict)
+    open_requests: Mapping[str, PanelState] = field(default_factory=dict)
     minutes: Mapping[int, MinuteStats] = field(default_factory=dict)
     log: tuple[LogEntry, ...] = ()
-    last: Reply | None = None  # of the last request that was sent, without its text
+    last_reply: Reply | None = None  # of the last request that was sent, without its text
     # Looked up, because no event states it: the limits at the instant `limits_at`, by "MODEL at
     # SERVER"; this process's totals, at first unknown, and those in the journal; the budgets.
     limits: Mapping[str, LimitState] = field(default_factory=dict)
@@ -67,14 +67,14 @@ def apply_events(state: MonitorState, new: Iterable[events.Event]) -> MonitorSta
     """Return the state after the events `new`."""
     # The mappings are copied once in each call, and the functions below change these copies: with
     # thousands of open requests, a copy for each event would be quadratic.
-    state = replace(state, open=dict(state.open), minutes=dict(state.minutes))
+    state = replace(state, open_requests=dict(state.open_requests), minutes=dict(state.minutes))
     for event in new:
         state = _apply_event(state, event)
     return state
 
 
 def _apply_event(state: MonitorState, event: events.Event) -> MonitorState:
-    requests: dict[str, PanelState] = state.open  # type: ignore[assignment]  # the copy
+    requests: dict[str, PanelState] = state.open_requests  # type: ignore[assignment]  # the copy
     request = requests.get(event.request_id)
     if isinstance(event, events.Ending):
         requests.pop(event.request_id, None)
@@ -112,7 +112,7 @@ def _apply_ending(state: MonitorState, event: events.Ending, *, was_sent: bool) 
         return state  # reused from the journal, or never sent
     usage = reply.usage
     _count_in_minute(state, event.at, tokens=(usage.input_tokens or 0) + (usage.output_tokens or 0))
-    return replace(state, last=replace(reply, text="", parsed=None))
+    return replace(state, last_reply=replace(reply, text="", parsed=None))
 
 
 def _add_to_log(
@@ -154,7 +154,7 @@ def earliest_last_send(state: MonitorState, label: str) -> float | None:
     if not limits.waiting:
         return None
     instants = [limits.cooldown_until]
-    for request in state.open.values():
+    for request in state.open_requests.values():
         # A cooldown without a limit ends when the user wants (`%codex resume --at-reset`).
         in_cooldown = request.phase == "cooldown" and request.limit is not None
         if request.phase != "queued" and not in_cooldown:

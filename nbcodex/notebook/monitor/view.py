@@ -19,8 +19,7 @@ from nbcodex.ratelimit.limit_model import stated_bucket
 from nbcodex.rendering import figures
 from nbcodex.runtime.clock import format_duration, format_time
 
-# Open requests that are listed one by one; the others are only counted.
-MAX_LISTED_REQUESTS = 50
+MAX_LISTED_REQUESTS = 50  # one by one; other open requests are only counted
 
 
 def monitor_text(state: MonitorState, now: float, wall: float) -> str:
@@ -34,7 +33,7 @@ def monitor_text(state: MonitorState, now: float, wall: float) -> str:
         "simulated: nothing is charged" if _is_simulated(state) else "",
         *(_limits_line(state, label, now) for label in state.limits),
         *_open_requests(state, now, wall),
-        f"last request: {figures.figures_line(state.last)}" if state.last else "",
+        f"last request: {figures.figures_line(state.last_reply)}" if state.last_reply else "",
         f"this session: {figures.totals_line(state.session)}",
         all_time,
         _hour_line(state, now),
@@ -66,17 +65,17 @@ def _limits_line(state: MonitorState, label: str, now: float) -> str:
 
 
 def _open_requests(state: MonitorState, now: float, wall: float) -> list[str]:
-    if not state.open:
+    if not state.open_requests:
         return ["no open requests"]
-    count = len(state.open)
-    phases = Counter(request.phase for request in state.open.values())
+    count = len(state.open_requests)
+    phases = Counter(request.phase for request in state.open_requests.values())
     parts = [f"{count} open request{'s' * (count > 1)}"]
     if phases["waiting"]:
         parts.append(f"{phases['waiting']} waiting to retry")
     if phases["cooldown"]:
         parts.append(f"{phases['cooldown']} in cooldown, sent in turn")
     lines = [" · ".join(parts) + ":"]
-    for id_, request in list(state.open.items())[:MAX_LISTED_REQUESTS]:
+    for id_, request in list(state.open_requests.items())[:MAX_LISTED_REQUESTS]:
         prompt = f"“{request.prompt}” · " if request.prompt else ""
         lines.append(f"  {id_}  {prompt}{panel.status_line(request, now, wall)}")
     if count > MAX_LISTED_REQUESTS:
@@ -120,12 +119,13 @@ def _model_and_server(label: str) -> tuple[str, str]:
     # "api.openai.com/v1".
     model, _, server = label.rpartition(" at ")
     address = server.split(" ")[0]
-    return shorten(model, 80), shorten(address.partition("://")[2] or address, 80)
+    address = address.partition("://")[2] or address
+    return shorten(model, max_chars=80), shorten(address, max_chars=80)
 
 
 def _is_simulated(state: MonitorState) -> bool:
-    last = state.last is not None and state.last.simulated
-    return last or any(request.simulated for request in state.open.values())
+    last = state.last_reply is not None and state.last_reply.simulated
+    return last or any(request.simulated for request in state.open_requests.values())
 
 
 def _all_time_label(state: MonitorState) -> str:
@@ -139,11 +139,11 @@ TABLE_COLUMNS = ["answers", "input", "cached", "output", "reasoning", "cost", "w
 
 def monitor_data(state: MonitorState, now: float, wall: float) -> dict[str, Any]:
     """Return what the page draws; instants in ms of the kernel's clock, rates per second."""
-    requests, last, name = list(state.open.items()), None, "Last request"
-    if state.last is not None:
-        # With its own usage, in which a count that the server did not send is None instead of 0.
-        last = replace(UsageTotals.of(state.last), usage=state.last.usage, unknown=0)
-        name += f", attempt {last.attempts}" if last.attempts > 1 else ""
+    requests, last, label = list(state.open_requests.items()), None, "Last request"
+    if state.last_reply is not None:
+        # With its own usage, where a count that the server did not send is None, so blank, not 0.
+        last = replace(UsageTotals.of(state.last_reply), usage=state.last_reply.usage, unknown=0)
+        label += f", attempt {last.attempts}" if last.attempts > 1 else ""
     return {
         "limits": [_limits_data(state, label) for label in state.limits],
         "requests": [_request_data(id_, each) for id_, each in requests[:MAX_LISTED_REQUESTS]],
@@ -152,7 +152,7 @@ def monitor_data(state: MonitorState, now: float, wall: float) -> dict[str, Any]
         "simulated": _is_simulated(state),
         "columns": TABLE_COLUMNS,
         "totals": [
-            [name, *_totals_row(last)],
+            [label, *_totals_row(last)],
             ["This session", *_totals_row(state.session)],
             [_all_time_label(state), *_totals_row(state.all_time)],
         ],
