@@ -35,7 +35,7 @@ class RetryBudget:
     the server share it.
     """
 
-    _saved: float = MAX_SAVED_RETRIES
+    _saved: float = MAX_SAVED_RETRIES  # negative: so many retries wait for the budget
     _updated_at: float = -math.inf
     # The events that end waits for this budget, in the order in which those began.
     waiting: dict[asyncio.Event, None] = field(default_factory=dict)

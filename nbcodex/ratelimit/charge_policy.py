@@ -38,7 +38,7 @@ class Need:
 
     input_tokens: float  # an estimate
     max_output: float
-    is_bounded: bool = True  # the request states `max_output`; otherwise that is a guess
+    has_max_output: bool = True  # the request states `max_output`; otherwise that is a guess
 
     @property
     def total_tokens(self) -> float:
@@ -50,7 +50,7 @@ class Need:
 class Permit:
     """The permission to send one attempt, with what was charged for it."""
 
-    name: str  # the hashed name of the limits
+    limits_id: str  # the hashed name of the limits
     need: Need
     issued_at: float
     sequence_number: int  # counts the permits of a `LimitModel`
@@ -62,14 +62,14 @@ class Permit:
     has_ended: bool = False
     sent_at: float = 0.0  # infinite from `Limiter.acquire` until the attempt is sent
     model_id: int = 0  # of the `SharedModel` that was charged
-    share_id: int = 0  # of the `HolderShare` that counts it as in flight
-    is_orphaned: bool = False  # the charged `SharedModel` was lost, so the marks mean nothing
+    share_id: int = 0  # of the `ProcessShare` that counts it as in flight
+    charge_is_lost: bool = False  # the charged `SharedModel` was lost, so the marks mean nothing
 
     def restore(self, earlier: Permit) -> None:
         """Undo the changes that a transaction has made since the copy `earlier`."""
         self.token_marks, self.share_id = earlier.token_marks, earlier.share_id
         self.has_response, self.has_ended = earlier.has_response, earlier.has_ended
-        self.is_orphaned = earlier.is_orphaned
+        self.charge_is_lost = earlier.charge_is_lost
 
     def add_earlier_refunds(self, refunds: tuple[float, ...]) -> None:
         """Add to the marks what the server refunded before this request reached it."""

@@ -53,7 +53,7 @@ HIDDEN_WINDOW_FACTOR = 1.1
 class Refusal:
     """A limit has refused a request."""
 
-    until: float  # the end of the cooldown
+    cooldown_until: float  # the end of the cooldown
     limit: Limit | None = None  # the limit, as the message states it
     snapshot: LimitSnapshot | None = None  # the limits, as the headers state them
 
@@ -140,10 +140,12 @@ class LimitModel:
     slowed_down_at: float = -math.inf
     sent_tokens: float = 0.0  # input and `max_output` of all requests but the refused ones
 
-    def issue_permit(self, name: str, need: Need, now: float, *, is_probe: bool = False) -> Permit:
+    def issue_permit(
+        self, limits_id: str, need: Need, now: float, *, is_probe: bool = False
+    ) -> Permit:
         """Charge a request that is about to be sent."""
         self._apply_idle_time(now)
-        input_tokens = need.input_tokens * self.input_ratio
+        charged = need.input_tokens * self.input_ratio  # input tokens
         self.permit_count += 1
         self.awaiting_response += 1
         if now > self.next_window_start_at + MINUTE:
@@ -153,13 +155,13 @@ class LimitModel:
             self.rate_window_start_tokens = self.next_window_start_tokens
             self.next_window_start_at, self.next_window_start_tokens = now, self.sent_tokens
         self.last_sent_at = max(self.last_sent_at, now)
-        self.sent_tokens += input_tokens + need.max_output
+        self.sent_tokens += charged + need.max_output
         self.output.count_in_flight(need.max_output, now)
         self.undeclared.charge(self.admission_charge(need), now)
-        marks = self.tokens.charge(input_tokens, need.max_output, now)
+        marks = self.tokens.charge(charged, need.max_output, now)
         mark = self.requests.take(1, now)
         return Permit(
-            name, need, now, self.permit_count, is_probe, marks, mark, input_tokens, sent_at=now
+            limits_id, need, now, self.permit_count, is_probe, marks, mark, charged, sent_at=now
         )
 
     def _apply_idle_time(self, now: float) -> None:
@@ -177,7 +179,7 @@ class LimitModel:
 
     def has_slot(self, now: float, *, before: int = 0) -> bool:
         """Return whether the limit on parallel requests admits one more, after `before` others."""
-        return self.output.in_flight + before < self.parallel.allowed_at(now)
+        return self.output.in_flight + before < self.parallel.max_in_flight_at(now)
 
     def slow_down_rate_at(self, now: float) -> float:
         """Return the tokens per second allowed after the error `slow_down`, else infinity."""
@@ -196,11 +198,11 @@ class LimitModel:
         self._count_response(permit)
         if permit.is_probe:
             self.cooldown_until = min(self.cooldown_until, now)
-        if permit.is_orphaned:
+        if permit.charge_is_lost:
             return
         self.undeclared.correct_by_admission(self.admission_charge(permit.need), now)
         self._discard_outdated_limits(permit, snapshot, now)
-        admitted = permit.input_tokens + permit.need.max_output * permit.need.is_bounded
+        admitted = permit.input_tokens + permit.need.max_output * permit.need.has_max_output
         self.largest_admitted_tokens = max(self.largest_admitted_tokens, admitted)
         if snapshot is None or not (snapshot.tokens or snapshot.requests):
             self.is_headerless = self.is_headerless or not self.tokens.bucket.is_known
@@ -240,21 +242,21 @@ class LimitModel:
         used = min(float(usage.output_tokens), need.max_output)
         self.output.record(need.max_output, used, now - permit.issued_at)
         self.parallel.record_end(self.output.in_flight, now, is_early=False)
-        if permit.is_orphaned:
+        if permit.charge_is_lost:
             return ZEROS  # these buckets were never charged for it
         if usage.input_tokens and need.input_tokens and not usage.estimated:
             ratio = usage.input_tokens / need.input_tokens
             ratio = min(MAX_INPUT_RATIO, max(MIN_INPUT_RATIO, ratio))
             self.input_ratio += (ratio - self.input_ratio) * INPUT_RATIO_LEARNING_RATE
         refunds = self.tokens.settle(need.max_output, used, now)
-        self.undeclared.refund(0, refunds[self.tokens.assumed_index], now)
+        self.undeclared.refund(requests=0, tokens=refunds[self.tokens.assumed_index], now=now)
         return refunds
 
     def release(self, permit: Permit, now: float, *, ended_early: bool = False) -> None:
         """Apply the end of a request of unknown usage; `ended_early`: of an incomplete stream."""
         # Undeclared limits are assumed not to have counted it: no snapshot would show it later.
-        if not (permit.has_response or permit.is_orphaned):
-            self.undeclared.refund(1, self.admission_charge(permit.need), now)
+        if not (permit.has_response or permit.charge_is_lost):
+            self.undeclared.refund(requests=1, tokens=self.admission_charge(permit.need), now=now)
         if permit.has_ended:
             return
         self._end(permit)
@@ -269,11 +271,11 @@ class LimitModel:
         # During a cooldown, only requests that were sent before it are refused: those of one burst.
         is_first, was_admitted = now >= self.cooldown_until, permit.has_response
         self.release(permit, now)
-        if not permit.is_probe and refusal.until > self.cooldown_until:
-            self.cooldown_until, self.cooldown_limit = refusal.until, limit
+        if not permit.is_probe and refusal.cooldown_until > self.cooldown_until:
+            self.cooldown_until, self.cooldown_limit = refusal.cooldown_until, limit
         self.sent_tokens -= permit.input_tokens + permit.need.max_output
         # A refusal of an admitted request, in its stream, shows nothing about the limits.
-        if was_admitted or permit.is_orphaned:
+        if was_admitted or permit.charge_is_lost:
             return
         # If the snapshot of a later request was used, the level is already without this charge.
         if permit.sequence_number > self.newest_snapshot_number:
@@ -319,16 +321,16 @@ class LimitModel:
         if resource == "requests":
             error = bucket.error(permit.request_mark, remaining, elapsed=elapsed)
             bucket.correct(error, now, taken_at=taken_at, by_others=by_others)
-            bucket.set_limit(limit, rate, now=now, since=taken_at)
+            bucket.set_limit(limit, rate, now=now, stated_at=taken_at)
         else:
             self.tokens.observe(permit, remaining, elapsed, now, by_others=by_others)
-            self._set_token_limit(limit, rate, now=now, since=taken_at)
+            self._set_token_limit(limit, rate, now=now, stated_at=taken_at)
             self.tokens.score_period(taken_at)
 
-    def _set_token_limit(self, limit: float, rate: float, *, now: float, since: float) -> None:
+    def _set_token_limit(self, limit: float, rate: float, *, now: float, stated_at: float) -> None:
         self.limit_is_guessed = False
         for bucket in self.tokens.buckets:
-            bucket.set_limit(limit, rate, now=now, since=since)
+            bucket.set_limit(limit, rate, now=now, stated_at=stated_at)
 
     def _learn_undeclared(self, permit: Permit, refusal: Refusal, now: float) -> bool:
         """Learn from a refusal by a limit that no header states; return whether it was by one."""
@@ -346,7 +348,7 @@ class LimitModel:
             is_declared = declared.has_limit(limit.limit) and 0.5 < ratio < 2
             is_undeclared = not (is_declared or self.is_headerless)
         if is_undeclared:
-            self.undeclared.learn(limit, permit.sequence_number, until=refusal.until, now=now)
+            self.undeclared.learn(limit, permit.sequence_number, refusal.cooldown_until, now)
             if of_requests and permit.sequence_number > self.newest_snapshot_number:
                 self.requests.undo(1, now)  # the server does not count a refused request
         return is_undeclared
@@ -369,7 +371,7 @@ class LimitModel:
         if requested and reading.remaining > HIDDEN_WINDOW_FACTOR * requested:
             # When the cooldown ends, the hidden window holds the requested amount. Now it holds
             # less, by the refill until then. It is empty when this bucket's level is lower by that.
-            refill = max(0.0, refusal.until - now) * bucket.rate
+            refill = max(0.0, refusal.cooldown_until - now) * bucket.rate
             hidden_level = max(0.0, requested - refill)
             for each in (self.requests,) if of_requests else self.tokens.buckets:
                 each.set_hidden_floor(reading.remaining - hidden_level, now)
@@ -400,7 +402,7 @@ class LimitModel:
             return
         rate = REFUSED_RATE_SHARE * (bucket.rate if bucket.is_known else self._measured_rate(now))
         self.max_awaiting_response = None
-        self._set_token_limit(rate * MINUTE, rate, now=now, since=now)
+        self._set_token_limit(rate * MINUTE, rate, now=now, stated_at=now)
         self.limit_is_guessed = self.is_headerless = True
         for each in self.tokens.buckets:
             each.level, each.updated_at = 0.0, now

@@ -39,12 +39,12 @@ class CooldownTooLongError(Exception):
 class Patience:
     """The seconds that a user accepts to wait in total. Queueing for capacity does not count."""
 
-    limit: float
+    max_wait: float
     waited: float = 0.0
 
     def covers(self, wait: float) -> bool:
         """Return whether another `wait` seconds are acceptable."""
-        return self.waited + wait <= self.limit
+        return self.waited + wait <= self.max_wait
 
 
 class Waiter:
@@ -56,10 +56,10 @@ class Waiter:
 
     def __init__(self, clock: Clock, patience: Patience, *, may_probe: bool = False) -> None:
         self.clock, self.patience = clock, patience
-        self.wake = asyncio.Event()
-        self.permit: Permit | None = None
-        self._entry: QueueEntry | None = None
-        self._may_probe, self._probes_next = may_probe, False
+        self.wake = asyncio.Event()  # set when it is time to ask `RateLimiter` again
+        self.permit: Permit | None = None  # the one that `try_acquire` took
+        self._entry: QueueEntry | None = None  # its place in the queue
+        self._may_probe, self._probes_next = may_probe, False  # whether the next try sends a probe
         self._reported_wait: Wait | None = None  # the last report, if it was of a wait in the queue
         self._reported_cooldown_until = 0.0
         self._quiet_until = 0.0  # no wait is reported before then
@@ -90,12 +90,12 @@ class Waiter:
         self._quiet_until = self.clock.now() + MIN_REPORTED_WAIT_S
 
     def try_acquire(
-        self, core: RateLimiter, wake: Callable[[], None], name: str, need: Need, now: float
+        self, limits_id: str, need: Need, wake: Callable[[], None], now: float, core: RateLimiter
     ) -> Wait | Cooldown | None:
         """Take a permit, or return what to wait for."""
         entry = self._entry
-        if entry is None or entry.name != name:
-            entry = self._entry = core.enqueue(name, need, wake)
+        if entry is None or entry.limits_id != limits_id:
+            entry = self._entry = core.enqueue(limits_id, need, wake)
         else:
             core.requeue(entry)
         if self._probes_next:
@@ -119,8 +119,8 @@ class Waiter:
     async def wait_for_capacity(self, wait: Wait, on_wait: OnWait) -> None:
         """Queue, which uses no patience, until it is time to ask again."""
         now, reported = self.clock.now(), self._reported_wait
-        expected_at = reported.due_at if reported and reported.due_at is not None else now
-        has_moved = wait.due_at is not None and abs(wait.due_at - expected_at) > MIN_REPORTED_WAIT_S
+        earlier = reported.start_at if reported and reported.start_at is not None else now
+        has_moved = wait.start_at is not None and abs(wait.start_at - earlier) > MIN_REPORTED_WAIT_S
         # After a second every wait is reported, even if it is about to end. Otherwise `until` below
         # would have passed already, and `acquire` would loop without yielding.
         if has_moved or not (reported or now < self._quiet_until):
@@ -171,12 +171,12 @@ class Reservation:
         self._limiter.post(lambda core: core.release(self._permit, now, ended_early=ended_early))
 
     async def refuse(
-        self, limit: Limit | None, snapshot: LimitSnapshot | None, *, until: float
+        self, limit: Limit | None, snapshot: LimitSnapshot | None, *, cooldown_until: float
     ) -> float:
         """Begin a cooldown, because a limit has refused the attempt; return its end."""
         now = self._clock.now()
         cooldown = await self._limiter.run_operation(
-            lambda core: core.refuse(self._permit, Refusal(until, limit, snapshot), now)
+            lambda core: core.refuse(self._permit, Refusal(cooldown_until, limit, snapshot), now)
         )
         return cooldown.until
 
@@ -185,20 +185,20 @@ class Limiter:
     """Rate limits of this process alone, in memory: operations run at once, on the event loop."""
 
     def __init__(self) -> None:
-        self._core = RateLimiter(MemoryStore(), holder=secrets.token_hex(8))
-        self.labels: dict[str, str] = {}  # what users call the limits, by name
+        self._core = RateLimiter(MemoryStore(), process_id=secrets.token_hex(8))
+        self.labels: dict[str, str] = {}  # what users call the limits, by limits id
         self.sharing_problem: str | None = None  # why limits are not shared although they should be
 
     async def salt(self) -> bytes:
-        """Return the salt of the hashed names of limits, the same in all sharing processes."""
+        """Return the salt of the limits ids, which are hashes: one for all sharing processes."""
         return self._core.store.salt
 
     async def run_operation(self, operation: Operation[ResultT]) -> ResultT:
-        """Run an operation in its turn, also if its task is cancelled; return its result."""
+        """Run an operation after earlier ones, even if its task is cancelled; return its result."""
         return operation(self._core)
 
     def post(self, operation: Operation[object]) -> None:
-        """Run an operation in its turn, without waiting for it."""
+        """Run an operation after earlier ones, without waiting for it."""
         operation(self._core)
 
     def waker(self, event: asyncio.Event) -> Callable[[], None]:
@@ -206,22 +206,22 @@ class Limiter:
         return event.set
 
     async def acquire(
-        self, name: str, need: Need, waiter: Waiter, *, label: str, on_wait: OnWait
+        self, limits_id: str, need: Need, waiter: Waiter, *, label: str, on_wait: OnWait
     ) -> Reservation:
         """Wait for a permit to send one attempt.
 
-        `name` is the hashed name of the limits, `label` their name for users. A retry keeps the
-        need of the first attempt. `on_wait` is awaited before a wait of a second or more, and again
-        when its end has moved. Raises `CooldownTooLongError` if a cooldown ends later than the
-        patience allows, and `TooLargeError` if the limit can never admit the request.
+        `limits_id` is the hashed name of the limits, `label` their name for users. A retry keeps
+        the need of the first attempt. `on_wait` is awaited before a wait of a second or more, and
+        again when its end has moved. Raises `CooldownTooLongError` if a cooldown ends later than
+        the patience allows, and `TooLargeError` if the limit can never admit the request.
         """
         clock, wake = waiter.clock, self.waker(waiter.wake)
-        self.labels[name] = label
+        self.labels[limits_id] = label
         waiter.permit = None
         waiter.reset()
         try:
             while wait := await self.run_operation(
-                partial(waiter.try_acquire, wake=wake, name=name, need=need, now=clock.now())
+                partial(waiter.try_acquire, limits_id, need, wake, clock.now())
             ):
                 if isinstance(wait, Cooldown):
                     await waiter.wait_out_cooldown(wait, on_wait)
@@ -238,10 +238,10 @@ class Limiter:
         assert waiter.permit is not None  # noqa: S101 - nothing was left to wait for
         return Reservation(self, waiter.permit, clock)
 
-    async def limit_states(self, now: float, *names: str) -> dict[str, LimitState]:
-        """Return what is known of the limits that were used here, and of `names`, by label."""
-        states = await self.run_operation(lambda core: core.limit_states(now, *names))
-        return {self.labels.get(name, name): state for name, state in states.items()}
+    async def limit_states(self, now: float, *limits_ids: str) -> dict[str, LimitState]:
+        """Return what is known of the limits that were used here, and of `limits_ids`, by label."""
+        states = await self.run_operation(lambda core: core.limit_states(now, *limits_ids))
+        return {self.labels.get(id_, id_): state for id_, state in states.items()}
 
     def close(self) -> None:
         """Release open resources."""

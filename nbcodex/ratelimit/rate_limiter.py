@@ -18,7 +18,7 @@ from typing import TypeVar
 from nbcodex.models import MINUTE, Limit, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.limit_model import Refusal
-from nbcodex.ratelimit.schedule import LONG_WINDOW_S, after_gap, check_size, limits_by_time
+from nbcodex.ratelimit.schedule import LONG_WINDOW_S, after_cooldown, check_size, limits_by_time
 from nbcodex.ratelimit.sharing import LimitState, SharedModel, limit_state
 from nbcodex.ratelimit.stores import MemoryStore, Store
 
@@ -38,8 +38,8 @@ RECENT_PERMITS = 32  # of the last permits, whose requests may be on their way t
 class Wait:
     """No permit yet, because a limit is fully used or other requests come first."""
 
-    until: float  # when to ask again
-    due_at: float | None = None  # the projected instant of sending; None if unknown
+    until: float  # when to ask again, which may be before `start_at`
+    start_at: float | None = None  # the projected instant of sending; None if unknown
     limit: Limit | None = None  # the limit that is fully used; None if unknown
 
 
@@ -57,7 +57,7 @@ class Cooldown:
 class QueueEntry:
     """A request's place in a queue. A refused request keeps its place, before all later ones."""
 
-    name: str
+    limits_id: str  # the hashed name of the limits
     need: Need
     wake: Callable[[], None]
     arrival: int  # its number in the order of arrival
@@ -72,11 +72,11 @@ class WaitQueue:
     heap: list[tuple[float, int, QueueEntry]] = field(default_factory=list)  # priority, arrival
     waiting_tokens: float = 0.0
     peak_waiting_tokens: float = 0.0  # the most that `waiting_tokens` has been
-    new_entry_priority: float = 0.0
+    new_entry_priority: float = 0.0  # infinite, so last, once the others are ordered by size
     cooldown: Cooldown | None = None
     limit: Limit | None = None  # what the first request waits for
     own_cooldown_until: float = -math.inf  # end of the cooldowns that this process caused itself
-    # The first request is sent when the server said that the cooldown ends, even if due later.
+    # The first request is sent when the cooldown ends as the server said, though buckets need more.
     trusts_cooldown_end: bool = False
     in_flight: int = 0
     probes_in_flight: int = 0
@@ -140,31 +140,31 @@ class WaitQueue:
 
 
 class RateLimiter:
-    """Decides for all models: each has a queue in this process and a `LimitModel` in the store."""
+    """Decides for all models: each has a queue here, and the store has what is known of it."""
 
-    def __init__(self, store: Store | None = None, *, holder: str = "") -> None:
+    def __init__(self, store: Store | None = None, *, process_id: str = "") -> None:
         # Another store may be assigned: a request in flight is added to it when the request ends.
         self.store = store or MemoryStore()
-        self._holder = holder  # the id of this process in the store
+        self._process_id = process_id  # names this process in the store
         self._queues: defaultdict[str, WaitQueue] = defaultdict(WaitQueue)
         self._arrivals = itertools.count()
 
-    def enqueue(self, name: str, need: Need, wake: Callable[[], None]) -> QueueEntry:
-        """Add a request to the queue `name`; `wake` is called when it should try to acquire."""
-        queue = self._queues[name]
+    def enqueue(self, limits_id: str, need: Need, wake: Callable[[], None]) -> QueueEntry:
+        """Add a request to a queue; `wake` is called when it should try to acquire."""
+        queue = self._queues[limits_id]
         if queue.head() is None:
             queue.new_entry_priority = queue.peak_waiting_tokens = 0.0
-        entry = QueueEntry(name, need, wake, next(self._arrivals), queue.new_entry_priority)
+        entry = QueueEntry(limits_id, need, wake, next(self._arrivals), queue.new_entry_priority)
         queue.push(entry)
         return entry
 
     def requeue(self, entry: QueueEntry) -> None:
         """Put an entry back at its old place."""
-        self._queues[entry.name].push(entry)
+        self._queues[entry.limits_id].push(entry)
 
     def dequeue(self, entry: QueueEntry) -> None:
         """Remove an entry from the queue."""
-        queue = self._queues[entry.name]
+        queue = self._queues[entry.limits_id]
         was_first = queue.head() is entry
         queue.remove(entry)
         if was_first:
@@ -178,14 +178,14 @@ class RateLimiter:
         With `may_probe`, the caller sends a probe if this returns an inherited cooldown; while
         another request's probe is in flight, this returns a `Wait` instead.
         """
-        queue = self._queues[entry.name]
+        queue = self._queues[entry.limits_id]
         if queue.head() is not entry:
             cooldown = queue.cooldown
             if cooldown is None or cooldown.until <= now or (may_probe and cooldown.inherited):
                 return Wait(now + FALLBACK_RECHECK_S, limit=queue.limit)
             return cooldown
         decide = partial(self._decide, queue=queue, entry=entry, now=now)
-        decision = self.store.transaction(entry.name, decide)
+        decision = self.store.transaction(entry.limits_id, decide)
         if isinstance(decision, Permit):
             self._record_sent(queue, entry, decision)
         elif isinstance(decision, Cooldown) and decision.inherited and may_probe:
@@ -204,14 +204,13 @@ class RateLimiter:
             queue.order_remaining_by_size(model.tokens.bucket.limit)
             if queue.head() is not entry:
                 return Wait(now + FALLBACK_RECHECK_S)
-        waiting_tokens = queue.waiting_tokens
-        start_at = shared.schedule_next(self._holder, need, now, waiting_tokens=waiting_tokens)
+        start_at = shared.schedule_next(self._process_id, need, queue.waiting_tokens, now)
         if queue.trusts_cooldown_end and model.parallel.limit is None:
-            start_at = min(start_at, after_gap(model, now))
+            start_at = min(start_at, after_cooldown(model, now))
         if queue.cooldown is not None and queue.cooldown.inferred:
             queue.cooldown = None
         if start_at <= now:
-            return shared.issue_permit(entry.name, self._holder, need, now)
+            return shared.issue_permit(entry.limits_id, self._process_id, need, now)
         if model.cooldown_until > now:
             inherited = model.cooldown_until > queue.own_cooldown_until
             queue.cooldown = Cooldown(model.cooldown_until, model.cooldown_limit, inherited)
@@ -221,22 +220,22 @@ class RateLimiter:
             if (limit.window or 0.0) > LONG_WINDOW_S and until > now + MINUTE:
                 queue.cooldown = Cooldown(until, limit, inherited=True, inferred=True)
                 return queue.cooldown
-        queue.limit = limits[-1][1] if limits else None
-        due_at: float | None = start_at
-        if not model.has_slot(now):
-            # The end of an answer frees a slot, at an unknown instant, and wakes the queue.
-            allowed, due_at = model.parallel.allowed_at(now), None
-            queue.limit = Limit(resource="parallel requests", limit=allowed)
-        recheck_at = now + SHARED_RECHECK_S if len(shared.holders) > 1 else start_at
-        return Wait(min(start_at, recheck_at), due_at, queue.limit)
+        recheck_at = now + SHARED_RECHECK_S if len(shared.processes) > 1 else start_at
+        if model.has_slot(now):
+            queue.limit = limits[-1][1] if limits else None  # the last one to have capacity
+            return Wait(min(start_at, recheck_at), start_at, queue.limit)
+        # The end of an answer frees a slot, at an unknown instant, and wakes the queue.
+        in_flight = model.parallel.max_in_flight_at(now)
+        queue.limit = Limit(resource="parallel requests", limit=in_flight)
+        return Wait(min(start_at, recheck_at), limit=queue.limit)
 
     def probe(self, entry: QueueEntry, now: float) -> Permit:
         """Return a permit to send during a cooldown, which a refusal does not prolong."""
-        name, need = entry.name, entry.need
+        limits_id, need, process = entry.limits_id, entry.need, self._process_id
         permit = self.store.transaction(
-            name, lambda shared: shared.issue_permit(name, self._holder, need, now, is_probe=True)
+            limits_id, lambda s: s.issue_permit(limits_id, process, need, now, is_probe=True)
         )
-        queue = self._queues[name]
+        queue = self._queues[limits_id]
         queue.probes_in_flight += 1
         self._record_sent(queue, entry, permit)
         return permit
@@ -256,7 +255,7 @@ class RateLimiter:
             return Cooldown(shared.model.cooldown_until, shared.model.cooldown_limit)
 
         cooldown = self._update(permit, operation, now)
-        queue = self._queues[permit.name]
+        queue = self._queues[permit.limits_id]
         queue.trusts_cooldown_end = queue.trusts_cooldown_end or cooldown.until > now
         queue.own_cooldown_until = max(queue.own_cooldown_until, cooldown.until)
         queue.set_cooldown(cooldown, now)
@@ -265,7 +264,7 @@ class RateLimiter:
     def observe(self, permit: Permit, snapshot: LimitSnapshot | None, now: float) -> None:
         """Learn from the headers of an admitted request. An admitted probe ends the cooldown."""
         if permit.is_probe:
-            self._queues[permit.name].set_cooldown(None, now)
+            self._queues[permit.limits_id].set_cooldown(None, now)
         self._update(permit, lambda shared: shared.model.observe(permit, snapshot, now), now)
 
     def settle(self, permit: Permit, usage: Usage, now: float) -> None:
@@ -276,7 +275,7 @@ class RateLimiter:
         # The server refunded half a round trip ago. Requests that were sent within the last round
         # trip reached it later, so the levels in their snapshots include the refund.
         since = now - (round_trip if round_trip < math.inf else 0.0)
-        for other in self._queues[permit.name].recent_permits:
+        for other in self._queues[permit.limits_id].recent_permits:
             if other.sent_at > since and not other.has_response:
                 other.add_earlier_refunds(refunds)
 
@@ -284,26 +283,24 @@ class RateLimiter:
         """Report the end of a request of unknown usage; `ended_early`: of an incomplete stream."""
         self._update(permit, lambda s: s.model.release(permit, now, ended_early=ended_early), now)
 
-    def limit_states(self, now: float, *names: str) -> dict[str, LimitState]:
-        """Return the state of the limits that were used here, and of `names`, for display."""
+    def limit_states(self, now: float, *limits_ids: str) -> dict[str, LimitState]:
+        """Return the state of the limits that were used here, and of `limits_ids`, for display."""
         states = {}
-        for name in {**self._queues, **dict.fromkeys(names)}:
-            queue = self._queues.get(name, WaitQueue())
-            state = self.store.transaction(name, partial(limit_state, holder=self._holder, now=now))
+        for id_ in {**self._queues, **dict.fromkeys(limits_ids)}:
+            queue = self._queues.get(id_, WaitQueue())
+            state = self.store.transaction(id_, lambda s: limit_state(s, self._process_id, now))
             waiting, tokens = sum(1 for _ in queue.entries()), queue.waiting_tokens
-            states[name] = replace(state, waiting=waiting, waiting_tokens=tokens)
+            states[id_] = replace(state, waiting=waiting, waiting_tokens=tokens)
         return states
 
     def heartbeat(self, now: float) -> bool:
-        """Renew the leases, as is due each second; return whether any request is active."""
-        active = [(n, q) for n, q in self._queues.items() if q.in_flight or q.head()]
-        for name, queue in active:
-            is_waiting = queue.head() is not None
-            renew = partial(
-                SharedModel.heartbeat, holder=self._holder, now=now, is_waiting=is_waiting
-            )
-            until = self.store.transaction(name, renew)
-            if queue.cooldown is None or not until <= now < queue.cooldown.until:
+        """Show each second that this process is alive; return whether any request is active."""
+        active = [(id_, q) for id_, q in self._queues.items() if q.in_flight or q.head()]
+        renew_lease = partial(SharedModel.heartbeat, process=self._process_id, now=now)
+        for limits_id, queue in active:
+            renew = partial(renew_lease, is_waiting=queue.head() is not None)
+            stored_until = self.store.transaction(limits_id, renew)  # the end of the cooldown
+            if queue.cooldown is None or not stored_until <= now < queue.cooldown.until:
                 continue
             if queue.cooldown.inferred:
                 queue.wake_first()  # the first request tries whether the limit is still exhausted
@@ -311,10 +308,10 @@ class RateLimiter:
                 queue.set_cooldown(None, now)
         return bool(active)
 
-    def release_leases(self) -> None:
-        """Remove this process from the holders of all models, when it ends."""
-        for name in self._queues:
-            self.store.transaction(name, lambda shared: shared.remove_holder(self._holder))
+    def remove_process(self) -> None:
+        """Remove this process from the models in the store, when it ends."""
+        for limits_id in self._queues:
+            self.store.transaction(limits_id, lambda s: s.remove_process(self._process_id))
 
     def _update(
         self, permit: Permit, operation: Callable[[SharedModel], ResultT], now: float
@@ -324,16 +321,15 @@ class RateLimiter:
 
         def run(shared: SharedModel) -> ResultT:
             permit.restore(before)  # a store may run an operation again, on another model
-            shared.reattach(self._holder, permit, now)
+            shared.recount_after_expiry(self._process_id, permit, now)
             result = operation(shared)
-            shared.update_counts(self._holder, permit, before=before)
+            shared.update_counts(self._process_id, permit, before=before)
             return result
 
-        queue = self._queues[permit.name]
-        result = self.store.transaction(permit.name, run)
-        queue.probes_in_flight -= (
-            permit.is_probe and permit.has_response and not before.has_response
-        )
+        queue = self._queues[permit.limits_id]
+        result = self.store.transaction(permit.limits_id, run)
+        is_first_response = permit.has_response and not before.has_response
+        queue.probes_in_flight -= permit.is_probe and is_first_response
         queue.in_flight -= permit.has_ended and not before.has_ended
         queue.wake_first()
         return result

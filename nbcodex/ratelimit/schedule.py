@@ -16,7 +16,7 @@ from nbcodex.ratelimit.token_bucket import LIMIT_TRUST_S, TokenBucket
 # not limit the throughput (4 ms would allow only 15,000 requests a minute), so it is at most a
 # quarter of the interval at which the limit admits typical requests.
 MIN_SEND_GAP_S, BURST_RATE_FACTOR = 0.004, 4.0
-MAX_MARGIN_OF_WAITING = 0.02  # share of the waiting tokens: the last requests use the margin, too
+MAX_MARGIN_OF_WAITING = 0.02  # times the waiting tokens: so the last requests use the margin, too
 RESPONSE_TIMEOUT_S = 10.0  # while limits are unknown, after this time another request is sent
 # Without headers, requests are sent at most at the limit's rate times this: if the assumed charge
 # policy is wrong, few requests are sent before the first refusal arrives.
@@ -40,15 +40,15 @@ def earliest_start(
     """Return the earliest instant at which a request may be sent, after those `before` it.
 
     `waiting_tokens` is the sum over all waiting requests; capacity for `spare_requests` typical
-    requests is left to other holders. No request may overtake an earlier one: in a token bucket,
+    requests is left to other processes. No request may overtake an earlier one: in a token bucket,
     that would delay the earlier one, so small requests could starve a large one.
     """
-    start_at, tokens, requests = after_gap(model, now), model.tokens.bucket, model.requests
+    start_at, tokens, requests = after_cooldown(model, now), model.tokens.bucket, model.requests
     # This rate was measured with the whole `max_output` of each request, so it counts here, too.
     requested = need.input_tokens * model.input_ratio + need.max_output
     start_at = max(start_at, model.last_sent_at + requested / model.slow_down_rate_at(now))
     if not model.has_slot(now, before=len(before)):
-        start_at = max(start_at, model.parallel.next_trial_at(now))
+        start_at = max(start_at, model.parallel.next_increase_at(now))
     if model.is_headerless and tokens.is_known:
         model.tokens.assume_most_permissive(now)
         tokens = model.tokens.bucket
@@ -74,7 +74,7 @@ def earliest_start(
     return max(start_at, model.undeclared.available_at(1 + len(before), charges, now))
 
 
-def after_gap(model: LimitModel, now: float) -> float:
+def after_cooldown(model: LimitModel, now: float) -> float:
     """Return the first instant after the cooldown and after the least gap between two requests."""
     tokens, typical = model.tokens.bucket, model.tokens.typical_request
     # Typical requests per second that the limits admit; a rate of 0 is unknown.
@@ -89,7 +89,7 @@ def limits_by_time(model: LimitModel, need: Need, now: float) -> list[tuple[floa
     tokens = model.admission_charge(need)
     buckets: list[tuple[Resource, TokenBucket, float]] = [("requests", model.requests, 1.0)]
     buckets.append(("tokens", model.tokens.bucket, tokens))
-    buckets += [(e.resource, e.bucket, e.amount_of(1, tokens)) for e in model.undeclared]
+    buckets += [(e.resource, e.bucket, e.amount_of(tokens)) for e in model.undeclared]
     limits = [
         (bucket.available_at(amount, now), describe_limit(resource, bucket, now, requested=amount))
         for resource, bucket, amount in buckets
@@ -102,7 +102,7 @@ def exceeds_limit(model: LimitModel, need: Need) -> bool:
     """Return whether input and `max_output` together exceed the limit, as estimated."""
     requested = need.input_tokens * min(1.0, model.input_ratio) + need.max_output
     limit = max(model.tokens.bucket.limit, model.largest_admitted_tokens)
-    return need.is_bounded and requested > limit
+    return need.has_max_output and requested > limit
 
 
 def check_size(model: LimitModel, need: Need, now: float) -> None:
@@ -124,9 +124,9 @@ def check_size(model: LimitModel, need: Need, now: float) -> None:
             advice="Shorten the prompt, or choose a model with a larger limit.",
         )
     charges_output = model.tokens.policy != "actual" and not model.tokens.may_charge_at_end
-    # OpenAI compares the larger of the two with the limit (its guide "Rate limits").
+    # OpenAI compares the larger of prompt and `max_output` with the limit (guide "Rate limits").
     is_longer = need.max_output > max(bucket.limit, model.largest_admitted_tokens)
-    if charges_output and is_longer and need.is_bounded:
+    if charges_output and is_longer and need.has_max_output:
         raise TooLargeError(
             f"The prompt has about {at_least:,.0f} tokens, and the answer may have up to "
             f"{need.max_output:,.0f}: more than the {bucket.limit:,.0f} tokens per minute that the "
@@ -150,7 +150,7 @@ def _tokens_available_at(
             requested += sum(need.max_output for need in needs)
         owed = output.used_share(now) * requested
         reserved = MAX_OWED_SHARE * bucket.burst_capacity
-        if output.ended_answers and not bucket.hidden_floor:
+        if output.ended_answers and not bucket.hidden_floor:  # so no hidden window is known
             # What is not refilled until the answers end has to be reserved in any case.
             reserved = max(reserved, owed - bucket.rate * output.remaining_seconds(now))
         owed = min(owed, reserved)

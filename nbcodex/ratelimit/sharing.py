@@ -1,8 +1,8 @@
-"""One limit model shared by several holders (processes of one or more machines), fair by tokens.
+"""One `LimitModel` shared by several processes, of one or more machines: fair by tokens.
 
-Start-time fair queueing (Goyal, Vin and Cheng, 1996): each holder's next request is scheduled after
-those of the holders that have been served fewer tokens, so no holder has to poll. A holder has a
-lease, which its operations and heartbeats renew. Pure; `stores` keeps the numbers.
+Start-time fair queueing (Goyal, Vin and Cheng, 1996): each process's next request is scheduled
+after those of the processes that have been served fewer tokens, so none has to poll. A process has
+a lease, which its operations and heartbeats renew. Pure; `stores` keeps the numbers.
 """
 
 from __future__ import annotations
@@ -19,30 +19,28 @@ from nbcodex.ratelimit.limit_model import LimitModel, describe_limit
 from nbcodex.ratelimit.schedule import earliest_start
 from nbcodex.ratelimit.token_bucket import TokenBucket
 
-TURN_GRACE_S = 0.3  # a holder that sends nothing for so long after its turn is passed over
-# After this time a holder is idle, and gets no tokens for the time in which it did not ask. Not
-# sooner: on a busy machine all holders are late now and then, and the punctual ones would keep
+TURN_GRACE_S = 0.3  # a process that sends nothing for so long after its turn is passed over
+# After this time a process is idle, and gets no tokens for the time in which it did not ask. Not
+# sooner: on a busy machine all processes are late now and then, and the punctual ones would keep
 # their turns for good (four busy machines: Jain's index 0.655 without, 0.999 with these 3 s).
 IDLE_AFTER_S = 3.0
-LEASE_S = 5.0  # a holder that has not renewed its lease for so long counts as dead
-# A long queue leaves capacity for so many typical requests while other holders are idle. It takes
-# that much longer, but the first request of another holder is sent 0.1 to 0.4 s sooner.
+LEASE_S = 5.0  # a process that has not renewed its lease for so long counts as dead
+# A long queue leaves capacity for so many typical requests while other processes are idle. It takes
+# that much longer, but the first request of another process is sent 0.1 to 0.4 s sooner.
 IDLE_RESERVE_REQUESTS = 4
 MAX_AHEAD_S = 60.0  # no instant but the end of a cooldown lies further in the future
 MAX_COOLDOWN_S = 2 * DAY  # waits that servers state are cut to about one day
 MIN_ANSWERS_SHOWN = 50  # the share of output that answers use is shown after so many
-NEVER_DUE = -1e18  # `HolderShare.due_at` of a holder without waiting requests
-
-
+NEVER_DUE = -1e18  # `ProcessShare.due_at` of a process without waiting requests
 _new_id = partial(secrets.randbits, 53)  # exact in a JSON number
 
 
 @dataclass(slots=True)
-class HolderShare:
-    """One holder's share of a model. Stores keep the fields in this order."""
+class ProcessShare:
+    """One process's share of a model. Stores keep the fields in this order."""
 
     renewed_at: float = 0.0  # the last renewal of its lease
-    # Tokens granted so far: its virtual time, comparable between holders.
+    # Tokens granted so far: its virtual time, comparable between processes.
     served_tokens: float = 0.0
     due_at: float = NEVER_DUE  # the instant at which its next request may be sent: its turn
     input_tokens: float = 0.0  # of that request, like `max_output`
@@ -52,7 +50,7 @@ class HolderShare:
     awaiting_response: int = 0
     requested_in_flight: float = 0.0
     start_times_sum: float = 0.0
-    # Differs from that of the share which the holder had under an expired lease.
+    # Differs from that of the share which the process had under an expired lease.
     share_id: int = field(default_factory=_new_id)
 
     def count_in_flight(self, permit: Permit, *, sign: int = 1) -> None:
@@ -64,21 +62,22 @@ class HolderShare:
 
 @dataclass(slots=True)
 class SharedModel:
-    """A limit model and its holders. Stores keep the fields in this order."""
+    """A limit model and its processes. Stores keep the fields in this order."""
 
     model: LimitModel = field(default_factory=LimitModel)
-    holders: dict[str, HolderShare] = field(default_factory=dict)
+    processes: dict[str, ProcessShare] = field(default_factory=dict)  # by id, as in `process`
     model_id: int = field(default_factory=_new_id)  # differs from that of a model that was lost
-    # The greatest `served_tokens` at which a request was sent: a holder that was idle begins there.
+    # The greatest `served_tokens` at which a request was sent: one that was idle begins there.
     virtual_time: float = 0.0
 
-    def renew_lease(self, holder: str, now: float) -> HolderShare:
-        """Renew a holder's lease and return its share; remove holders whose lease has expired."""
+    def renew_lease(self, process: str, now: float) -> ProcessShare:
+        """Renew a process's lease, and return its share; remove those whose lease has expired."""
         if not self.is_plausible(now):
-            self.model, self.holders, self.model_id = model_after_reboot(self.model), {}, _new_id()
-        for name in [n for n, share in self.holders.items() if share.renewed_at + LEASE_S < now]:
-            self.remove_holder(name)
-        share = self.holders.setdefault(holder, HolderShare())
+            self.model, self.model_id = model_after_reboot(self.model), _new_id()
+            self.processes = {}
+        for name in [n for n, share in self.processes.items() if share.renewed_at + LEASE_S < now]:
+            self.remove_process(name)
+        share = self.processes.setdefault(process, ProcessShare())
         share.renewed_at = now
         return share
 
@@ -86,7 +85,7 @@ class SharedModel:
         """Return whether the numbers can be ours; another program may have written them."""
         # A cooldown of months, for example, would stop all processes. An instant in the future was
         # stored before the machine was rebooted.
-        model, shares = self.model, self.holders.values()
+        model, shares = self.model, self.processes.values()
         buckets = (*model.tokens.buckets, model.requests, *(e.bucket for e in model.undeclared))
         latest = max(model.last_sent_at, *(each.updated_at for each in buckets))
         latest = max(latest, *(share.renewed_at for share in shares), model.parallel.learned_at)
@@ -98,17 +97,17 @@ class SharedModel:
             and model.parallel.trial_interval > 0 < model.slow_down_rate
         )
 
-    def heartbeat(self, holder: str, now: float, *, is_waiting: bool) -> float:
-        """Renew a holder's lease; return the end of the model's cooldown."""
-        share = self.renew_lease(holder, now)
-        if not is_waiting:  # a request that was cancelled must not delay other holders
+    def heartbeat(self, process: str, now: float, *, is_waiting: bool) -> float:
+        """Renew a process's lease; return the end of the model's cooldown."""
+        share = self.renew_lease(process, now)
+        if not is_waiting:  # a request that was cancelled must not delay other processes
             share.due_at, share.waiting_tokens = NEVER_DUE, 0.0
         return self.model.cooldown_until
 
-    def schedule_next(self, holder: str, need: Need, now: float, *, waiting_tokens: float) -> float:
-        """Return when the holder's next request may be sent, and reserve that turn for it."""
-        share = self.renew_lease(holder, now)
-        others = [s for n, s in self.holders.items() if n != holder]
+    def schedule_next(self, process: str, need: Need, waiting_tokens: float, now: float) -> float:
+        """Return when the process's next request may be sent, and reserve that turn for it."""
+        share = self.renew_lease(process, now)
+        others = [s for n, s in self.processes.items() if n != process]
         waiting = [s for s in others if s.due_at + TURN_GRACE_S >= now]
         if share.due_at + IDLE_AFTER_S < now:
             share.served_tokens = max(share.served_tokens, self.virtual_time)
@@ -127,67 +126,63 @@ class SharedModel:
         return share.due_at
 
     def issue_permit(
-        self, name: str, holder: str, need: Need, now: float, *, is_probe: bool = False
+        self, limits_id: str, process: str, need: Need, now: float, *, is_probe: bool = False
     ) -> Permit:
-        """Charge a request of the holder that is about to be sent."""
-        share = self.renew_lease(holder, now)
+        """Charge a request of the process that is about to be sent."""
+        share = self.renew_lease(process, now)
         self.virtual_time = max(self.virtual_time, share.served_tokens)
         share.served_tokens += need.total_tokens
         share.waiting_tokens = max(0.0, share.waiting_tokens - need.total_tokens)
         if not share.waiting_tokens:
             share.due_at = NEVER_DUE
-        permit = self.model.issue_permit(name, need, now, is_probe=is_probe)
+        permit = self.model.issue_permit(limits_id, need, now, is_probe=is_probe)
         permit.model_id, permit.share_id = self.model_id, share.share_id
         share.count_in_flight(permit)
         share.awaiting_response += 1
         return permit
 
-    def reattach(self, holder: str, permit: Permit, now: float) -> None:
-        """Count a permit in the holder's present share if the one that counted it has expired."""
-        share = self.renew_lease(holder, now)
+    def recount_after_expiry(self, process: str, permit: Permit, now: float) -> None:
+        """Count a permit in the process's present share if the one that counted it has expired."""
+        share = self.renew_lease(process, now)
         if permit.share_id == share.share_id or permit.has_ended:
             return
-        permit.share_id, permit.is_orphaned = share.share_id, permit.model_id != self.model_id
+        permit.share_id, permit.charge_is_lost = share.share_id, permit.model_id != self.model_id
         self.model.output.count_in_flight(permit.need.max_output, permit.issued_at)
         share.count_in_flight(permit)
         if not permit.has_response:
             share.awaiting_response += 1
             self.model.awaiting_response += 1
 
-    def update_counts(self, holder: str, permit: Permit, *, before: Permit) -> None:
-        """Apply to the holder's share how a permit has changed since it was like `before`."""
-        if (share := self.holders.get(holder)) is not None:
+    def update_counts(self, process: str, permit: Permit, *, before: Permit) -> None:
+        """Apply to the process's share how a permit has changed since it was like `before`."""
+        if (share := self.processes.get(process)) is not None:
             share.awaiting_response -= permit.has_response and not before.has_response
             if permit.has_ended and not before.has_ended:
                 share.count_in_flight(permit, sign=-1)
 
-    def remove_holder(self, holder: str) -> None:
-        """Remove a holder that has ended, with its requests in flight."""
-        if (share := self.holders.pop(holder, None)) is not None:
+    def remove_process(self, process: str) -> None:
+        """Remove a process that has ended, with its requests in flight."""
+        if (share := self.processes.pop(process, None)) is not None:
             output = self.model.output
             self.model.awaiting_response -= share.awaiting_response
             output.in_flight -= share.in_flight
             output.requested_in_flight -= share.requested_in_flight
             output.start_times_sum -= share.start_times_sum
 
-    def move_clock(self, seconds: float) -> None:
-        """Add seconds to all instants, to convert them to another machine's clock."""
-        _move_instants(self, seconds)
 
-
-def _move_instants(stored: Any, seconds: float) -> None:
-    """Add seconds to all fields of a stored value whose names end in `_at` or `_until`."""
+def move_instants(stored: Any, seconds: float) -> None:
+    """Add seconds to all fields of a `SharedModel` whose names end in `_at` or `_until`."""
     for each in stored.values() if isinstance(stored, dict) else ():
-        _move_instants(each, seconds)
+        move_instants(each, seconds)
     for each in stored if isinstance(stored, list) else ():
-        _move_instants(each, seconds)
+        move_instants(each, seconds)
     for name in getattr(stored, "__slots__", ()):
         value = getattr(stored, name)
         if not name.endswith(("_at", "_until")):
-            _move_instants(value, seconds)
+            move_instants(value, seconds)
         elif value is not None:
             setattr(stored, name, value + seconds)
-    if isinstance(stored, OutputEstimator | HolderShare):
+    if isinstance(stored, OutputEstimator | ProcessShare):
         stored.start_times_sum += seconds * stored.in_flight
 
 
@@ -222,11 +217,11 @@ class LimitState:
     waiting_tokens: float = 0.0
 
 
-def limit_state(shared: SharedModel, holder: str, now: float) -> LimitState:
+def limit_state(shared: SharedModel, process: str, now: float) -> LimitState:
     """Return what is known of a model's limits, without what waits in this process."""
     model = (shared if shared.is_plausible(now) else SharedModel()).model
-    tokens, before = model.tokens.bucket, model.limit_before_reboot
-    alive = {name for name, share in shared.holders.items() if share.renewed_at + LEASE_S >= now}
+    tokens, old_limit = model.tokens.bucket, model.limit_before_reboot
+    alive = {name for name, share in shared.processes.items() if share.renewed_at + LEASE_S >= now}
     has_answers = model.output.ended_answers >= MIN_ANSWERS_SHOWN
     return LimitState(
         tokens=_reading(tokens, now),
@@ -238,13 +233,13 @@ def limit_state(shared: SharedModel, holder: str, now: float) -> LimitState:
         burst_tokens=tokens.burst_capacity if tokens.hidden_floor else None,
         foreign_rate=tokens.foreign_rate,
         margin=model.margin,
-        max_parallel=model.parallel.allowed_at(now),
+        max_parallel=model.parallel.max_in_flight_at(now),
         slow_down_rate=model.slow_down_rate_at(now),
-        other_processes=len(alive - {holder}),
+        other_processes=len(alive - {process}),
         was_used=model.permit_count > 0,
         cooldown_until=model.cooldown_until if model.cooldown_until > now else None,
         cooldown_limit=model.cooldown_limit,
-        limit_before_reboot=None if tokens.is_known or before == math.inf else before,
+        limit_before_reboot=None if tokens.is_known or old_limit == math.inf else old_limit,
     )
 
 

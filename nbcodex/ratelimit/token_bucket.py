@@ -125,15 +125,15 @@ class TokenBucket:
         self.observed_at = max(self.observed_at, taken_at)
         self.undo(error, now)
 
-    def set_limit(self, limit: float, rate: float, *, now: float, since: float) -> None:
-        """Adopt a limit that was stated at `since`; the first one adds the refill from then on."""
+    def set_limit(self, limit: float, rate: float, *, now: float, stated_at: float) -> None:
+        """Adopt a stated limit; the first one adds the refill since the instant `stated_at`."""
         if self.is_known:
             self.hidden_floor *= limit / self.limit
             self.lowest_hidden_floor *= limit / self.limit
             self.level = min(limit, self.level_at(now))
             self.updated_at = max(self.updated_at, now)
         else:
-            self.updated_at = min(since, now)
+            self.updated_at = min(stated_at, now)
         self.limit, self.rate = limit, max(rate, limit / MAX_WINDOW_S)
         self.foreign_rate = min(self.foreign_rate, self.rate / 2)
 

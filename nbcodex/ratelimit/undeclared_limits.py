@@ -27,8 +27,8 @@ class UndeclaredLimit:
     refused_at: float = -math.inf
     newest_refused_number: int = -1  # highest number of a permit that it refused
 
-    def amount_of(self, requests: int, tokens: float) -> float:
-        """Return what counts for this limit: the number of requests, or their tokens."""
+    def amount_of(self, tokens: float, *, requests: int = 1) -> float:
+        """Return what this limit counts of so many requests: their number, or their tokens."""
         return float(requests) if self.resource == "requests" else tokens
 
 
@@ -47,25 +47,25 @@ class UndeclaredLimits:
             is_full = each.bucket.level_at(now) >= each.bucket.limit
             if is_full and now - each.refused_at > LIMIT_TRUST_S:
                 del self.by_name[name]  # it has refused nothing for long, and may be obsolete
-            each.bucket.take(each.amount_of(1, tokens), now)
+            each.bucket.take(each.amount_of(tokens), now)
 
     def refund(self, requests: int, tokens: float, now: float) -> None:
         """Add back what was charged but not used."""
         for each in self:
-            each.bucket.take(-each.amount_of(requests, tokens), now)
+            each.bucket.take(-each.amount_of(tokens, requests=requests), now)
 
-    def learn(self, limit: Limit, number: int, *, until: float, now: float) -> None:
+    def learn(self, limit: Limit, permit_number: int, cooldown_until: float, now: float) -> None:
         """Learn from the refusal of permit `number`; its cooldown ends at the instant `until`."""
         new = UndeclaredLimit(limit.resource or "tokens", limit.window or MINUTE)
         found = self.by_name.setdefault(f"{new.resource} {new.seconds:g}", new)
         size, requested = limit.limit or 0.0, limit.requested or 1.0
-        found.bucket.set_limit(size, size / found.seconds, now=now, since=now)
+        found.bucket.set_limit(size, size / found.seconds, now=now, stated_at=now)
         found.refused_at = max(found.refused_at, now)
         # Refusals may arrive out of order: the figures of the request that was sent last are kept.
-        if number > found.newest_refused_number:
-            found.newest_refused_number = number
+        if permit_number > found.newest_refused_number:
+            found.newest_refused_number = permit_number
             # The figures are rounded, but the requested amount is not available before `until`.
-            at_most = requested - max(0.0, until - now) * found.bucket.rate
+            at_most = requested - max(0.0, cooldown_until - now) * found.bucket.rate
             remaining = min(size - (limit.used or 0.0), at_most)
             found.bucket.level, found.bucket.updated_at = max(0.0, remaining), now
 
@@ -78,15 +78,15 @@ class UndeclaredLimits:
     def correct_by_admission(self, tokens: float, now: float) -> None:
         """Drop or refill the limits that, as known, do not allow a request that was admitted."""
         for name, each in list(self.by_name.items()):
-            if each.amount_of(1, tokens) > each.bucket.limit:
+            if each.amount_of(tokens) > each.bucket.limit:
                 del self.by_name[name]
             elif (level := each.bucket.level_at(now)) < 0:
                 each.bucket.undo(-level, now)
 
     def available_at(self, requests: int, tokens: float, now: float) -> float:
         """Return the earliest instant at which all limits have capacity for the requests."""
-        instants = (e.bucket.available_at(e.amount_of(requests, tokens), now) for e in self)
-        return max(instants, default=now)
+        times = (e.bucket.available_at(e.amount_of(tokens, requests=requests), now) for e in self)
+        return max(times, default=now)
 
 
 @dataclass(slots=True)
@@ -102,13 +102,13 @@ class ParallelLimit:
     trial_interval: float = MIN_TRIAL_INTERVAL_S  # seconds
     broken_streams: int = 0  # in succession
 
-    def allowed_at(self, now: float) -> float:
+    def max_in_flight_at(self, now: float) -> float:
         """Return how many requests may be in flight: the limit, and on trial 1, 3, 7, … more."""
         if self.limit is None:
             return math.inf
         return self.limit + math.pow(2, int(min(30.0, self._intervals(now)))) - 1
 
-    def next_trial_at(self, now: float) -> float:
+    def next_increase_at(self, now: float) -> float:
         """Return when `allowed_at` will be larger than at `now`."""
         return self.learned_at + (int(self._intervals(now)) + 1) * self.trial_interval
 

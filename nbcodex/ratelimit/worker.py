@@ -40,7 +40,7 @@ _NOT_SHARED = "{} Requests are paced for this kernel alone, not across kernels t
 @dataclass(slots=True)
 class _Job:  # an operation for the thread, and its result
     operation: Operation[Any]
-    future: asyncio.Future[Any] | None  # None if no task waits for it
+    future: asyncio.Future[Any] | None = None  # None if no task waits for it
     result: Any = None
     error: Exception | None = None
 
@@ -84,7 +84,7 @@ class SharedLimiter(Limiter):
         self._thread.start()
 
     async def salt(self) -> bytes:
-        """Return the salt of the hashed names of limits, which all processes share."""
+        """Return the salt of the limits ids, which all processes share."""
         if self._store is None and self.sharing_problem is None:
             await self.run_operation(lambda _: None)  # waits until the store is open
         return self._core.store.salt
@@ -100,7 +100,7 @@ class SharedLimiter(Limiter):
         """Run an operation on the thread within milliseconds, without waiting for it."""
         if not self._unsent:
             self._timer = self._loop.call_later(POST_DELAY_S, self._send)
-        self._unsent.append(_Job(operation, None))
+        self._unsent.append(_Job(operation))
 
     def _send(self) -> None:
         if self._timer is not None:
@@ -114,7 +114,7 @@ class SharedLimiter(Limiter):
         return lambda: self._wakes.append(event)
 
     def close(self) -> None:
-        """Release this process's leases and close the store."""
+        """Remove this process from the shared models and close the store."""
         self._send()
         self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
@@ -135,7 +135,7 @@ class SharedLimiter(Limiter):
             self._next_transaction_at = time.monotonic() + TRANSACTION_INTERVAL_S * is_busy
         if self._store is not None:
             with contextlib.suppress(StoreError):
-                self._core.release_leases()
+                self._core.remove_process()
             with contextlib.suppress(Exception):
                 self._store.close()
 
@@ -166,7 +166,7 @@ class SharedLimiter(Limiter):
                     self._perform(job)
                 now = self._clock.now()
                 if self._heartbeat_at is not None and now >= self._heartbeat_at:
-                    renewal = _Job(lambda core: core.heartbeat(now), None)
+                    renewal = _Job(lambda core: core.heartbeat(now))
                     self._perform(renewal)
                     self._heartbeat_at = now + HEARTBEAT_INTERVAL_S if renewal.result else None
         except StoreError as error:

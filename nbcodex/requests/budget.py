@@ -144,7 +144,7 @@ def rate_limit_need(request: Request) -> Need:
     """Return what a request needs of the rate limits."""
     output = UNBOUNDED_OUTPUT_TOKENS if request.max_output is None else request.max_output
     input_tokens = pricing.estimate_request_tokens(request)
-    return Need(float(input_tokens), float(output), is_bounded=request.max_output is not None)
+    return Need(float(input_tokens), float(output), has_max_output=request.max_output is not None)
 
 
 class Budget:

@@ -175,7 +175,7 @@ class RequestState:
             return exponential if self.stated_wait is None else self.stated_wait
         # The wait grows even if an overloaded server asks for the same short one each time.
         # Another request's success may end the wait for the retry budget: it is worth all patience.
-        patience_left = max(0.0, self.patience.limit - self.waited)
+        patience_left = max(0.0, self.patience.max_wait - self.waited)
         budget_wait = min(self.retry_budget_wait, patience_left)
         return max(self.stated_wait or 0.0, exponential, budget_wait)
 

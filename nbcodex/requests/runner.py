@@ -378,7 +378,7 @@ class RequestRunner:
         return state.reservation
 
     async def _report_wait(self, wait: Wait | Cooldown) -> None:
-        resume_at = wait.due_at if isinstance(wait, Wait) else wait.until  # a Wait: in the queue
+        resume_at = wait.start_at if isinstance(wait, Wait) else wait.until  # a Wait: in the queue
         if isinstance(wait, Cooldown):
             await self._entry.record_wait(wait.until)
         self._emit(
@@ -498,7 +498,7 @@ class RequestRunner:
         reservation = self.state.reservation
         if reservation is None or not isinstance(error, errors.LimitError):
             return resume_at
-        return await reservation.refuse(error.limit, error.snapshot, until=resume_at)
+        return await reservation.refuse(error.limit, error.snapshot, cooldown_until=resume_at)
 
     def _event(self, event_class: Callable[..., EventT], **details: Any) -> EventT:
         return event_class(request_id=self._request.id, at=self._clock.now(), **details)

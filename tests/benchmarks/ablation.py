@@ -69,7 +69,9 @@ def light(count: int, seed: int, policy: Any) -> tuple[float, float]:
     """Return the longest wait in ms of a few prompts beside a heavy kernel, and the 429s."""
     prompts, store = workload(count + 20, seed), MemoryStore()
     server = RemoteServer(EventHeap(), replace(TOKENS, policy=policy), seed)
-    busy, idle = (Client(server, RateLimiter(store, holder=n), [], seed) for n in ("busy", "idle"))
+    busy, idle = (
+        Client(server, RateLimiter(store, process_id=n), [], seed) for n in ("busy", "idle")
+    )
     busy.runs = [PromptRun(busy, p) for p in prompts[:count]]
     idle.runs = [PromptRun(idle, p) for p in prompts[count:]]
     busy.start()
@@ -88,7 +90,7 @@ def killed(count: int, seed: int, policy: Any) -> tuple[float, float]:
     prompts, store = workload(count, seed), MemoryStore()
     server = RemoteServer(EventHeap(), replace(TOKENS, policy=policy, used_by_others=0.3), seed)
     clients = [
-        Client(server, RateLimiter(store, holder=str(i)), prompts[i::4], i) for i in range(4)
+        Client(server, RateLimiter(store, process_id=str(i)), prompts[i::4], i) for i in range(4)
     ]
     for client in clients:
         client.start()

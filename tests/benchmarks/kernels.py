@@ -21,7 +21,7 @@ def run(policy: str, shares: list[list[Prompt]], seed: int) -> tuple[RemoteServe
     server = RemoteServer(EventHeap(), replace(TOKENS, policy=policy), seed)
     store = MemoryStore()
     clients = [
-        Client(server, RateLimiter(store, holder=str(i)), prompts, seed + i)
+        Client(server, RateLimiter(store, process_id=str(i)), prompts, seed + i)
         for i, prompts in enumerate(shares)
     ]
     for client in clients:

@@ -96,7 +96,7 @@ async def _ask(host: Host, prompts: list[Prompt], every: float) -> None:
 def run_operations(store: TimedStore, *, seconds: float, rate: float) -> None:
     """Run operations at a constant rate, and nothing else."""
     clock, need = BootClock(), Need(250, 1000)
-    limiter = RateLimiter(store, holder=str(time.perf_counter_ns()))
+    limiter = RateLimiter(store, process_id=str(time.perf_counter_ns()))
     end = clock.now() + seconds
     due = clock.now()
     while due < end:
@@ -140,7 +140,7 @@ def main() -> None:
         return
     keys = {urlsplit(options.api).netloc: Secret(KEY)}
     settings = Settings(api_key=Secret(KEY), base_url=f"{options.api}/v1", keys=keys)
-    limiter = RateLimiter(store, holder=str(options.index))
+    limiter = RateLimiter(store, process_id=str(options.index))
     host = Host(ApiClient(clock=clock), limiter, clock, settings, seed=options.index)
     prompts = workload(options.prompts, 0)[options.index :: options.hosts]
 

@@ -158,7 +158,7 @@ def test_permit_of_one_store_counts_nothing_in_the_other(
     remote: SwitchableStore, store: FallbackStore
 ) -> None:
     own = store._local
-    limiter = RateLimiter(store, holder="me")
+    limiter = RateLimiter(store, process_id="me")
     permit = limiter.try_acquire(limiter.enqueue("b", Need(10, 90), lambda: None), 1.0)
     assert isinstance(permit, Permit)
     remote.up = False

@@ -41,7 +41,7 @@ def counts(store: MemoryStore) -> tuple[int, int, float]:
 
 def test_refusal_of_a_permit_from_a_lost_model_is_ignored() -> None:
     """Its number and marks mean nothing in the new model, which learns from its own."""
-    limiter = RateLimiter(MemoryStore(), holder="me")
+    limiter = RateLimiter(MemoryStore(), process_id="me")
     for second in range(50):
         permit = taken(limiter, float(second))
         limiter.observe(permit, SNAPSHOT, float(second))
@@ -62,7 +62,7 @@ def test_refusal_of_a_permit_from_a_lost_model_is_ignored() -> None:
 def test_answer_to_a_holder_counted_as_dead_is_still_learned_from(witness: str) -> None:
     """Its lease ran out, but the model is the same."""
     store = MemoryStore()
-    limiter = RateLimiter(store, holder="me")
+    limiter = RateLimiter(store, process_id="me")
     permit, late = taken(limiter, 1.0), 1.0 + 2 * LEASE_S
     store.transaction("b", lambda shared: shared.renew_lease(witness, late))
     assert counts(store) == (0, 0, 0.0)
@@ -76,7 +76,7 @@ def test_answer_to_a_holder_counted_as_dead_is_still_learned_from(witness: str) 
 def test_answer_to_a_permit_from_a_lost_model_changes_no_level() -> None:
     """Its marks mean nothing in the new model, and it is counted nowhere."""
     store = MemoryStore()
-    limiter = RateLimiter(store, holder="me")
+    limiter = RateLimiter(store, process_id="me")
     permit = taken(limiter, 1.0)
     store._models.clear()
     limiter.observe(permit, SNAPSHOT, 2.0)
@@ -89,7 +89,7 @@ def test_operation_that_a_store_repeats_counts_once() -> None:
     """A store that runs each operation twice ends with the same numbers."""
     ends = []
     for store in (MemoryStore(), RepeatingStore()):
-        limiter = RateLimiter(store, holder="me")
+        limiter = RateLimiter(store, process_id="me")
         permit = taken(limiter, 1.0)
         limiter.observe(permit, SNAPSHOT, 2.0)
         other = taken(limiter, 2.0)
@@ -102,7 +102,7 @@ def test_operation_that_a_store_repeats_counts_once() -> None:
 def test_cooldown_lasts_as_long_for_other_holders() -> None:
     """An apparent debt is projected from the cooldown's end, not added to it."""
     store = MemoryStore()
-    refused, other = RateLimiter(store, holder="me"), RateLimiter(store, holder="another")
+    refused, other = RateLimiter(store, process_id="me"), RateLimiter(store, process_id="another")
     permit = taken(refused, 1.0)
     full = LimitReading(limit=600.0, remaining=0.0, full_in=60.0)
     refused.refuse(

@@ -46,7 +46,11 @@ def test_refusal_message_outweighs_headers() -> None:
     snapshot = LimitSnapshot(at=0.0, tokens=LimitReading(limit=600, remaining=0))
     limit = Limit(resource="tokens", window=60.0, limit=600, used=650, requested=10)
     model = LimitModel()
-    model.refuse(model.issue_permit("b", Need(10, 0), 0.0), Refusal(6.0, limit, snapshot), 0.0)
+    model.refuse(
+        model.issue_permit("b", Need(10, 0), 0.0, is_probe=False),
+        Refusal(6.0, limit, snapshot),
+        0.0,
+    )
     assert model.tokens.bucket.level == -50
     assert not model.tokens.bucket.hidden_floor
 
@@ -62,25 +66,25 @@ def test_idle_holder_accumulates_no_claim() -> None:
     """It is served like the others from then on, not before them."""
     shared = SharedModel()
     for second in range(20):
-        shared.schedule_next("busy", Need(10, 90), float(second), waiting_tokens=200)
+        shared.schedule_next("busy", Need(10, 90), 200, float(second))
         shared.issue_permit("b", "busy", Need(10, 90), float(second))
     shared.renew_lease("idle", 19.0)
-    shared.schedule_next("busy", Need(10, 90), 20.0, waiting_tokens=200)
-    shared.schedule_next("idle", Need(10, 90), 20.0, waiting_tokens=200)
-    assert shared.holders["idle"].served_tokens == shared.holders["busy"].served_tokens - 100
+    shared.schedule_next("busy", Need(10, 90), 200, 20.0)
+    shared.schedule_next("idle", Need(10, 90), 200, 20.0)
+    assert shared.processes["idle"].served_tokens == shared.processes["busy"].served_tokens - 100
 
 
 def test_newcomer_begins_where_the_last_one_served_did() -> None:
     """Even if that one has none waiting then."""
     shared = SharedModel()
     for second in range(600):
-        shared.schedule_next("old", Need(10, 90), float(second), waiting_tokens=100)
+        shared.schedule_next("old", Need(10, 90), 100, float(second))
         shared.issue_permit("b", "old", Need(10, 90), float(second))
-    shared.schedule_next("new", Need(10, 90), 602.0, waiting_tokens=60_000)
+    shared.schedule_next("new", Need(10, 90), 60_000, 602.0)
     for _ in range(2):
         shared.issue_permit("b", "new", Need(10, 90), 602.0)
-    shared.schedule_next("old", Need(10, 90), 602.1, waiting_tokens=100)
-    assert shared.holders["old"].served_tokens < shared.holders["new"].served_tokens
+    shared.schedule_next("old", Need(10, 90), 100, 602.1)
+    assert shared.processes["old"].served_tokens < shared.processes["new"].served_tokens
 
 
 def model_with_limits(*, tokens: float, requests: float) -> LimitModel:

@@ -30,7 +30,7 @@ class PostponingCore:
         self._turns = list(turns)
 
     def enqueue(self, *_: object) -> object:
-        return SimpleNamespace(name="name")
+        return SimpleNamespace(limits_id="name")
 
     def requeue(self, _: object) -> None:
         pass
@@ -40,7 +40,7 @@ class PostponingCore:
             self._turns.pop(0)
         if not self._turns:
             return SimpleNamespace()
-        return Wait(self._turns[0], due_at=self._turns[0])
+        return Wait(self._turns[0], start_at=self._turns[0])
 
 
 class PostponingLimiter(Limiter):

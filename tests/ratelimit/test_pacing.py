@@ -231,16 +231,18 @@ def test_max_output_larger_than_the_limit_fails_unsent_or_is_sent_at_once(
         assert isinstance(limiter.try_acquire(entry, 103.0), Wait)
 
 
-@pytest.mark.parametrize("is_bounded", [True, False])
-def test_request_without_max_output_is_not_refused_for_its_assumed_output(is_bounded: bool) -> None:
+@pytest.mark.parametrize("has_max_output", [True, False])
+def test_request_without_max_output_is_not_refused_for_its_assumed_output(
+    has_max_output: bool,
+) -> None:
     limiter = RateLimiter(store := InspectedStore())
     sent = limiter.try_acquire(limiter.enqueue(BUCKET, Need(10, 40), lambda: None), 100.0)
     assert isinstance(sent, Permit)
     reading = LimitReading(limit=500, remaining=500, full_in=0.0)
     limiter.observe(sent, LimitSnapshot(at=101.0, tokens=reading), 101.0)
     store.model().tokens.scores[ACTUAL_INDEX] = 1.0
-    entry = limiter.enqueue(BUCKET, Need(10, 1_000, is_bounded=is_bounded), lambda: None)
-    if is_bounded:
+    entry = limiter.enqueue(BUCKET, Need(10, 1_000, has_max_output=has_max_output), lambda: None)
+    if has_max_output:
         with pytest.raises(TooLargeError):
             limiter.try_acquire(entry, 161.0)
     else:
@@ -387,7 +389,7 @@ def test_first_request_is_sent_when_the_cooldown_ends() -> None:
 def test_end_of_a_cooldown_belongs_to_the_refused_kernel() -> None:
     """Others wait until there is capacity for both."""
     store = InspectedStore()
-    first, other = (RateLimiter(store, holder=name) for name in ("first", "other"))
+    first, other = (RateLimiter(store, process_id=name) for name in ("first", "other"))
     entry = first.enqueue(BUCKET, Need(10, 5_000), lambda: None)
     sent = first.try_acquire(entry, 100.0)
     assert isinstance(sent, Permit)
@@ -537,7 +539,7 @@ def test_limit_of_a_dead_kernel_is_used_by_the_others_within_10_s(policy: Any) -
     prompts, store = workload(4000, 5), InspectedStore()
     server = RemoteServer(EventHeap(), replace(TOKENS, policy=policy), 5)
     clients = [
-        Client(server, RateLimiter(store, holder=str(i)), prompts[i::4], i) for i in range(4)
+        Client(server, RateLimiter(store, process_id=str(i)), prompts[i::4], i) for i in range(4)
     ]
     for client in clients:
         client.start()
@@ -553,7 +555,9 @@ def test_limit_of_a_dead_kernel_is_used_by_the_others_within_10_s(policy: Any) -
 def test_light_kernel_hardly_waits_beside_a_heavy_one() -> None:
     prompts, store = workload(2050, 6), InspectedStore()
     server = RemoteServer(EventHeap(), replace(TOKENS, policy="refunded"), 6)
-    heavy, light = (Client(server, RateLimiter(store, holder=n), [], 0) for n in ("heavy", "light"))
+    heavy, light = (
+        Client(server, RateLimiter(store, process_id=n), [], 0) for n in ("heavy", "light")
+    )
     heavy.runs = [PromptRun(heavy, p) for p in prompts[:2000]]
     light.runs = [PromptRun(light, p) for p in prompts[2000:]]
     heavy.start()
@@ -586,7 +590,7 @@ def test_share_of_output_that_answers_use_is_learned() -> None:
 def test_cooldown_that_another_kernel_ended_is_over_here() -> None:
     """Its probe was admitted: the requests that wait here try again at once."""
     store, woken = MemoryStore(), []
-    first, second = (RateLimiter(store, holder=name) for name in ("a", "b"))
+    first, second = (RateLimiter(store, process_id=name) for name in ("a", "b"))
     entry = first.enqueue("b", Need(10, 90), lambda: None)
     refused = first.try_acquire(entry, 100.0)
     assert isinstance(refused, Permit)
@@ -607,7 +611,7 @@ def test_cooldown_that_another_kernel_ended_is_over_here() -> None:
 def test_one_probe_decides_for_all_resumed_requests(*, over: bool) -> None:
     """The first asks the server, and the others wait."""
     store, woken = MemoryStore(), set[int]()
-    first, second = (RateLimiter(store, holder=name) for name in ("a", "b"))
+    first, second = (RateLimiter(store, process_id=name) for name in ("a", "b"))
     refused = first.try_acquire(first.enqueue("b", Need(10, 90), lambda: None), 100.0)
     assert isinstance(refused, Permit)
     first.refuse(refused, Refusal(8_000.0, Limit()), 100.0)
@@ -633,7 +637,7 @@ def test_one_probe_decides_for_all_resumed_requests(*, over: bool) -> None:
 def test_interrupted_request_keeps_no_other_kernel_waiting() -> None:
     """Even if its kernel lives on."""
     store = MemoryStore()
-    first, second = (RateLimiter(store, holder=name) for name in ("a", "b"))
+    first, second = (RateLimiter(store, process_id=name) for name in ("a", "b"))
     for at, limiter, left in ((100.0, first, 59_000), (100.1, second, 58_000), (100.2, second, 99)):
         sent = limiter.try_acquire(limiter.enqueue("b", Need(10, 990), lambda: None), at)
         assert isinstance(sent, Permit)
@@ -645,8 +649,8 @@ def test_interrupted_request_keeps_no_other_kernel_waiting() -> None:
     first.heartbeat(102.0)
     waits = second.try_acquire(second.enqueue("b", Need(1_000, 1_000), lambda: None), 102.0)
     assert isinstance(waits, Wait)
-    assert waits.due_at is not None
-    assert waits.due_at < 120
+    assert waits.start_at is not None
+    assert waits.start_at < 120
 
 
 def test_long_cooldown_is_announced_to_the_whole_queue() -> None:
@@ -662,7 +666,7 @@ def test_long_cooldown_is_announced_to_the_whole_queue() -> None:
 
 def test_kernel_without_heartbeats_is_counted_out_after_its_lease() -> None:
     store = InspectedStore()
-    dead, alive = RateLimiter(store, holder="dead"), RateLimiter(store, holder="alive")
+    dead, alive = RateLimiter(store, process_id="dead"), RateLimiter(store, process_id="alive")
     sent = dead.try_acquire(dead.enqueue(BUCKET, Need(10, 90), lambda: None), 100.0)
     assert isinstance(sent, Permit)
     alive.enqueue(BUCKET, Need(10, 90), lambda: None)

@@ -72,7 +72,7 @@ def test_request_waits_for_a_slot_and_is_woken_when_one_is_free() -> None:
     entry = limiter.enqueue("b", NEED, lambda: woken.append(True))
     answer = limiter.try_acquire(entry, 102.0)
     assert isinstance(answer, Wait)
-    assert (answer.due_at, answer.limit) == (None, replace(PARALLEL, limit=1))
+    assert (answer.start_at, answer.limit) == (None, replace(PARALLEL, limit=1))
     woken.clear()
     limiter.settle(first, Usage(input_tokens=10, output_tokens=20), 103.0)
     assert woken
@@ -81,7 +81,7 @@ def test_request_waits_for_a_slot_and_is_woken_when_one_is_free() -> None:
 
 def test_parallel_limit_counts_requests_of_all_kernels_and_is_shared_in_turns() -> None:
     store = MemoryStore()
-    one, other = (RateLimiter(store, holder=name) for name in ("a", "b"))
+    one, other = (RateLimiter(store, process_id=name) for name in ("a", "b"))
     first, second = sent(one, 100.0, count=2)
     one.refuse(second, Refusal(101.0, PARALLEL), 100.1)
     waiting = other.enqueue("b", NEED, lambda: None)
@@ -94,16 +94,16 @@ def test_parallel_limit_counts_requests_of_all_kernels_and_is_shared_in_turns() 
 
 def test_trials_become_more_after_each_interval_and_rarer_after_each_refusal() -> None:
     limit = ParallelLimit()
-    assert limit.allowed_at(0.0) == math.inf
+    assert limit.max_in_flight_at(0.0) == math.inf
     limit.learn(4, 100.0)
     interval = MIN_TRIAL_INTERVAL_S
-    allowed = [limit.allowed_at(100.0 + n * interval) for n in (0, 0.9, 1, 2, 3)]
+    allowed = [limit.max_in_flight_at(100.0 + n * interval) for n in (0, 0.9, 1, 2, 3)]
     assert allowed == [4, 4, 5, 7, 11]
     limit.learn(4, 100.0 + interval)
-    assert limit.allowed_at(100.0 + 2 * interval) == 4
-    assert limit.next_trial_at(100.0 + 2 * interval) == 100.0 + 3 * interval
+    assert limit.max_in_flight_at(100.0 + 2 * interval) == 4
+    assert limit.next_increase_at(100.0 + 2 * interval) == 100.0 + 3 * interval
     for _ in range(10):
-        limit.learn(4, limit.next_trial_at(limit.learned_at))
+        limit.learn(4, limit.next_increase_at(limit.learned_at))
     assert limit.trial_interval == MAX_TRIAL_INTERVAL_S
     limit.learn(4, limit.learned_at + 10 * MAX_TRIAL_INTERVAL_S)
     assert limit.trial_interval == MIN_TRIAL_INTERVAL_S
@@ -166,7 +166,7 @@ def test_slow_down_halves_the_rate_and_lets_it_grow_slowly(*, has_headers: bool)
     assert isinstance(ask(limiter, 112.0), Permit)
     answer = ask(limiter, 112.1)
     assert isinstance(answer, Wait)
-    assert answer.due_at == pytest.approx(112.0 + 100 / model.slow_down_rate, abs=0.01)
+    assert answer.start_at == pytest.approx(112.0 + 100 / model.slow_down_rate, abs=0.01)
 
 
 def test_slow_down_of_a_single_request_sets_no_rate() -> None:

@@ -18,7 +18,7 @@ from nbcodex.models import Limit, LimitReading, LimitSnapshot, Usage
 from nbcodex.ratelimit.charge_policy import Need, Permit
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.rate_limiter import Cooldown, RateLimiter, Wait
-from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
+from nbcodex.ratelimit.sharing import LEASE_S, SharedModel, move_instants
 from nbcodex.ratelimit.stores import StoreError, encode
 from nbcodex.ratelimit.stores import redis as module
 from nbcodex.ratelimit.stores.redis import (
@@ -47,7 +47,7 @@ class Host:
         self.wrong, self.clock = wrong, BootClock()
         self.store = RedisStore(server.url())
         self.store._now = self.now
-        self.limiter = RateLimiter(self.store, holder=name)
+        self.limiter = RateLimiter(self.store, process_id=name)
 
     def now(self) -> float:
         return self.clock.now() + self.wrong
@@ -99,7 +99,7 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
             for f in ("rate_window_start_at", "next_window_start_at", "output.start_times_sum")
         ),
         *(f"model.{f}" for f in ("parallel.learned_at", "slowed_down_at")),
-        *(f"holders.{f}" for f in ("renewed_at", "due_at", "start_times_sum")),
+        *(f"processes.{f}" for f in ("renewed_at", "due_at", "start_times_sum")),
     }
     still = {
         *(f"model.{bucket}.{f}" for bucket in BUCKETS for f in RELATIVE),
@@ -117,8 +117,8 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
             f"model.{f}"
             for f in ("limit_before_reboot", "parallel.trial_interval", "slow_down_rate")
         ),
-        *(f"holders.{f}_tokens" for f in ("served", "input", "waiting")),
-        *(f"holders.{f}" for f in ("max_output", "requested_in_flight")),
+        *(f"processes.{f}_tokens" for f in ("served", "input", "waiting")),
+        *(f"processes.{f}" for f in ("max_output", "requested_in_flight")),
         "virtual_time",
     }
     assert set(instants(SharedModel)) == moved | still
@@ -126,17 +126,17 @@ def test_each_number_of_a_model_either_moves_with_the_clock_or_does_not() -> Non
     shared.issue_permit("b", "me", Need(1, 2), 100.0)
     shared.model.tokens.period_start_at = shared.model.cooldown_until = 100.0
     shared.model.parallel.learned_at = shared.model.slowed_down_at = 100.0
-    shared.holders["me"].due_at = 100.0
+    shared.processes["me"].due_at = 100.0
     undeclared = UndeclaredLimit("requests", 86_400.0, refused_at=100.0)
     shared.model.undeclared.by_name["w"] = undeclared
     for bucket in (*shared.model.tokens.buckets, shared.model.requests, undeclared.bucket):
         bucket.hidden_refusal_at = 100.0
     before = encode(shared)
-    shared.move_clock(1.0)
+    move_instants(shared, 1.0)
     values = [list(numbers(json.loads(text))) for text in (before, encode(shared))]
     differ = sum(a != b for a, b in zip(*values, strict=True))
     assert differ == len(moved) + 2 * len(MOVED)  # three buckets of tokens
-    shared.move_clock(-1.0)
+    move_instants(shared, -1.0)
     assert encode(shared) == before
 
 
@@ -217,7 +217,7 @@ def test_share_of_a_dead_host_is_released_after_its_lease(redis: RedisServer) ->
         live.store.transaction(
             "b", lambda shared: shared.renew_lease("live", live.now() + LEASE_S + 0.1)
         )
-        left = live.store.transaction("b", lambda s: (set(s.holders), s.model.output.in_flight))
+        left = live.store.transaction("b", lambda s: (set(s.processes), s.model.output.in_flight))
         assert left == ({"live"}, 0)
 
 
@@ -342,7 +342,7 @@ def test_redis_holds_neither_names_nor_secrets(redis: RedisServer) -> None:
     """Neither keys nor values show the base URL, the model or the API key."""
     name = "https://api.example.org/v1 sk-secret-key gpt-model"
     with closing(RedisStore(redis.url())) as store:
-        limiter = RateLimiter(store, holder="f00")
+        limiter = RateLimiter(store, process_id="f00")
         entry = limiter.enqueue(name, Need(1, 2), lambda: None)
         permit = limiter.try_acquire(entry, 1.0)
         assert isinstance(permit, Permit)

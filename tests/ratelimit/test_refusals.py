@@ -124,7 +124,7 @@ def test_daily_token_limit_gets_unused_output_back() -> None:
 
 def limiter_with_exhausted_day(*, store: MemoryStore | None = None) -> RateLimiter:
     """Return a limiter that a limit of 200 requests a day has refused at 110."""
-    limiter = RateLimiter(store, holder="a")
+    limiter = RateLimiter(store, process_id="a")
     answered_request(
         limiter, 100.0, LimitSnapshot(at=100.0, requests=LimitReading(limit=500, remaining=400))
     )
@@ -147,7 +147,7 @@ def test_daily_limit_that_another_kernel_finds_larger_wakes_the_first() -> None:
     """Headers that state more end an inferred cooldown here."""
     store, woken = MemoryStore(), []
     other = limiter_with_exhausted_day(store=store)
-    limiter = RateLimiter(store, holder="b")
+    limiter = RateLimiter(store, process_id="b")
     entry = limiter.enqueue("b", NEED, lambda: woken.append(True))
     assert isinstance(limiter.try_acquire(entry, 120.0), Wait | Cooldown)
     probe = other.probe(other.enqueue("b", NEED, lambda: None), 121.0)

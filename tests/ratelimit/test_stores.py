@@ -156,7 +156,7 @@ def test_instants_of_another_boot_are_dropped(tmp_path: Path) -> None:
     SqliteStore(tmp_path / "l", boot="one").transaction("b", take)
 
     def learn(shared: SharedModel) -> None:
-        shared.model.tokens.bucket.set_limit(6_000, 100, now=100.0, since=100.0)
+        shared.model.tokens.bucket.set_limit(6_000, 100, now=100.0, stated_at=100.0)
 
     SqliteStore(tmp_path / "l", boot="one").transaction("b", learn)
     after = SqliteStore(tmp_path / "l", boot="two")
@@ -209,7 +209,7 @@ def test_cooldown_longer_than_a_server_s_is_dropped(store: Store, days: float) -
     store.transaction("b", close)
     state = store.transaction("b", lambda shared: limit_state(shared, "me", 100.0))
     assert state.cooldown_until is None
-    limiter = RateLimiter(store, holder="me")
+    limiter = RateLimiter(store, process_id="me")
     answer = limiter.try_acquire(limiter.enqueue("b", Need(1, 2), lambda: None), 100.0)
     assert isinstance(answer, Permit)
 
@@ -223,7 +223,7 @@ def test_cooldown_longer_than_a_server_s_is_dropped(store: Store, days: float) -
         lambda shared: setattr(shared.model.output, "in_flight", 1_000),
         lambda shared: setattr(shared.model.parallel, "trial_interval", 0.0),
         lambda shared: setattr(shared.model, "slow_down_rate", 0.0),
-        lambda shared: setattr(shared.holders["me"], "renewed_at", 1e12),
+        lambda shared: setattr(shared.processes["me"], "renewed_at", 1e12),
     ],
 )
 def test_absurd_numbers_of_another_program_are_dropped(
@@ -238,7 +238,7 @@ def test_absurd_numbers_of_another_program_are_dropped(
     spoil(shared)
     shared.renew_lease("you", 101.0)
     assert shared.model_id != model_id
-    assert set(shared.holders) == {"you"}
+    assert set(shared.processes) == {"you"}
 
 
 def open_at(place: str) -> SqliteStore | RedisStore:

@@ -50,7 +50,7 @@ def test_first_snapshot_counts_what_was_taken_and_flowed_in_since() -> None:
     mark = bucket.take(100, 10.0)
     bucket.take(50, 11.0)
     bucket.correct(bucket.error(mark, 500, elapsed=0.0), 20.0, taken_at=10.0, by_others=True)
-    bucket.set_limit(600, 10, now=20.0, since=10.0)
+    bucket.set_limit(600, 10, now=20.0, stated_at=10.0)
     assert bucket.level_at(20.0) == pytest.approx(500 - 50 + 100)
 
 

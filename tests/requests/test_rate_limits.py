@@ -237,7 +237,7 @@ def test_resumed_request_probes_cooldown_of_another_kernel_once(resumption: Any,
         scripted = ScriptedServices(answer("hi"))
         store = (await scripted.limiter.run_operation(lambda core: core)).store
         name, now = "m", asyncio.get_running_loop().time()
-        other = RateLimiter(store, holder="another kernel")
+        other = RateLimiter(store, process_id="another kernel")
         sent = other.try_acquire(other.enqueue(name, Need(1, 1), lambda: None), now)
         assert isinstance(sent, Permit)
         day = Limit(resource="requests", window=86_400.0, limit=200, used=200, requested=1)

@@ -1,9 +1,9 @@
-"""Limit models of all machines that share an API key, in Redis; in a local store while it is lost.
+"""`SharedModel`s of machines with the same API key, in Redis; in a local store while it is lost.
 
 The only module that imports redis-py. Optimistic locking: an operation is run on the newest model
 that this process knows, and a script commits the result if no other process has committed
 meanwhile; otherwise the operation is run again on the committed model. Instants are stored in
-Redis's time, which all machines share. A step blocks for up to `TIMEOUT_S`: not on the event loop.
+Redis's time, which all machines share. Calls block for up to `TIMEOUT_S`: not on the event loop.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from nbcodex.ratelimit.sharing import LEASE_S, SharedModel
+from nbcodex.ratelimit.sharing import LEASE_S, SharedModel, move_instants
 from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, StoreError, decode, encode
 from nbcodex.runtime.clock import BootClock
 from nbcodex.settings import Secret
 
-# For each step, and for an operation that is repeated because other machines commit before it.
+# For each call of Redis, and for an operation that is repeated since other machines commit before.
 TIMEOUT_S, BUSY_TIMEOUT_S = 0.25, 0.5
 # A store that failed to commit this often claims the model for up to CLAIM_S, in its next failed
 # commit; the others read it again after each CLAIM_PAUSE_S. A machine 5 ms away from Redis, beside
@@ -38,8 +38,8 @@ MAX_STATE_AHEAD_S = 1.0  # a state from further in the future shows that Redis's
 CLOCK_DRIFT = 5e-4  # seconds per second by which two clocks may drift apart while one is slewed
 # How long an operation waits for the first connection; and for a new one after a loss.
 CONNECT_WAIT_S, RECONNECT_WAIT_S = 1.0, 0.5
-# The shortest use of the local store: meanwhile this process's lease in Redis expires, so that its
-# requests in flight do not count twice.
+# The shortest use of the local store. Meanwhile this process's lease (see `sharing`) expires in
+# Redis, so that its requests in flight do not count twice.
 MIN_LOCAL_S = LEASE_S + 1.0
 # Between two attempts to reconnect: the first interval, and the longest.
 FIRST_CHECK_INTERVAL_S, MAX_CHECK_INTERVAL_S = 0.05, 5.0
@@ -48,7 +48,7 @@ NOTICE_INTERVAL_S = 60.0  # a loss of Redis is reported at most once in this tim
 # Machines have no secret in common, so names are hashed by a slow function instead (`key_of`).
 COMMON_SALT = b"nbcodex, shared by hosts"
 _KEY_SALT = b"nbcodex, a bucket's name in Redis"
-_FORM = "9de2eb31"  # names the stored form, as the table's name does in SQLite
+_FORM_ID = "9de2eb31"  # of the stored form: versions with another one use other keys
 
 # Commits a state if the stored version is still the known one. Otherwise, or if another store has a
 # claim, or without a new version, it returns the stored state. The reply is a list: 1 if committed,
@@ -109,7 +109,7 @@ def key_of(name: str) -> str:
     """Return the key of a model, the same on all machines, with its cluster tag in braces."""
     # A slow hash, so that a weak API key behind the name cannot be guessed cheaply.
     tag = hashlib.scrypt(name.encode(), salt=_KEY_SALT, n=2**14, r=8, p=1, dklen=16).hex()
-    return f"nbcodex:{{{tag}}}:{_FORM}"
+    return f"nbcodex:{{{tag}}}:{_FORM_ID}"
 
 
 @dataclass(slots=True)
@@ -178,7 +178,7 @@ class RedisStore(Store):
         """
         key = key_of(name)
         state, unconfirmed = self._states.pop(key, None), self._unconfirmed.pop(key, None)
-        state = state or self._state_in(self._run(key, b"", b"", ""))
+        state = state or self._state_in(self._run(key))  # reads it
         if unconfirmed and unconfirmed[0] is operation and unconfirmed[1] == state.version:
             self._states[key] = state
             return unconfirmed[2]  # type: ignore[no-any-return]
@@ -208,7 +208,7 @@ class RedisStore(Store):
     def reconnect(self) -> None:
         """Connect anew; raise an `UnreachableError` if Redis cannot be read and written."""
         self.close()
-        self.transaction("", lambda _: None)
+        self.transaction("", lambda _: None)  # writes a model that nothing uses
 
     def close(self) -> None:
         """Close the connection; the next operation opens another one."""
@@ -219,9 +219,9 @@ class RedisStore(Store):
         """Run an operation in the machine's time."""
         offset = self._offset.value
         try:
-            state.shared.move_clock(-offset)
+            move_instants(state.shared, -offset)
             result = operation(state.shared)
-            state.shared.move_clock(offset)
+            move_instants(state.shared, offset)
         except DAMAGE:
             if state.is_new:
                 raise
@@ -241,7 +241,7 @@ class RedisStore(Store):
                 shared = decode(SharedModel, values)
                 ahead = written_at - (int(seconds) + int(micros) / 1e6)
                 if ahead > MAX_STATE_AHEAD_S:
-                    shared.move_clock(-ahead)
+                    move_instants(shared, -ahead)
             except DAMAGE:
                 self.on_damage()
             else:
@@ -249,12 +249,12 @@ class RedisStore(Store):
         return state
 
     def _run(
-        self, key: str, known: bytes, version: bytes, state: str, *, claims: bool = False
+        self, key: str, old: bytes = b"", new: bytes = b"", state: str = "", *, claims: bool = False
     ) -> Any:
-        """Run the script and learn from its time stamp; without a `version` it only reads."""
+        """Replace the version `old` by `new`, or read without them; learn from the time stamp."""
         from redis.exceptions import RedisError
 
-        args = (known, version, state, int(EXPIRY_S * 1000), self._id, CLAIM_S if claims else "")
+        args = (old, new, state, int(EXPIRY_S * 1000), self._id, CLAIM_S if claims else "")
         sent_at = self._now()
         try:
             reply = self._script(keys=[key], args=args)
@@ -287,8 +287,8 @@ def _client(url: Secret) -> Any:
     try:
         options: dict[str, Any] = parse_url(url.reveal())  # type: ignore[no-untyped-call]
         options |= {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
-        # A retry inside redis-py would commit an operation twice.
-        options |= {"protocol": 2, "driver_info": None, "retry": Retry(NoBackoff(), 0)}
+        # A retry inside redis-py would commit an operation twice. (No `driver_info`: no `CLIENT`.)
+        options |= {"protocol": 2, "driver_info": None, "retry": Retry(NoBackoff(), retries=0)}
         pool = ConnectionPool(**options)
         pool.connection_class(**pool.connection_kwargs)  # raises if an option is wrong
     except (ValueError, TypeError, AttributeError):

@@ -1,4 +1,4 @@
-"""Limit models of all processes of one machine, in a SQLite file with one row for each model.
+"""`SharedModel`s of all processes of one machine, in a SQLite file with one row for each.
 
 Blocks, so it is used off the event loop. Owns what happens to the file in a forked child.
 """
@@ -74,7 +74,7 @@ class SqliteStore(Store):
         self._in_batch = False
         self._models: dict[str, SharedModel] = {}  # valid until another process writes
         self._changed: dict[str, str] = {}  # the models of this batch, encoded
-        self._version: int | None = None
+        self._data_version: int | None = None  # SQLite's: it changes when another process writes
         try:
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
@@ -82,9 +82,8 @@ class SqliteStore(Store):
             # With synchronous=OFF a power cut loses the last transactions, whose instants mean
             # nothing after the reboot anyway.
             for statement in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=OFF", *_SCHEMA):
-                retry_while_locked(
-                    partial(self._connection.execute, statement), timeout=BUSY_TIMEOUT_S
-                )
+                execute = partial(self._connection.execute, statement)
+                retry_while_locked(execute, timeout=BUSY_TIMEOUT_S)
             (salt,) = self._connection.execute("SELECT value FROM salt").fetchone()
             self.salt = bytes(salt)
         except sqlite3.Error as error:
@@ -139,18 +138,19 @@ class SqliteStore(Store):
         if not self._connection.in_transaction:
             self._connection.execute("BEGIN IMMEDIATE")
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
-            if version != self._version:
-                self._version = version
+            if version != self._data_version:
+                self._data_version = version
                 self._models.clear()
         if name in self._models:
             return self._models[name]
         shared = SharedModel()
         if row := self._connection.execute(_SELECT, {"name": name}).fetchone():
+            boot, state = row
             try:
-                shared = decode(SharedModel, json.loads(row[1])[:4])
+                shared = decode(SharedModel, json.loads(state)[:4])  # the rest is release 0.1's
             except DAMAGE:
                 self.on_damage()
-            if row[0] != self._boot:
+            if boot != self._boot:
                 shared = SharedModel(model=model_after_reboot(shared.model))
         self._models[name] = shared
         return shared
