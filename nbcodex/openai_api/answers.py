@@ -198,8 +198,8 @@ class RawAnswer:
         is_at_bound = 0 < (self.usage.output_tokens or 0) == request.max_output
         if server_kind == "compatible" and is_at_bound:
             self.cut = self.cut or CUT_MAX_OUTPUT
-        # Bedrock and LiteLLM answer a schema by calling a function with one of these names.
         clean, schema = redactor.clean, request.schema
+        # Bedrock and LiteLLM answer a schema by calling a function with one of these names.
         other_calls = {*self.tool_calls} - {"json_tool_call", schema and schema.name}
         if schema and self.tool_calls and not (other_calls or text):
             text = clean("".join(self.tool_arguments))
@@ -217,10 +217,10 @@ class RawAnswer:
                 reasoning.append(kept)
         # Each picture is charged besides the tokens, even if the answer does not list its call.
         unlisted_images = len(self.images) - self.hosted_tool_calls.count(IMAGE_TOOL)
-        tool_calls = self.hosted_tool_calls + (IMAGE_TOOL,) * unlisted_images
+        hosted_calls = self.hosted_tool_calls + (IMAGE_TOOL,) * unlisted_images
         return CompletedAnswer(
             text=text,
-            usage=replace(self.usage, hosted_tool_calls=tool_calls[:MAX_HOSTED_TOOL_CALLS]),
+            usage=replace(self.usage, hosted_tool_calls=hosted_calls[:MAX_HOSTED_TOOL_CALLS]),
             model=clean(self.model) if self.model else None,
             cut=clean(self.cut) if self.cut else None,
             response_id=clean(self.response_id) if self.response_id else None,
@@ -293,7 +293,7 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
     of_input = dict_member(figures, "input_tokens_details", "prompt_tokens_details")
     of_output = dict_member(figures, "output_tokens_details", "completion_tokens_details")
     # Names of OpenAI, DeepSeek, and Anthropic's (also through LiteLLM).
-    cache = figures | {name: value for name, value in of_input.items() if value is not None}
+    cache_figures = figures | {name: value for name, value in of_input.items() if value is not None}
     input_tokens = count_value(figures, "input_tokens", "prompt_tokens")
     output_tokens = count_value(figures, "output_tokens", "completion_tokens")
     total = count_value(figures, "total_tokens")
@@ -303,10 +303,10 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
     return Usage(
         input_tokens=input_tokens,
         cached_tokens=count_value(
-            cache, "cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens"
+            cache_figures, "cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens"
         ),
         cache_written_tokens=count_value(
-            cache, "cache_write_tokens", "cache_creation_input_tokens"
+            cache_figures, "cache_write_tokens", "cache_creation_input_tokens"
         ),
         output_tokens=output_tokens,
         reasoning_tokens=count_value(of_output, "reasoning_tokens"),

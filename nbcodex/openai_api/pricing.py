@@ -123,10 +123,10 @@ def context_window(model: str | None) -> int | None:
         from genai_prices import data_snapshot
 
         find = data_snapshot.get_snapshot().find_provider_model
-        _, known = find(model or "", provider=None, provider_id="openai", provider_api_url=None)
+        _, info = find(model or "", provider=None, provider_id="openai", provider_api_url=None)
     except Exception:
         return None
-    return known.context_window or None
+    return info.context_window or None
 
 
 def token_rates(model: str | None, base_url: str, service_tier: str | None = None) -> Rates | None:

@@ -338,6 +338,7 @@ def check_params(params: Mapping[str, Any]) -> None:
 
 
 def _reasoning_items(turn: Turn, api: DetectedApi) -> list[Body]:
+    """Return the reasoning in `turn.carried` that has the form of one API."""
     return [dict(item) for item in turn.carried if (api == "chat") == ("reasoning_content" in item)]
 
 
@@ -356,7 +357,7 @@ def _messages(
             answer["type"] = "message"
             answer["content"] = [{"type": "output_text", "text": turn.answer}]
         elif _BARE_TURNS in unsupported:
-            answer |= reasoning[0]
+            answer |= reasoning[0]  # turns without any are left out: see `PreparedRequest.turns`
         messages.append(answer)
     messages.append({"role": "user", "content": _content(request.prompt, request.images, api)})
     return messages
