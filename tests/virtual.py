@@ -8,6 +8,7 @@ that run in its executor (`asyncio.to_thread`), and for a journal's thread after
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import selectors
 from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import Executor
@@ -15,7 +16,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from nbcodex.journal.journal import Journal
-from nbcodex.runtime.clock import sleep_unless
 
 ResultT = TypeVar("ResultT")
 
@@ -127,10 +127,12 @@ class LoopClock:
 
     async def wait(self, until: float, *, unless: asyncio.Event | None = None) -> bool:
         """Wait for `until`; return True as soon as `unless` is set."""
-        while (left := until - self.now()) > 0:
-            if await sleep_unless(left, unless):
-                return True
-        return unless is not None and unless.is_set()
+        unless = unless or asyncio.Event()
+        while (left := until - self.now()) > 0 and not unless.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await unless.wait()
+        return unless.is_set()
 
 
 def stop_time_for_journal(journal: Journal) -> None:

@@ -37,7 +37,7 @@ _RENAMED_FIELDS = {
 
 
 def bounded_integer(number: float | None) -> int:
-    """Return `number` as an integer between 0 and MAX_STORED_INTEGER."""
+    """Return `number` as an integer between 0, also for None, and MAX_STORED_INTEGER."""
     return int(min(max(finite_or_none(number) or 0, 0), MAX_STORED_INTEGER))
 
 

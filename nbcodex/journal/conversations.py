@@ -63,7 +63,7 @@ class ConversationStore:
         (latest,) = connection.execute(
             "SELECT max(id) FROM chapters WHERE thread = :thread AND notebook IS :notebook", where
         ).fetchone()
-        # A chapter may have no entries yet, and one that has expired may still have some.
+        # A chapter may have no entries yet, and one whose row has expired may still have some.
         chapters = [candidate.chapter for candidate in candidates]
         return StoredConversation(max([latest or 0, *chapters]), candidates)
 

@@ -82,7 +82,7 @@ class JournalDatabase:
         self._budget_at_fallback: tuple[str, dict[str, SpendAmount]] = "", {}
 
     def perform(self, jobs: list[Job]) -> None:
-        """Run jobs in one transaction; if one of them fails, each in its own."""
+        """Run jobs in one transaction, or each alone if one of them fails; set their outcomes."""
         try:
             if self._clock.now() >= self._retry_at:
                 self._retry_at = self._clock.now() + FILE_RETRY_S
@@ -97,20 +97,20 @@ class JournalDatabase:
                 for job in jobs:
                     self.perform([job])
             elif isinstance(error, NbcodexError):
-                jobs[0].resolve(None, error)
+                jobs[0].error = error
             else:
                 self.problem = self.problem or (
                     f"Something could not be written to the journal ({type(error).__name__})."
                 )
-                jobs[0].resolve(jobs[0].default, None)
+                jobs[0].result = jobs[0].default
         else:
             for job, result in zip(jobs, results, strict=True):
-                job.resolve(result, None)
+                job.result = result
 
     def _transact(self, jobs: list[Job]) -> list[Any]:
         level = max(job.level for job in jobs)
         connection = self._connection or self._open()
-        connection.owner_is_gone = {}
+        connection.owner_is_gone = {}  # looked up again in each transaction
         if level is Commit.NO_TRANSACTION:  # such a job is passed alone
             return [job.work(connection) for job in jobs]
         is_safe = level is Commit.POWER_SAFE
@@ -193,7 +193,7 @@ class JournalDatabase:
     def maintain(self) -> float | None:
         """Do a step of what is due; return seconds until the next one, None if none is due."""
         if self._due_in() <= 0:
-            self.perform([Job(self._maintain, Commit.NO_TRANSACTION, None, lambda *_: None)])
+            self.perform([Job(self._maintain, Commit.NO_TRANSACTION)])
         due = max(0.0, self._due_in())
         # A laptop's sleep stops timers, so a long wait is taken in steps.
         return None if due == math.inf else min(due, CLOCK_RECHECK_S)
@@ -273,14 +273,14 @@ class JournalDatabase:
         """Copy this owner's unanswered entries, and the budget, as far as the file is readable."""
         self._budget_at_fallback = "", {}
         with contextlib.suppress(sqlite3.Error):
-            self._budget_at_fallback = spending.read_budget(file), spending.spending_by_day(file)
-            spending.set_budget(memory, self._budget_at_fallback[0])
+            budget = spending.read_budget(file)
+            self._budget_at_fallback = budget, spending.spending_by_day(file)
+            spending.set_budget(memory, budget)
             for table in ("spending", "asides", "owners"):  # asides: what is reserved of the budget
                 _copy_rows(file, memory, table)
         with contextlib.suppress(sqlite3.Error):
-            memory.execute(
-                "UPDATE salt SET value = ?", file.execute("SELECT * FROM salt").fetchone()
-            )
+            salt = file.execute("SELECT value FROM salt").fetchone()
+            memory.execute("UPDATE salt SET value = ?", salt)
             _copy_rows(file, memory, "chapters")
             _copy_rows(file, memory, "parts")  # the batch jobs
             _copy_entries(file, memory, f"owner = {memory.owner.id:d} AND status <> 'done'")
@@ -353,7 +353,7 @@ def _set_lock_timeout(connection: Connection, seconds: float) -> None:
 
 
 def _copy_rows(source: Connection, target: Connection, table: str, where: str = "TRUE") -> None:
-    """Copy rows that the target lacks; for batch jobs that it has, the ids of the source."""
+    """Copy rows that the target lacks; of batch jobs (`parts`) that it has, the provider's ids."""
     rows = [dict(r) for r in source.execute(f"SELECT * FROM {table} WHERE {where}")]  # noqa: S608
     for row in rows:
         names, places = ", ".join(row), ", ".join(f":{name}" for name in row)

@@ -35,7 +35,7 @@ class Journal(JournalReads):
     def __init__(self, folder: Path | None = None, *, clock: Clock | None = None) -> None:
         self._database = JournalDatabase(folder, clock or BootClock())
         self._worker = SqliteWorker(self._database)
-        self._was_interrupted = False
+        self._has_interrupted = False  # whether Stop, or a front end, has ended a request
         self.maps = Maps(self._worker)
         self.batch_jobs = BatchJobs(self._worker, self._database)
         self.conversations = ConversationStore(self._worker)
@@ -137,10 +137,8 @@ class Journal(JournalReads):
         `error` says why there is no answer; `resume_at` is when a parked request may be sent, in
         seconds since the epoch; `spent_if_unknown` counts if the reply states no usage.
         """
-        self._was_interrupted |= reply.status == "interrupted"
-        writes.finish(
-            connection, reply, error, resume_at=resume_at, spent_if_unknown=spent_if_unknown
-        )
+        self._has_interrupted |= reply.status == "interrupted"
+        writes.finish(connection, reply, error, resume_at=resume_at, if_unknown=spent_if_unknown)
         self._database.end_heartbeats(reply.id)
 
     @transaction(Commit.POWER_SAFE, on_failure=bool)  # not claimed
@@ -178,11 +176,7 @@ class Journal(JournalReads):
 
     @transaction(Commit.POWER_SAFE)
     def count_spending(
-        self,
-        connection: Connection,
-        replies: Sequence[Reply],
-        *,
-        if_unknown: SpendAmount | None = None,
+        self, connection: Connection, replies: Sequence[Reply], *, if_unknown: SpendAmount | None
     ) -> None:
         """Commit what requests have used whose entries another journal holds; see `finish`."""
         for reply in replies:
@@ -212,12 +206,13 @@ class Journal(JournalReads):
             where, values = reads.where_clause(connection, prefix)
             if prefix is None:  # chapters hold the names of notebooks and threads
                 connection.execute("DELETE FROM chapters")
-            # `secure_delete` overwrites the text in the file; the log still holds it until then.
+            # `secure_delete` overwrites the text in the file; the log still holds it until the
+            # checkpoint, which is due at once.
             self._database.checkpoint_at = 0.0
             return connection.execute(f"DELETE FROM entries {where}", values).rowcount  # noqa: S608 - constants
 
         deleted = await self._worker.run(work, level=Commit.POWER_SAFE, default=0)
-        # The checkpoint follows that transaction, and is over before another one begins.
+        # The checkpoint follows that transaction; an empty job after it waits until it is over.
         await self._worker.run(lambda _: None, default=None)
         return deleted
 
@@ -233,7 +228,7 @@ class Journal(JournalReads):
                 (at, connection.owner.id, at - park_interrupted_within),
             )
 
-        if self._was_interrupted:
+        if self._has_interrupted:
             self._worker.post(park_interrupted)
         self.close()
 
@@ -264,7 +259,7 @@ class Journal(JournalReads):
 
 
 def _update(connection: Connection, id_: str, changes: str, **values: object) -> None:
-    """Change columns of an entry, unless another kernel has claimed it."""
+    """Change columns of an entry, with named `values`, unless another kernel has claimed it."""
     ours = {"id": sqlite_text(id_), "owner": connection.owner.id}
     connection.execute(
         f"UPDATE entries SET {changes}, updated_at = :at WHERE id = :id AND owner = :owner",  # noqa: S608 - constants

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 
 from nbcodex.journal import writes
 from nbcodex.journal.codec import sqlite_text
@@ -22,7 +23,7 @@ KeyedRequest = tuple[Request, bytes]  # a request and its `equality_key`
 
 # In the file, `batch` is the map run of an entry, `part` is its batch job, `parts` are the batch
 # jobs, `asides` what is reserved of the budget, and `book` the entries with their owners' columns.
-# `sqlite_text` makes a text fit for SQLite, which holds no lone surrogates.
+# `salted` hashes an equality key with the file's `salt`: the file holds keys only as such hashes.
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +72,12 @@ class Maps:
     @blocking_transaction(on_failure=set)
     def answered_keys(self, connection: Connection, keys: Collection[bytes]) -> set[bytes]:
         """Return those of `keys` that have an answer."""
-        # The condition salts the key, like `_find_other_job`: the file holds salted keys only.
         query = f"SELECT 1 FROM entries WHERE {KEY_IS_ANSWERED}"  # noqa: S608 - a constant
         return {key for key in keys if connection.execute(query, (key,)).fetchone()}
 
     def find_id(self, prefix: str) -> str | None:
         """Return the id of the map that begins with `prefix`; EntryError if several do."""
-        return self._worker.call(lambda c: find_id(c, "batch", prefix), default=None)
+        return self._worker.call(partial(find_id, column="batch", prefix=prefix), default=None)
 
     @blocking_transaction(on_failure=list)
     def entries(self, connection: Connection, map_id: str) -> list[Entry]:

@@ -28,8 +28,8 @@ class Connection(sqlite3.Connection):
 
     owner: Owner
     clock: Clock
-    # Whether other owners are gone, by id: `is_gone` reads /proc, and many rows have one owner.
-    # Emptied for each transaction.
+    # What `is_gone` returned in this transaction, by the id of the owner: it reads /proc, and many
+    # rows have one owner.
     owner_is_gone: dict[int, bool]
 
 
@@ -51,14 +51,14 @@ class Owner:
         pid_namespace = ""
         with contextlib.suppress(OSError):
             pid_namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
-        process = read_process(os.getpid())
+        _, start_ticks = read_process(os.getpid()) or ("", 0)
         return cls(
             id=secrets.randbits(62),
             machine=socket.gethostname(),
             boot=boot_id(),
             pid_namespace=pid_namespace,
             pid=os.getpid(),
-            start_ticks=process[1] if process else 0,
+            start_ticks=start_ticks,
         )
 
 
@@ -134,9 +134,9 @@ def is_provably_dead(owner: Owner, *, observer: Owner) -> bool:
     """Return whether `owner` was a process of the observer's machine that has ended."""
     # Across machines, boots and pid namespaces, or where the platform does not name these, a pid
     # proves nothing: only the heartbeat counts.
-    scopes = [(each.machine, each.boot, each.pid_namespace) for each in (owner, observer)]
-    starts = owner.start_ticks, observer.start_ticks
-    if scopes[0] != scopes[1] or not all((*scopes[0][1:], *starts)):
+    scopes = {(each.machine, each.boot, each.pid_namespace) for each in (owner, observer)}
+    known = owner.boot, owner.pid_namespace, owner.start_ticks, observer.start_ticks
+    if len(scopes) > 1 or not all(known):
         return False
     if (process := read_process(owner.pid)) is None:
         return True

@@ -30,7 +30,8 @@ from nbcodex.models import (
     Usage,
 )
 
-# For an `equality_key`. SQLite uses the index `entries_answered` only if its condition is repeated.
+# For an `equality_key`; the file holds keys only as hashes, with a random salt that is its own.
+# SQLite uses the index `entries_answered` only if its condition is repeated.
 KEY_IS_ANSWERED = (
     "key = salted(?, (SELECT value FROM salt)) AND status = 'done' AND key IS NOT NULL"
 )
@@ -112,7 +113,7 @@ def find_answer(connection: Connection, key: bytes, *, reply_id: str) -> Reply |
 
 def find_entry(connection: Connection, prefix: str) -> Entry:
     """Return the one entry whose id is `prefix`, or begins with it; EntryError if none does."""
-    if (id_ := find_id(connection, "id", prefix)) is None:
+    if (id_ := find_id(connection, column="id", prefix=prefix)) is None:
         raise EntryNotFoundError(f"No entry of the journal begins with {prefix[:40]!r}.")
     rows = connection.execute("SELECT * FROM book WHERE id = ?", (id_,))
     if not (entries := entries_of(connection, rows)):
@@ -120,7 +121,7 @@ def find_entry(connection: Connection, prefix: str) -> Entry:
     return _with_turns(connection, entries[0])
 
 
-def find_id(connection: Connection, column: Literal["id", "batch"], prefix: str) -> str | None:
+def find_id(connection: Connection, *, column: Literal["id", "batch"], prefix: str) -> str | None:
     """Return the one id in `column` that is or begins with `prefix`; EntryError if several do."""
     if not (start := sqlite_text(prefix.strip())):
         return None
@@ -141,10 +142,10 @@ def find_id(connection: Connection, column: Literal["id", "batch"], prefix: str)
 
 
 def where_clause(connection: Connection, prefix: str | None) -> tuple[str, tuple[str, ...]]:
-    """Return a WHERE clause and its value: the map or entry of a prefix; an empty one for None."""
+    """Return a WHERE clause, for the map or entry of `prefix` or for all, and its parameters."""
     if prefix is None:
         return "", ()
-    if map_id := find_id(connection, "batch", prefix):
+    if map_id := find_id(connection, column="batch", prefix=prefix):
         return "WHERE batch = ?", (map_id,)
     return "WHERE id = ?", (find_entry(connection, prefix).id,)
 
@@ -221,9 +222,8 @@ def entries_of(connection: Connection, rows: Iterable[sqlite3.Row]) -> list[Entr
 
 
 def _with_turns(connection: Connection, entry: Entry) -> Entry:
-    request = entry.request
-    turns = resolve_turns(connection, request.turns)
-    return replace(entry, request=replace(request, turns=turns))
+    turns = resolve_turns(connection, entry.request.turns)
+    return replace(entry, request=replace(entry.request, turns=turns))
 
 
 def _entry(row: sqlite3.Row, *, abandoned: bool) -> Entry:

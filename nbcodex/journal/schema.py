@@ -11,6 +11,7 @@ import secrets
 import sqlite3
 from contextlib import closing
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from nbcodex.journal.owner import Connection
@@ -26,7 +27,7 @@ DAMAGED = "{path} is damaged. To begin a new journal, move it away."
 APPLICATION_ID, SCHEMA_VERSION = 0x6E626378, 6
 
 # Read at import: a journal falls back to memory where no further file can be opened.
-_SCHEMA = Path(__file__).with_name("schema.sql").read_text("utf-8").split(";\n")
+_SCHEMA_STATEMENTS = Path(__file__).with_name("schema.sql").read_text("utf-8").split(";\n")
 
 # Each change after a release is one more list of statements, the last of which sets `user_version`.
 MIGRATIONS: list[list[str]] = [
@@ -59,7 +60,7 @@ def open_file(folder: Path, *, lock_timeout: float) -> Connection:
     connection = _connect(str(path), timeout=lock_timeout)
     try:
         for step in (
-            partial(_set_journal_mode, connection, network=sqlite_files.is_on_network(folder)),
+            partial(_set_journal_mode, connection, on_network=sqlite_files.is_on_network(folder)),
             partial(_check_length, connection, path),
             partial(migrate, connection),
         ):
@@ -117,7 +118,8 @@ def may_have_unfinished(path: Path, notebook: str) -> bool:
 def _connect(target: str, *, timeout: float) -> Connection:
     connection = sqlite3.connect(target, timeout=timeout, isolation_level=None, factory=Connection)
     connection.row_factory = sqlite3.Row
-    # An SQL function, because a separate query for the salt costs more than the hash.
+    # Hashes a key with the file's salt, so that keys are useless outside of this file. An SQL
+    # function, because a separate query for the salt costs more than the hash.
     connection.create_function("salted", 2, _salted, deterministic=True)
     connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
     connection.execute("PRAGMA secure_delete = ON")  # `forget` overwrites with zeros
@@ -130,13 +132,13 @@ def _salted(key: bytes | None, salt: bytes) -> bytes | None:
     return None if key is None else hashlib.blake2b(key, key=salt[:64], digest_size=32).digest()
 
 
-def _set_journal_mode(connection: sqlite3.Connection, *, network: bool) -> None:
+def _set_journal_mode(connection: sqlite3.Connection, *, on_network: bool) -> None:
     # A write-ahead log needs memory that all processes share (https://sqlite.org/wal.html).
-    mode = "DELETE" if network else "WAL"
+    mode = "DELETE" if on_network else "WAL"
     try:
         connection.execute(f"PRAGMA journal_mode = {mode}").fetchone()
     except sqlite3.OperationalError as error:
-        if network or primary_code(error) not in _NO_SHARED_MEMORY_CODES:
+        if on_network or primary_code(error) not in _NO_SHARED_MEMORY_CODES:
             raise
         connection.execute("PRAGMA journal_mode = DELETE").fetchone()
 
@@ -160,11 +162,11 @@ def _pending_statements(connection: sqlite3.Connection) -> list[str]:
     """Return the statements that bring the file up to date."""
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     application = int(connection.execute("PRAGMA application_id").fetchone()[0])
-    tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    table_count = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    if not (version or application or table_count):  # a new file
+        return [*_SCHEMA_STATEMENTS, *chain.from_iterable(MIGRATIONS)]
     problem = ""
     if application != APPLICATION_ID:
-        if not (version or application or tables):
-            return [*_SCHEMA, *(statement for step in MIGRATIONS for statement in step)]
         problem = "The journal's file belongs to another program."
     elif version > SCHEMA_VERSION + len(MIGRATIONS):
         problem = "The journal was written by a newer nbcodex: update this one."
@@ -175,4 +177,4 @@ def _pending_statements(connection: sqlite3.Connection) -> list[str]:
         )
     if problem:
         raise UnusableFileError(problem, retry_in=math.inf)
-    return [statement for step in MIGRATIONS[version - SCHEMA_VERSION :] for statement in step]
+    return [*chain.from_iterable(MIGRATIONS[version - SCHEMA_VERSION :])]

@@ -32,9 +32,8 @@ class SpendAmount:
             return if_unknown
         # A server may state anything, so both terms and the sum are bounded.
         tokens = bounded_integer(usage.input_tokens) + bounded_integer(usage.output_tokens)
-        return cls(
-            tokens=bounded_integer(tokens), dollars=max(0.0, finite_or_none(reply.cost) or 0.0)
-        )
+        dollars = max(0.0, finite_or_none(reply.cost) or 0.0)
+        return cls(tokens=bounded_integer(tokens), dollars=dollars)
 
     def __add__(self, other: SpendAmount) -> SpendAmount:
         return SpendAmount(tokens=self.tokens + other.tokens, dollars=self.dollars + other.dollars)
@@ -114,9 +113,8 @@ def spend(connection: Connection, amount: SpendAmount, *, day: str) -> None:
 def spending_by_day(connection: Connection) -> dict[str, SpendAmount]:
     """Return what was spent on each day, by ISO date."""
     # Without the casts, the columns of a damaged file may hold text.
-    rows = connection.execute(
-        "SELECT day, CAST(tokens AS INTEGER), CAST(dollars AS REAL) FROM spending"
-    )
+    query = "SELECT day, CAST(tokens AS INTEGER), CAST(dollars AS REAL) FROM spending"
+    rows = connection.execute(query)
     return {str(day): SpendAmount(tokens=tokens, dollars=dollars) for day, tokens, dollars in rows}
 
 
@@ -153,6 +151,5 @@ def add_to_totals(connection: Connection, more: UsageTotals) -> None:
 def read_totals(connection: Connection) -> UsageTotals:
     """Return the totals of all time, which include deleted entries."""
     row = connection.execute("SELECT * FROM totals").fetchone()
-    tokens = {name: row[name] for name in _USAGE_COLUMNS}
-    usage = Usage(**tokens, estimated=row["estimated"] > 0)
+    usage = Usage(estimated=row["estimated"] > 0, **{name: row[name] for name in _USAGE_COLUMNS})
     return UsageTotals(usage=usage, **{name: row[name] for name in _TOTALS_COLUMNS})

@@ -47,7 +47,7 @@ CLOSE_TIMEOUT_S = 30.0
 
 
 class Commit(IntEnum):
-    """What a job's commit must survive; of several jobs in one transaction, the highest counts."""
+    """Levels: what a commit must survive; of several jobs in a transaction, the highest counts."""
 
     READ_ONLY = 0  # nothing is written to the database
     PROCESS_SAFE = 1  # survives the end of the process
@@ -55,17 +55,17 @@ class Commit(IntEnum):
     NO_TRANSACTION = 3  # runs outside of a transaction: the database's own maintenance
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
-    """A function to run on the worker thread, and a callback for its result or error."""
+    """A function to run on the worker thread, and its outcome, which the database sets."""
 
     work: Work[Any]
     level: Commit
-    default: Any  # the result if the database fails
-    resolve: Callable[[Any, Exception | None], None]
+    default: Any = None  # the result if the database fails
+    future: asyncio.Future[Any] | Future[Any] | None = None  # None if nothing waits for it
+    result: Any = None
+    error: Exception | None = None
 
-
-_Outcome = tuple[Any, Any, Exception | None]  # a future, its result, its error
 
 # Jobs in order; None stops the thread that reads this queue.
 JobQueue = queue.SimpleQueue[Job | None]
@@ -85,7 +85,6 @@ class SqliteWorker:
         self._thread: threading.Thread | None = None
         self._jobs: JobQueue = queue.SimpleQueue()
         self.fork_lock = threading.Lock()  # held by the thread while it is in SQLite
-        self._outcomes: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
 
     async def run(
         self, work: Work[ResultT], *, default: ResultT, level: Commit = Commit.READ_ONLY
@@ -95,27 +94,19 @@ class SqliteWorker:
         It runs even if the waiting task is cancelled, and before any job that is submitted later.
         Where the database fails, this returns `default`; only errors of this package are raised.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[ResultT] = loop.create_future()
-
-        def resolve(result: ResultT, error: Exception | None) -> None:
-            self._outcomes.setdefault(loop, []).append((future, result, error))
-
-        if not self._submit(Job(work, level, default, resolve)):
-            return default
-        return await future
+        future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
+        return await future if self._submit(Job(work, level, default, future)) else default
 
     def post(self, work: Work[None]) -> None:
         """Run `work` after the jobs before it; return at once."""
-        self._submit(Job(work, Commit.PROCESS_SAFE, None, lambda *_: None))
+        self._submit(Job(work, Commit.PROCESS_SAFE))
 
     def call(
         self, work: Work[ResultT], *, default: DefaultT, level: Commit = Commit.READ_ONLY
     ) -> ResultT | DefaultT:
         """Run `work` as `run` does, while the calling thread waits instead of an event loop."""
         future: Future[ResultT | DefaultT] = Future()
-        job = Job(work, level, default, lambda *outcome: _resolve([(future, *outcome)]))
-        return future.result() if self._submit(job) else default
+        return future.result() if self._submit(Job(work, level, default, future)) else default
 
     def close(self) -> None:
         """Finish the submitted jobs and close the connection; a later job opens it again."""
@@ -147,8 +138,8 @@ class SqliteWorker:
         return True
 
     def _serve(self, jobs: JobQueue) -> None:
-        timeout: float | None = None
-        not_before = ended_at = undelayed_until = 0.0
+        timeout: float | None = None  # seconds until the database needs maintenance
+        not_before = ended_at = undelayed_until = 0.0  # instants of `time.monotonic`
         while True:
             taken = take_jobs(jobs, timeout, not_before=not_before)
             began_at = time.monotonic()
@@ -160,11 +151,7 @@ class SqliteWorker:
             with self.fork_lock:
                 if runnable := [job for job in taken if job is not None]:
                     self._database.perform(runnable)
-                # Each loop gets the outcomes of its jobs with one wake-up for all of them.
-                outcomes, self._outcomes = self._outcomes, {}
-                for loop, of_loop in outcomes.items():
-                    with contextlib.suppress(RuntimeError):  # the loop may be closed by now
-                        loop.call_soon_threadsafe(_resolve, of_loop)
+                    _resolve_all(runnable)
                 if None in taken:
                     return self._database.disconnect()
                 timeout = self._database.maintain()
@@ -177,8 +164,8 @@ class SqliteWorker:
 def take_jobs(jobs: JobQueue, timeout: float | None, *, not_before: float) -> list[Job | None]:
     """Return the jobs in the queue; wait at most `timeout` seconds for the first.
 
-    A write waits for the instant `not_before` (of `time.monotonic`), so that more of them share a
-    transaction. If the first job is a read, it and the jobs behind it do not wait.
+    A write waits for the instant `not_before`, so that more of them share a transaction. If the
+    first job is a read, it and the jobs behind it do not wait.
     """
     taken: list[Job | None] = []
     with contextlib.suppress(queue.Empty):
@@ -191,15 +178,28 @@ def take_jobs(jobs: JobQueue, timeout: float | None, *, not_before: float) -> li
     return taken
 
 
-def _resolve(outcomes: list[_Outcome]) -> None:
-    """Resolve futures, asyncio's or `concurrent.futures`', unless they were cancelled meanwhile."""
-    for future, result, error in outcomes:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(result)
+def _resolve_all(jobs: list[Job]) -> None:
+    """Resolve the futures of jobs, each where it has to be done."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
+    for job in jobs:
+        if isinstance(job.future, asyncio.Future):
+            by_loop.setdefault(job.future.get_loop(), []).append(job)
         else:
-            future.set_exception(error)
+            _resolve([job])
+    # Each loop gets the outcomes of its jobs with one wake-up for all of them.
+    for loop, of_loop in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+            loop.call_soon_threadsafe(_resolve, of_loop)
+
+
+def _resolve(jobs: list[Job]) -> None:
+    for job in jobs:
+        if job.future is None or job.future.done():  # it may have been cancelled meanwhile
+            continue
+        if job.error is None:
+            job.future.set_result(job.result)
+        else:
+            job.future.set_exception(job.error)
 
 
 # Methods of a class with a `_worker`, before and after they are decorated.

@@ -31,9 +31,7 @@ def insert(
 ) -> None:
     """Insert a request as `pending`, or as `running` if an attempt is about to be sent."""
     id_, origin, owner = sqlite_text(request.id), request.origin, connection.owner.id
-    stored = request
-    if request.turns:
-        stored = replace(request, turns=compact_turns(connection, request.turns))
+    stored = replace(request, turns=compact_turns(connection, request.turns))
     values = {
         "id": id_,
         "status": "pending" if attempt is None else "running",
@@ -74,9 +72,9 @@ def finish(
     error: str | None,
     *,
     resume_at: float | None = None,
-    spent_if_unknown: SpendAmount | None = None,
+    if_unknown: SpendAmount | None = None,
 ) -> None:
-    """Store how a request ended and, as `error`, why; count its usage."""
+    """Store how a request ended and why (`error`); count its usage as `commit_spending` does."""
     # An answer is paid for, so it is stored even if another kernel has claimed the entry meanwhile,
     # unless that kernel has answered it. Only the new owner may store any other ending.
     # A resumed request that ends without text leaves the text that an earlier kernel has stored.
@@ -100,18 +98,15 @@ def finish(
     if reply.attempts and not (reply.simulated or reply.reused):
         # Counted once per ending, even if another kernel owns the entry by now: tokens were used.
         spending.add_to_totals(connection, spending.bounded_totals(reply))
-    commit_spending(connection, reply, if_unknown=spent_if_unknown)
+    commit_spending(connection, reply, if_unknown)
 
 
-def commit_spending(
-    connection: Connection, reply: Reply, *, if_unknown: SpendAmount | None
-) -> None:
+def commit_spending(connection: Connection, reply: Reply, if_unknown: SpendAmount | None) -> None:
     """Release what a request reserved; count its usage (if unknown, `if_unknown` or that)."""
     reserved = spending.release(connection, sqlite_text(reply.id))
     if reply.attempts and not (reply.simulated or reply.reused):
-        amount = SpendAmount.of_reply(
-            reply, if_unknown=reserved if if_unknown is None else if_unknown
-        )
+        assumed = reserved if if_unknown is None else if_unknown
+        amount = SpendAmount.of_reply(reply, if_unknown=assumed)
         today = date.fromtimestamp(connection.clock.wall()).isoformat()
         spending.spend(connection, amount, day=today)
 

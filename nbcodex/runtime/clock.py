@@ -39,10 +39,12 @@ class BootClock:
 
     async def wait(self, until: float, *, unless: asyncio.Event | None = None) -> bool:
         """Wait for the instant `until`; return True as soon as `unless` is set."""
-        while (remaining := until - self.now()) > 0:
-            if await sleep_unless(min(remaining, CLOCK_RECHECK_S), unless):
-                return True
-        return unless is not None and unless.is_set()
+        unless = unless or asyncio.Event()
+        while (remaining := until - self.now()) > 0 and not unless.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(remaining, CLOCK_RECHECK_S)):
+                    await unless.wait()
+        return unless.is_set()
 
 
 def boot_id() -> str:
@@ -51,15 +53,6 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
-
-
-async def sleep_unless(seconds: float, event: asyncio.Event | None = None) -> bool:
-    """Sleep on the running loop; return True as soon as `event` is set."""
-    event = event or asyncio.Event()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    return event.is_set()
 
 
 def format_duration(seconds: float) -> str:
@@ -74,7 +67,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_time(wall: float, *, now: float) -> str:
-    """Return the local time of an instant since the epoch, with the date if it is not today's."""
+    """Return an instant as local time, with the date if `now` is another day; both as `wall`."""
     then, today = time.localtime(wall), time.localtime(now)
     is_today = then[:3] == today[:3]  # year, month and day
     return time.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M", then)

@@ -51,21 +51,22 @@ def prepare_file(folder: Path, name: str) -> Path:
 
 def _restrict(path: Path, *, kind: str, mode: int) -> None:
     """Set the mode of `path`; raise UnsafePathError if others own it or can write to it."""
-    found = path.stat() if kind == "folder" else path.lstat()
-    if not (stat.S_ISDIR if kind == "folder" else stat.S_ISREG)(found.st_mode):
+    # A folder may be a symbolic link, which `stat` follows; a file may not.
+    file_stat = path.stat() if kind == "folder" else path.lstat()
+    if not (stat.S_ISDIR if kind == "folder" else stat.S_ISREG)(file_stat.st_mode):
         raise UnsafePathError(f"{path} is not a plain {kind}.")
-    check_owner(path, found, kind=kind)
-    if hasattr(os, "geteuid") and stat.S_IMODE(found.st_mode) & 0o077:
+    check_owner(path, file_stat, kind=kind)
+    if hasattr(os, "geteuid") and stat.S_IMODE(file_stat.st_mode) & 0o077:
         path.chmod(mode)
 
 
-def check_owner(path: Path, found: os.stat_result, *, kind: str) -> None:
+def check_owner(path: Path, file_stat: os.stat_result, *, kind: str) -> None:
     """Raise UnsafePathError if others own `path`, or can write to it if it is a folder."""
     if not hasattr(os, "geteuid"):
         return
-    if found.st_uid != os.geteuid():
+    if file_stat.st_uid != os.geteuid():
         raise UnsafePathError(f"The {kind} {path} belongs to another user.")
-    if kind == "folder" and found.st_mode & 0o022:
+    if kind == "folder" and file_stat.st_mode & 0o022:
         raise UnsafePathError(f"Others can write to the {kind} {path}: run chmod 700 on it.")
 
 

@@ -11,7 +11,7 @@ from nbcodex.journal.sqlite_worker import Commit, Job, JobQueue, take_jobs
 
 
 def job(level: Commit) -> Job:
-    return Job(lambda _: None, level, None, lambda *_: None)
+    return Job(lambda _: None, level)
 
 
 def test_jobs_that_arrive_before_the_next_commit_share_it(
