@@ -13,7 +13,6 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from nbcodex.errors import NbcodexError
 from nbcodex.journal import spending
@@ -87,7 +86,7 @@ class JournalDatabase:
             if self._clock.now() >= self._retry_at:
                 self._retry_at = self._clock.now() + FILE_RETRY_S
                 self._return_to_file()
-            results = self._transact(jobs)
+            self._transact(jobs)
         except Exception as error:  # requests continue without a journal
             self._heartbeat_at = 0.0  # the last heartbeat may have been rolled back
             if self._fall_back(error):
@@ -103,16 +102,14 @@ class JournalDatabase:
                     f"Something could not be written to the journal ({type(error).__name__})."
                 )
                 jobs[0].result = jobs[0].default
-        else:
-            for job, result in zip(jobs, results, strict=True):
-                job.result = result
 
-    def _transact(self, jobs: list[Job]) -> list[Any]:
+    def _transact(self, jobs: list[Job]) -> None:
         level = max(job.level for job in jobs)
         connection = self._connection or self._open()
         connection.owner_is_gone = {}  # looked up again in each transaction
         if level is Commit.NO_TRANSACTION:  # such a job is passed alone
-            return [job.work(connection) for job in jobs]
+            jobs[0].result = jobs[0].work(connection)
+            return
         is_safe = level is Commit.POWER_SAFE
         if is_safe and not self.is_fallback and self._found_inode() != self._inode:
             # SQLite would continue with a file that no other process can open any more.
@@ -126,7 +123,8 @@ class JournalDatabase:
         with connection:  # commits, or after an error rolls back
             # If a transaction that began as a read wrote, SQLite would not wait for a lock.
             connection.execute("BEGIN" if level is Commit.READ_ONLY else "BEGIN IMMEDIATE")
-            return [job.work(connection) for job in jobs]
+            for job in jobs:
+                job.result = job.work(connection)
 
     def _open(self) -> Connection:
         if self.folder is None:
@@ -214,17 +212,17 @@ class JournalDatabase:
             before = self._clock.wall() - RETENTION_S
             connection.execute("DELETE FROM chapters WHERE begun_at < ?", (before,))
             # `added_at` is indexed, and is hardly ever later than `updated_at`.
-            erased = connection.execute(
+            deleted = connection.execute(
                 """DELETE FROM entries WHERE seq IN (SELECT seq FROM entries WHERE
                 added_at < :before AND updated_at < :before ORDER BY added_at LIMIT :limit)""",
                 {"before": before, "limit": EXPIRED_PER_STEP},
             ).rowcount
-            self._is_expiring = erased == EXPIRED_PER_STEP
-            if erased and not self._is_expiring:
+            self._is_expiring = deleted == EXPIRED_PER_STEP
+            if deleted and not self._is_expiring:
                 self._checkpoint(connection)
 
     def _checkpoint(self, connection: Connection) -> None:
-        """Write the log back to the file and truncate it: it still holds erased text."""
+        """Write the log back to the file and truncate it: it still holds deleted text."""
         _set_lock_timeout(connection, SHORT_LOCK_TIMEOUT_S)
         try:
             blocked = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]

@@ -90,7 +90,7 @@ class EntryWriter:
             self._inserting = None
 
     def _insert_now(self, attempt: int | None = None) -> bool:
-        """Begin the insertion, with an `attempt` that follows; return False if it has begun."""
+        """Begin the insertion, with the `attempt` that follows it; return False if it has begun."""
         insert, self._insert = self._insert, None
         if self._insert_timer is not None:
             self._insert_timer.cancel()

@@ -58,17 +58,18 @@ class Spending:
 
 def read_spending(connection: Connection, *, today: str) -> Spending:
     """Return what is spent and reserved; `today` is an ISO date."""
-    spent_since = "SELECT total(tokens), total(dollars) FROM spending WHERE day >= ?"
+    spent_since = "FROM spending WHERE day >= ?"
     return Spending(
         budget=read_budget(connection),
         day=_total(connection, spent_since, today),
         month=_total(connection, spent_since, today[:8] + "01"),  # since the first of the month
-        reserved=_total(connection, "SELECT total(tokens), total(dollars) FROM asides"),
+        reserved=_total(connection, "FROM asides"),
     )
 
 
-def _total(connection: Connection, query: str, *parameters: str) -> SpendAmount:
+def _total(connection: Connection, from_clause: str, *parameters: str) -> SpendAmount:
     # SQLite's `total`, unlike `sum`, returns 0.0 for no rows and does not overflow.
+    query = f"SELECT total(tokens), total(dollars) {from_clause}"
     tokens, dollars = connection.execute(query, parameters).fetchone()
     return SpendAmount(tokens=int(tokens), dollars=dollars)
 
@@ -83,8 +84,7 @@ def reserve(connection: Connection, id_: str, amount: SpendAmount) -> None:
 
 def release(connection: Connection, id_: str) -> SpendAmount:
     """Release what is reserved for a request; return it."""
-    query = "SELECT total(tokens), total(dollars) FROM asides WHERE id = ?"
-    reserved = _total(connection, query, id_)
+    reserved = _total(connection, "FROM asides WHERE id = ?", id_)
     connection.execute("DELETE FROM asides WHERE id = ?", (id_,))
     return reserved
 
