@@ -106,7 +106,7 @@ class RequestState:
     # What is sent: another prompt than that of `request` while an answer is asked for once more.
     sent_request: Request = field(init=False)
     partial: PartialAnswer = field(default_factory=PartialAnswer)
-    answer: CompletedAnswer | None = None
+    answer: CompletedAnswer | None = None  # the last complete one
     attempts: int = 0
     queued: float = 0.0  # seconds in the queue for capacity, which use no patience
     unbilled_attempts: int = 0  # those that the server refused before any answer

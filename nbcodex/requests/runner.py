@@ -203,6 +203,7 @@ class RequestRunner:
         if resumption is None:
             endpoint = api_client.endpoint(request, settings)
         else:
+            # Also awaits an async `Settings.client`, because the check needs its server.
             endpoint = await api_client.await_endpoint(request, settings)
             check_server(request, endpoint)  # raises if the entry was written for another one
         state.base_url = endpoint.base_url
