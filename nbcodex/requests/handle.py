@@ -100,7 +100,7 @@ class EventQueue:
     def next_batch(self, timeout: float | None = None) -> tuple[Event, ...]:
         """Return the next batch of events, or an empty one after `timeout` seconds."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        interval_s = INTERRUPT_CHECK_INTERVAL_S or threading.TIMEOUT_MAX  # None: interrupts end waits
+        interval_s = INTERRUPT_CHECK_INTERVAL_S or threading.TIMEOUT_MAX  # None: needs no check
         while True:
             left = max(0.0, deadline - time.monotonic())
             try:

@@ -127,7 +127,7 @@ class RequestState:
 
     def __post_init__(self) -> None:
         self.sent_request = self.request
-        self.patience = Patience(self.request.patience)
+        self.patience = Patience(max_wait=self.request.patience)
         self.model = self.model or self.request.model
         self.started_at = self.last_activity_at = self.clock.now()
 
