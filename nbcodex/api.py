@@ -185,7 +185,7 @@ def _create_handle(prompt: str, options: RequestOptions) -> Handle:
     request = build_request(prompt, settings, options, origin=origin)
     if request.thread is not None:
         store = client.journal(settings).conversations
-        request, _ = client.conversations.join(request, store, settings, start_new=False)
+        request, _notes = client.conversations.join(request, store, settings, start_new=False)
     return client.create_handle(request, settings)
 
 

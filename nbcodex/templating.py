@@ -69,7 +69,7 @@ class Field(Generic[ExpressionT]):
         return format(_FORMATTER.convert_field(value, self.conversion or None), self.spec)
 
 
-# Returns the expression in a text, and whether all names in it exist; None if it is none.
+# Returns a text's expression, and whether all names in it exist; None if it is not an expression.
 Recogniser = Callable[[str], tuple[ExpressionT, bool] | None]
 
 

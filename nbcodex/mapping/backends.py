@@ -140,7 +140,7 @@ class Backend(ABC):
     def start_row(self, request: Request, entry: Entry | None = None) -> None:
         """Start the request of a row, or resume it if it has an entry in the journal."""
 
-    def send_pending(self) -> None:  # noqa: B027 - live rows are not collected
+    def send_collected(self) -> None:  # noqa: B027 - live rows are not collected
         """Send the rows that are collected, if any, because no more follow for the moment."""
 
     @abstractmethod
@@ -250,7 +250,7 @@ class BatchBackend(Backend):
         if len(self._collected) >= UPLOAD_CHUNK_ROWS:
             self._add_to_uploader()
 
-    def send_pending(self) -> None:
+    def send_collected(self) -> None:
         """Upload the rows that are collected, because no more follow for the moment."""
         if self._is_collecting:
             self._add_to_uploader()

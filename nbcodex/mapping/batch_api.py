@@ -21,8 +21,7 @@ from nbcodex.requests.runner import Services
 from nbcodex.settings import Settings
 
 ResultT = TypeVar("ResultT")
-# The provider's result for one row.
-RowResult = CompletedAnswer | NbcodexError
+RowResult = CompletedAnswer | NbcodexError  # the provider's result for one row
 
 # Time between two polls of a job, which grows by the factor. A day-long job is polled some 1,400
 # times; the end of a job of a minute is noticed within a quarter of a minute.

@@ -27,8 +27,7 @@ from nbcodex.requests.runner import Services
 from nbcodex.requests.structured_output import NOTE_DECLINED, parse_final_answer
 from nbcodex.settings import Settings
 
-# Endings that are committed in one transaction.
-COMMIT_CHUNK_ROWS = 250
+COMMIT_CHUNK_ROWS = 250  # endings that are committed in one transaction
 
 # Server, API, model and patience: what the rows of one batch job have in common.
 Destination = tuple[str, str, str, float]
@@ -102,7 +101,7 @@ class PendingRows:
         self.on_event(ending)
 
     def emit(self, ids: Iterable[str], cls: Callable[..., Event], **details: Any) -> None:
-        """Emit an event of the class `cls` for several rows."""
+        """Emit an event of the class `cls` for several rows; `details` are its other fields."""
         now = self.services.clock.now()
         for id_ in ids:
             self.on_event(cls(request_id=id_, at=now, **details))
@@ -120,7 +119,7 @@ class PendingRows:
         await asyncio.gather(*self._shielded, return_exceptions=True)
 
     def failed_ending(self, request: Request, error: NbcodexError, *, attempts: int = 0) -> Ending:
-        """Return the ending of a row that cost nothing; `attempts` counts if it is parked."""
+        """Return the ending of a row that cost nothing; a parked one has had `attempts`."""
         now = self.services.clock.now()
         if isinstance(error, errors.ParkedError):
             reply = Reply(id=request.id, status="parked", attempts=attempts)

@@ -21,8 +21,7 @@ from nbcodex.models import Reply
 from nbcodex.requests.options import type_has
 from nbcodex.templating import ITEM
 
-# The column that holds the key of each item of a dict.
-KEY_COLUMN = "key"
+KEY_COLUMN = "key"  # the column that holds the key of each item of a dict
 # Elements of a row that is a tuple or list, which `{0}`, `{1}`, … can name: more cost memory.
 MAX_POSITIONAL_COLUMNS = 50
 # The columns that a frame gets, in order: the type of each as polars names it, and what it
@@ -38,8 +37,7 @@ RESULT_COLUMNS: dict[str, tuple[str, Any]] = {
 }
 # A row's id, such as ``m3f2a9c1d-17``: the result columns of a map end with a column of ids.
 _ROW_ID = re.compile(r"m[0-9a-f]{8}-\d+")
-# Whole numbers up to here are exact in a float.
-_MAX_EXACT_INTEGER = 2**53
+_MAX_EXACT_INTEGER = 2**53  # whole numbers up to here are exact in a float
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,7 @@ from nbcodex.mapping.rows import PromptSource, RowKey, RowRequests, schema_field
 from nbcodex.models import Origin, Reply, Request, RequestOptions
 from nbcodex.openai_api.endpoints import check_server
 
-# A resume waits so long for the rows that were still active when Stop returned.
-INACTIVE_TIMEOUT_S = 5.0
+INACTIVE_TIMEOUT_S = 5.0  # a resume waits this long for rows that are still active after Stop
 # Rows whose requests are compared, to find out whether a frame holds the results of the same map.
 RERUN_SAMPLE_ROWS = 5
 
@@ -128,9 +127,7 @@ def resume_map(
     if any(entry.status in ACTIVE_STATUSES and not entry.abandoned for entry in entries.values()):
         raise NbcodexError(f"The map {map_id} is running in another kernel.", advice="Wait for it.")
     if any_server:
-        entries = {
-            id_: replace(e, request=e.request.with_server(None)) for id_, e in entries.items()
-        }
+        entries = {k: replace(e, request=e.request.with_server(None)) for k, e in entries.items()}
     if not cancel_jobs:  # `BatchUploader` cancels jobs at their own server only
         # Checked for all rows together, so that a map raises one error. The last row stands for
         # those that are not in the journal.

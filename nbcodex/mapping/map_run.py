@@ -31,14 +31,12 @@ from nbcodex.settings import Settings
 
 OnError = Literal["keep", "raise"]
 
-# Time between two calls of the listener `on_stats`.
-REPORT_INTERVAL_S = 0.25
+REPORT_INTERVAL_S = 0.25  # between two calls of the listener `on_stats`
 MAX_REPORTED_FAILURES = 5  # in `MapStats.failures`
 # The map ends after this many consecutive failures with one of _ALL_ROWS_ERRORS. A single such
 # failure may be due to its row: a function can give a row its own model.
 MAX_SHARED_FAILURES = 8
-# Failed rows of an iterator that are remembered, because it may be endless.
-MAX_ITERATOR_FAILURES = 1_000
+MAX_ITERATOR_FAILURES = 1_000  # failed rows that are remembered: an iterator may be endless
 # Stop must not take as long as storing a hundred thousand rows. Active rows have END_ACTIVE_S to
 # end, then rows are parked for PARK_REMAINING_S; only this process can resume the others.
 END_ACTIVE_S, PARK_REMAINING_S = 0.5, 1.0
@@ -93,13 +91,13 @@ class MapRun:
         self.inputs, self.backend, self.origin = inputs, backend, origin
         # Replies of an iterator are not kept, because it may be endless.
         self.id, self.keeps_replies = origin.map_id or "", inputs.total is not None
-        self.on_stats: MapListener = lambda _: None
+        self.on_stats: MapListener = lambda _stats: None  # shows the progress, if it is replaced
         # By the row's index, like the failures of rows without an answer.
         self.replies: dict[int, Reply] = {}
         self.failures: dict[int, RowFailure] = {}
         # Without `requests`, all rows come from the journal, and none is read from the data.
         self.requests, self._on_error = requests, on_error
-        self._all_rows_read, self._rows_read = requests is None, 0
+        self._all_rows_read, self._read_count = requests is None, 0
         self._unread_rows = self._read_rows()
         # Rows of an iterator whose replies are not returned yet, in order.
         self._unreturned: deque[RowState] = deque()
@@ -109,7 +107,7 @@ class MapRun:
 
     def _read_rows(self) -> Iterator[Row]:
         """Return the rows that have not been read yet."""
-        return itertools.islice(self.inputs.rows() if self.requests else (), self._rows_read, None)
+        return itertools.islice(self.inputs.rows() if self.requests else (), self._read_count, None)
 
     def _reset(self) -> None:
         """Prepare an execution of the map."""
@@ -158,15 +156,15 @@ class MapRun:
         if self._to_start:
             return self._to_start.popleft()
         if not self.keeps_replies and len(self._unreturned) >= self.backend.max_unreturned_rows:
-            self.backend.send_pending()
+            self.backend.send_collected()
             return None
         if (read := next(self._unread_rows, None)) is None:
             self._all_rows_read = True
-            self.backend.send_pending()
+            self.backend.send_collected()
             return None
         row = self._unanswered[read.index] = RowState(read.index, read.label, data=read)
         # Counted only after the row is kept: after an interrupt before this, it is read again.
-        self._rows_read = read.index + 1
+        self._read_count = read.index + 1
         if not self.keeps_replies:
             self._unreturned.append(row)
         return row
@@ -184,13 +182,12 @@ class MapRun:
         # Rows in a batch job do not follow each other: the provider is answering them already.
         if request.reuse and (row.entry is None or row.entry.batch_job is None):
             # Without the settings' base URL, which all rows share: rows differ in `api_base` only.
-            row.equality_key = row.equality_key or equality_key(
-                request, base_url=request.api_base or ""
-            )
-            if row.equality_key in self._leader_keys and not row.has_stored_answer:
-                self._followers.setdefault(row.equality_key, deque()).append(row)
+            key = row.equality_key or equality_key(request, base_url=request.api_base or "")
+            row.equality_key = key
+            if key in self._leader_keys and not row.has_stored_answer:
+                self._followers.setdefault(key, deque()).append(row)
                 return False
-            self._leader_keys.add(row.equality_key)
+            self._leader_keys.add(key)
         self._active[request.id] = row
         self.backend.start_row(request, row.entry)
         return True

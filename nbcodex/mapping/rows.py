@@ -88,7 +88,7 @@ class RowRequests:
 
     def label(self, row: Row) -> Hashable:
         """Return the name of a row: its row key, else its index, key or position."""
-        key = self._row_key(row)
+        key = self._row_key_of(row)
         return row.label if key is None else key
 
     def request(self, row: Row) -> Request:
@@ -117,7 +117,7 @@ class RowRequests:
             )
         origin = replace(self.origin, row_index=row.index)
         request = build_request(prompt, self.settings, options, origin=origin)
-        key = self._row_key(row)
+        key = self._row_key_of(row)
         row_key = None if key is None else str(key)
         # The id is derived, not random, so that a resume finds the row's entry by it.
         return replace(request, id=f"{origin.map_id}-{row.index}", row=row_key)
@@ -129,11 +129,11 @@ class RowRequests:
         if self.template is None or callable(self.row_key) or not self.options.reuse:
             return None
         try:
-            return hash((self.template.fill(row.values), str(self._row_key(row))))
+            return hash((self.template.fill(row.values), str(self._row_key_of(row))))
         except NbcodexError:
             return None
 
-    def _row_key(self, row: Row) -> Hashable | None:
+    def _row_key_of(self, row: Row) -> Hashable | None:
         if self.row_key is None:
             return None
         if isinstance(self.row_key, str):

@@ -91,8 +91,8 @@ def resume_one(
     if run is None:
         return False
     _run(session, run)
-    if unknown_rows := describe_unstored_rows(run):
-        print(f"{run.id}: {unknown_rows}")
+    if unstored_rows := describe_unstored_rows(run):
+        print(f"{run.id}: {unstored_rows}")
     if not run.origin.variable:
         print(f"nbcodex.map.recent[{run.id!r}].result holds the result.")
     return True

@@ -47,7 +47,7 @@ class ManualBackend:
         self.started.append(request.id)
         self.requests[request.id] = request
 
-    def send_pending(self) -> None:
+    def send_collected(self) -> None:
         self.flushed = True
 
     def end_active(self, action: Any, /) -> None: ...
