@@ -58,7 +58,7 @@ class BatchUploader:
         self._map_id = ""
         # Held by the task that inserts rows; other such tasks wait in order, `flush` behind them.
         self._inserting = asyncio.Lock()
-        # Rows to be uploaded; by a job's tag, rows that are in it, or equal to a row in it.
+        # Rows to be uploaded; by a job's tag, our name for it, rows in it or equal to a row in it.
         self._ready: dict[Destination, deque[PendingRow]] = {}
         self._waiting: dict[str, list[PendingRow]] = {}
         # Jobs at the provider by tag, None while one is being claimed; tags of jobs that are done.
@@ -171,6 +171,7 @@ class BatchUploader:
         await self._pending.finish(ended)
 
     def _start_tasks(self) -> None:
+        """Resume the jobs that rows wait for, and upload the rows that are ready."""
         for tag in self._waiting:
             if tag not in self._uploaded_jobs:
                 self._uploaded_jobs[tag] = None
