@@ -240,6 +240,15 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
     error_type = _one_line(_first_value(details, "type", "error_type", "status"), clean)[:100]
     # Gateways write the upstream status into `code` (OpenRouter: a number, Azure: a string).
     as_status = int(code) if len(code) == 3 and code.isascii() and code.isdigit() else None
+    text = _first_value(details, *dialects.WORDS["message_members"])
+    # A relay can put the provider's whole error into its message, as JSON after its own words.
+    if isinstance(text, str) and (start := text.find("{")) >= 0:
+        with contextlib.suppress(ValueError, RecursionError):
+            inner_payload, _ = json.JSONDecoder().raw_decode(text[:MAX_ERROR_BODY_CHARS], start)
+            inner = _describe(inner_payload, clean, status=status)
+            if inner.message and (start == 0 or "error" in inner_payload):
+                words = _one_line(text[:start], clean)
+                return replace(inner, message=f"{words} {inner.message}".lstrip())
     google_details = rate_limits.dicts_in(details.get("details"))
     metadata = details.get("metadata")
     parts = rate_limits.dicts_in([*google_details, details, metadata, payload])
@@ -248,7 +257,7 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
         status=as_status if status is None else status,
         code=code,
         error_type=error_type,
-        message=_one_line(_first_value(details, *dialects.WORDS["message_members"]), clean),
+        message=_one_line(text, clean),
         # LiteLLM writes "None" for a parameter that it does not know.
         param=_one_line(details.get("param"), clean)[:100].removeprefix("None"),
         limit=rate_limits.limit_in_google_details(google_details),
@@ -349,11 +358,15 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     )
     is_limit_error = status == 429 or info.has_code("limit_codes")
     is_limit_error |= status in {None, 400, 403} and info.has_phrase("limit_phrases")
-    # Gemini's per-minute limits are also "exceeded your current quota": waiting helps if a wait or
-    # a limit is stated.
+    # Limits per minute are refused in the same words (Gemini) or with the same codes (DashScope):
+    # waiting helps if the message states so.
     is_quota = is_limit_error and info.has_phrase("quota_phrases") and not (wait or limit.limit)
     is_quota |= (status or 400) < 500 and info.has_phrase("credit_phrases")
-    if info.has_code("quota_codes") or status == 402 or is_quota:
+    is_passing = info.has_phrase("passing_phrases") or bool(
+        rate_limits.wait_in_message(info.message, wall_time=wall_time)
+    )
+    is_quota |= info.has_code("quota_codes")
+    if status == 402 or (is_quota and not (status == 429 and is_passing)):
         return _quota_error(info, wall_time)
     excess = limit.requested - limit.limit if limit.limit and limit.requested else 0.0
     # A 5xx page can talk about a context window that has nothing to do with the request.

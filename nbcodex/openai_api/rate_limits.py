@@ -23,6 +23,7 @@ Headers = Mapping[str, str]  # lower-case names; httpx2's headers, which ignore 
 
 MAX_LIMIT = 1e15  # larger values are treated as "no limit stated"
 MAX_SEARCHED_CHARS = 4000  # of an error message
+MAX_WAIT_S = 366 * DAY  # for absurd values: GitHub states waits of weeks
 _MAX_VALUE_CHARS = 64  # of a header
 
 # Go's time.Duration.String() ("6m0s", "17ms", "8m51.438s"), and words ("1 minute and 20 seconds").
@@ -37,10 +38,16 @@ _WAIT = re.compile(
     rf"({_DURATION}|(?:an?|one) (?:minute|hour)\b|{_H_MM_SS}(?! ?[a-z])|{_PLAIN_NUMBER})",
     re.IGNORECASE,
 )
+# "Sep 9th, 2026 3:07 PM", "9 September 2026 at 15:07 UTC", "2026-09-09 at 00:00 UTC".
+_TIME = r"\d{1,2}:\d\d(?::\d\d)?(?: ?[AP]M\b)?(?: (?:UTC|GMT)\b)?"
+_DATE = r"(?:(?:[a-z]{3,9} \d{1,2}|\d{1,2} [a-z]{3,9})[\w, ]{0,12}?|\d{4}-\d\d-\d\d at) " + _TIME
 _RESETS_AT = re.compile(
-    r"\b(?:(?P<utc>resets|again|retry)|your limit will reset) (?:at|after):? ([\dT:. +Z-]{10,40})",
+    rf"\b(?:(?P<utc>{'|'.join(WORDS['reset_phrases'])})|your limit will reset) (?:at|after|on):? "
+    rf"({_DATE}|[\dT:. +Z-]{{10,40}})",
     re.IGNORECASE,
 )
+_TIME_12_H = re.compile(r"\b(\d{1,2})(:[\d:]{2,5}) ?([ap])m\b", re.IGNORECASE)
+_DATE_FILLING = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b|\bat ", re.IGNORECASE)
 _GLM_UTC_OFFSET_S = 8 * 3600.0  # of the dates in GLM's "Your limit will reset at ..."
 
 _COUNTED_WORD = re.compile(r"\b(\d{0,6})-?([a-z]+)\b")  # "5-minute" in a header's name
@@ -73,20 +80,21 @@ def parse_duration(text: str | None) -> float | None:
 
 
 def clamp_wait(seconds: float | None) -> float | None:
-    """Return a usable wait: above zero and at most a day; else None."""
-    # None lets the backoff decide: to retry at once would flood the server. A day stands for all
-    # longer waits.
+    """Return a usable wait: above zero and at most `MAX_WAIT_S`; else None."""
+    # None lets the backoff decide: to retry at once would flood the server.
     if seconds is None or not math.isfinite(seconds) or seconds <= 0:
         return None
-    return min(seconds, DAY)
+    return min(seconds, MAX_WAIT_S)
 
 
 def _parse_date(text: str | None) -> float | None:
     if not text or len(text) > _MAX_VALUE_CHARS:
         return None
-    for parse in (parsedate_to_datetime, datetime.fromisoformat):
+    text = _DATE_FILLING.sub("", text.strip())
+    text = _TIME_12_H.sub(lambda t: f"{int(t[1]) % 12 + 12 * (t[3] in 'pP'):02}{t[2]}", text)
+    for parse, utc in ((parsedate_to_datetime, " GMT"), (datetime.fromisoformat, "Z")):
         try:
-            moment = parse(text.strip().replace(" UTC", "Z"))
+            moment = parse(text.replace(" UTC", utc))
             return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
         except (ValueError, TypeError, OverflowError, OSError, IndexError):
             continue

@@ -29,7 +29,7 @@ LEASE_S = 5.0  # a process that has not renewed its lease for so long counts as 
 # that much longer, but the first request of another process is sent 0.1 to 0.4 s sooner.
 IDLE_RESERVE_REQUESTS = 4
 MAX_AHEAD_S = 60.0  # no instant but the end of a cooldown lies further in the future
-MAX_COOLDOWN_S = 2 * DAY  # waits that servers state are cut to about one day
+MAX_COOLDOWN_S = 367 * DAY  # waits that servers state are cut to 366 days
 MIN_ANSWERS_SHOWN = 50  # the share of output that answers use is shown after so many
 NEVER_DUE = -1e18  # `ProcessShare.due_at` of a process without waiting requests
 _new_id = partial(secrets.randbits, 53)  # exact in a JSON number
@@ -83,7 +83,7 @@ class SharedModel:
 
     def is_plausible(self, now: float) -> bool:
         """Return whether the numbers can be ours; another program may have written them."""
-        # A cooldown of months, for example, would stop all processes. An instant in the future was
+        # A cooldown of years, for example, would stop all processes. An instant in the future was
         # stored before the machine was rebooted.
         model, shares = self.model, self.processes.values()
         buckets = (*model.tokens.buckets, model.requests, *(e.bucket for e in model.undeclared))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from nbcodex import errors
 from nbcodex.errors import MAX_MESSAGE_CHARS, NbcodexError, TransientError
-from nbcodex.models import DAY
 from nbcodex.openai_api import api_errors
+from nbcodex.openai_api.rate_limits import MAX_WAIT_S
 
 WALL = 1_800_000_000.0
 TPM = (
@@ -248,4 +248,4 @@ def test_any_status_and_body_become_an_error_with_a_valid_wait(
     ):
         assert isinstance(error, NbcodexError)
         wait = getattr(error, "wait", None)
-        assert wait is None or 0 <= wait <= DAY
+        assert wait is None or 0 <= wait <= MAX_WAIT_S

@@ -12,8 +12,8 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 
 from nbcodex.errors import MAX_MESSAGE_CHARS, NbcodexError
-from nbcodex.models import DAY
 from nbcodex.openai_api.answers import CompletedAnswer
+from nbcodex.openai_api.rate_limits import MAX_WAIT_S
 from tests.openai_api.scripted import Script, Server, chunk, completed, delta, play, settings
 
 WORDS = [
@@ -76,7 +76,7 @@ def test_any_response_is_an_answer_or_one_of_our_errors(
         outcome.text.encode()
         return
     wait = getattr(outcome, "wait", None)
-    assert wait is None or 0 <= wait <= DAY
+    assert wait is None or 0 <= wait <= MAX_WAIT_S
     assert len(outcome.message) <= MAX_MESSAGE_CHARS
     assert outcome.message.isprintable()
 

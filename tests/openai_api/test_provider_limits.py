@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nbcodex.errors import NbcodexError
+from nbcodex.errors import LimitError, NbcodexError
 from nbcodex.models import DAY, LimitReading
 from nbcodex.openai_api import api_errors, rate_limits
 from nbcodex.openai_api.api_errors import AnswerFailedError
@@ -32,6 +32,11 @@ BUSY = {"error": {"message": "Too many requests"}}
 
 def error_of(body: Any, status: int = 429, headers: dict[str, str] | None = None) -> NbcodexError:
     return api_errors.from_status(status, headers or {}, json.dumps(body), wall_time=WALL)
+
+
+def quota(message: str) -> dict[str, Any]:
+    kind = "insufficient_quota"
+    return {"error": {"message": message, "type": kind, "code": kind, "param": None}}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +84,12 @@ def test_wait_in_a_message_is_read(message: str) -> None:
         ("Try again after 2026-09-21T14:14:02Z", 42.0),
         ("Retry after 2026-09-21 14:14:02 UTC", 42.0),
         ("Retry after 2026-09-21", None),
+        # GitHub Copilot, ChatGPT's plans, Anthropic; without a zone, it is read as UTC.
+        ("Please wait for your limit to reset on September 23, 2026 at 2:13 AM", 36 * HOUR - 20),
+        ("Usage limit reached, try again at Sep 23rd, 2026 2:13 PM.", 48 * HOUR - 20),
+        ("It resets on 22 Sep 2026 at 12:13 AM UTC, or sooner", 10 * HOUR - 20),
+        ("You will regain access on 2026-10-21 at 14:13 UTC.", 30 * DAY - 20),
+        ("Try again at September 41, 2026 99:13 PM", None),
     ],
 )
 def test_other_waits_in_messages(message: str, wait: float | None) -> None:
@@ -170,6 +181,26 @@ def test_long_window_without_a_stated_wait_is_not_asked_again_soon(body: Any) ->
         (429, {"error": {"message": "Budget!", "type": "budget_exceeded"}}, "QuotaError"),
         (400, [{"error": {"message": "API key not valid.", "code": 400}}], "CredentialsError"),
         (400, {"error": {"message": "API key expired. Please renew."}}, "CredentialsError"),
+        # The codes and the words of missing credit, but waiting helps.
+        (
+            429,
+            quota("Exceeded your current quota: x.com/error-code#token-limit"),
+            "LimitError",
+        ),
+        (429, quota("Allocated quota exceeded, please increase your limit."), "LimitError"),
+        (429, quota("You exceeded your current quota. Please retry in 58 hours."), "LimitError"),
+        (429, quota("You exceeded your current quota, check your plan."), "QuotaError"),
+        (
+            400,
+            {
+                "error": {
+                    "type": "invalid_request_error",
+                    "message": "You have reached your specified API usage limits. You will regain "
+                    "access on 2026-10-01 at 00:00 UTC.",
+                }
+            },
+            "LimitError",
+        ),
         (403, {"error": {"code": "AccountOverdueError", "message": "no"}}, "QuotaError"),
         (
             403,
@@ -225,6 +256,26 @@ def test_error_of_minimax_is_read_from_a_stream_and_in_one_piece(api: str, strea
 def test_x_should_retry_false_ends_the_retries() -> None:
     headers = {"x-should-retry": "false"}
     assert type(error_of({"error": {"message": "no"}}, 500, headers)).__name__ == "RequestError"
+
+
+@pytest.mark.parametrize(
+    ("words", "indent"), [("", 2), ("litellm.RateLimitError: VertexAIException - ", None)]
+)
+def test_error_as_json_in_a_message_is_read_as_if_it_came_alone(words: str, indent: int) -> None:
+    details = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "36s"}]
+    said = "You exceeded your current quota, please check your plan."
+    inner = {"error": {"code": 429, "message": said, "details": details}}
+    message = words + json.dumps(inner, indent=indent) + "\n"
+    error = error_of({"error": {"message": message, "code": 429, "status": "Too Many Requests"}})
+    assert isinstance(error, LimitError)
+    assert error.wait == 36.0
+    assert error.message.endswith(f": {words}{said}")
+
+
+def test_json_in_a_message_that_is_no_error_is_left_as_it_is() -> None:
+    message = 'The schema {"type": "object", "text": "x"} is not valid.'
+    error = error_of({"error": {"message": message}}, status=400)
+    assert message in error.message
 
 
 def test_credit_for_less_output_advises_less_output() -> None:
