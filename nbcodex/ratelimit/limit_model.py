@@ -184,7 +184,7 @@ class LimitModel:
     def slow_down_rate_at(self, now: float) -> float:
         """Return the tokens per second allowed after the error `slow_down`, else infinity."""
         periods = max(0.0, now - self.slowed_down_at) / RAMP_PERIOD_S
-        return self.slow_down_rate * math.pow(RAMP_FACTOR, min(30.0, periods))
+        return self.slow_down_rate * math.pow(RAMP_FACTOR, min(30.0, periods))  # no overflow
 
     def admission_charge(self, need: Need) -> float:
         """Return the tokens that the server charges when it admits a request."""
@@ -344,8 +344,8 @@ class LimitModel:
         if not declared.is_known:
             is_undeclared = seconds > MINUTE
         else:
-            ratio = seconds * declared.rate / declared.limit
-            is_declared = declared.has_limit(limit.limit) and 0.5 < ratio < 2
+            window_ratio = seconds * declared.rate / declared.limit
+            is_declared = declared.has_limit(limit.limit) and 0.5 < window_ratio < 2
             is_undeclared = not (is_declared or self.is_headerless)
         if is_undeclared:
             self.undeclared.learn(limit, permit.sequence_number, refusal.cooldown_until, now)

@@ -146,7 +146,7 @@ class RateLimiter:
         # Another store may be assigned: a request in flight is added to it when the request ends.
         self.store = store or MemoryStore()
         self._process_id = process_id  # names this process in the store
-        self._queues: defaultdict[str, WaitQueue] = defaultdict(WaitQueue)
+        self._queues: defaultdict[str, WaitQueue] = defaultdict(WaitQueue)  # by limits id
         self._arrivals = itertools.count()
 
     def enqueue(self, limits_id: str, need: Need, wake: Callable[[], None]) -> QueueEntry:

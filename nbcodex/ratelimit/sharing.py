@@ -65,7 +65,7 @@ class SharedModel:
     """A limit model and its processes. Stores keep the fields in this order."""
 
     model: LimitModel = field(default_factory=LimitModel)
-    processes: dict[str, ProcessShare] = field(default_factory=dict)  # by id, as in `process`
+    processes: dict[str, ProcessShare] = field(default_factory=dict)  # by id: `process` below
     model_id: int = field(default_factory=_new_id)  # differs from that of a model that was lost
     # The greatest `served_tokens` at which a request was sent: one that was idle begins there.
     virtual_time: float = 0.0

@@ -106,7 +106,7 @@ class ParallelLimit:
         """Return how many requests may be in flight: the limit, and on trial 1, 3, 7, … more."""
         if self.limit is None:
             return math.inf
-        return self.limit + math.pow(2, int(min(30.0, self._intervals(now)))) - 1
+        return self.limit + math.pow(2, int(min(30.0, self._intervals(now)))) - 1  # no overflow
 
     def next_increase_at(self, now: float) -> float:
         """Return when `allowed_at` will be larger than at `now`."""

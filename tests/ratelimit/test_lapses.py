@@ -1,4 +1,4 @@
-"""How permits end whose model, store or holder was lost meanwhile."""
+"""How permits end whose model, store or process was lost meanwhile."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_refusal_of_a_permit_from_a_lost_model_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("witness", ["me", "another"])
-def test_answer_to_a_holder_counted_as_dead_is_still_learned_from(witness: str) -> None:
+def test_answer_to_a_process_counted_as_dead_is_still_learned_from(witness: str) -> None:
     """Its lease ran out, but the model is the same."""
     store = MemoryStore()
     limiter = RateLimiter(store, process_id="me")
@@ -99,7 +99,7 @@ def test_operation_that_a_store_repeats_counts_once() -> None:
     assert ends[0] == ends[1]
 
 
-def test_cooldown_lasts_as_long_for_other_holders() -> None:
+def test_cooldown_lasts_as_long_for_other_processes() -> None:
     """An apparent debt is projected from the cooldown's end, not added to it."""
     store = MemoryStore()
     refused, other = RateLimiter(store, process_id="me"), RateLimiter(store, process_id="another")

@@ -1,4 +1,4 @@
-"""What is learned from answers, headers and refusals, and how holders share it."""
+"""What is learned from answers, headers and refusals, and how processes share it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_refusal_despite_enough_tokens_shows_a_hidden_window() -> None:
     assert model.tokens.bucket.hidden_floor == 550
 
 
-def test_idle_holder_accumulates_no_claim() -> None:
+def test_idle_process_accumulates_no_claim() -> None:
     """It is served like the others from then on, not before them."""
     shared = SharedModel()
     for second in range(20):

@@ -40,7 +40,7 @@ class MinuteStats(NamedTuple):
     """One minute of the plot."""
 
     tokens: int = 0
-    limit_hits: int = 0
+    limit_hits: int = 0  # attempts that a limit refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,7 +45,7 @@ MIN_LOCAL_S = LEASE_S + 1.0
 FIRST_CHECK_INTERVAL_S, MAX_CHECK_INTERVAL_S = 0.05, 5.0
 NOTICE_INTERVAL_S = 60.0  # a loss of Redis is reported at most once in this time
 
-# Machines have no secret in common, so names are hashed by a slow function instead (`key_of`).
+# Machines have no secret in common, so limits ids are hashed by a slow function (`key_of`) instead.
 COMMON_SALT = b"nbcodex, shared by hosts"
 _KEY_SALT = b"nbcodex, a bucket's name in Redis"
 _FORM_ID = "9de2eb31"  # of the stored form: versions with another one use other keys
@@ -106,8 +106,8 @@ class UnreachableError(StoreError):
 
 @cache
 def key_of(name: str) -> str:
-    """Return the key of a model, the same on all machines, with its cluster tag in braces."""
-    # A slow hash, so that a weak API key behind the name cannot be guessed cheaply.
+    """Return the key of a model, the same on all machines, with Redis Cluster's tag in braces."""
+    # A slow hash, so that a weak API key behind the limits id cannot be guessed cheaply.
     tag = hashlib.scrypt(name.encode(), salt=_KEY_SALT, n=2**14, r=8, p=1, dklen=16).hex()
     return f"nbcodex:{{{tag}}}:{_FORM_ID}"
 
@@ -287,7 +287,7 @@ def _client(url: Secret) -> Any:
     try:
         options: dict[str, Any] = parse_url(url.reveal())  # type: ignore[no-untyped-call]
         options |= {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
-        # A retry inside redis-py would commit an operation twice. (No `driver_info`: no `CLIENT`.)
+        # A retry inside redis-py would commit an operation twice. None saves `CLIENT SETINFO`.
         options |= {"protocol": 2, "driver_info": None, "retry": Retry(NoBackoff(), retries=0)}
         pool = ConnectionPool(**options)
         pool.connection_class(**pool.connection_kwargs)  # raises if an option is wrong
