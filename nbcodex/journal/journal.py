@@ -167,7 +167,7 @@ class Journal(JournalReads):
         """
         # `allowed` is called in a write transaction, so one kernel decides at a time.
         spending.release_for_dead_kernels(connection)
-        spending.release(connection, sqlite_text(id_))
+        spending.release(connection, sqlite_text(id_))  # of an earlier run of the request
         before = spending.read_spending(connection, today=today)
         if allowed(before):
             spending.reserve(connection, sqlite_text(id_), amount)
