@@ -151,17 +151,17 @@ class CellOutput:
             self._is_prepared = True
             self._call_view(self._view.prepare)
 
-    def close(self, take_note: Callable[[], str] = lambda: "") -> None:
+    def close(self, take_notice: Callable[[], str] = lambda: "") -> None:
         """End the view, and leave the answer, or the part of it that has arrived.
 
-        If anything is left, `take_note` is called, and its text is added to the line of figures.
+        If anything is left, `take_notice` is called, and its text is added to the line of figures.
         """
         reply = self._state.reply
         if reply is None or not self._is_open:
             self._view.discard()  # it gets no answer, or was prepared and never shown
             if reply is None or self._options.only_if_waiting or not (reply or reply.text):
                 return
-        bundle, *others = self.final_bundles(reply, take_note())
+        bundle, *others = self.final_bundles(reply, take_notice())
         try:
             self._view.close(bundle)
         except Exception:
