@@ -130,11 +130,12 @@ class ItemsInput(InputData):
         """Return the items in order; those of a mapping have their keys as column ``key``."""
         for index, item in enumerate(self._items):
             if self._keys is None:
-                yield Row(index, index, item, _columns_of(item))
+                yield Row(index, label=index, item=item, values=_columns_of(item))
             else:
                 key = self._keys[index]
                 # If the item has a column `key` itself, `{key}` means that one.
-                yield Row(index, key, item, {KEY_COLUMN: key, **_columns_of(item)})
+                values = {KEY_COLUMN: key, **_columns_of(item)}
+                yield Row(index, label=key, item=item, values=values)
 
     def with_replies(self, replies: Sequence[Reply]) -> Any:
         """Return the replies in order, or by key."""
@@ -210,8 +211,8 @@ class FrameInput(InputData):
         columns = dict(zip(self._names, values, strict=True))
         # A series has one value per row, which `{}` and `{item}` stand for, as in a list.
         if self._is_series:
-            return Row(index, label, values[0], {ITEM: values[0], **columns})
-        return Row(index, label, columns, columns)
+            return Row(index, label, item=values[0], values={ITEM: values[0], **columns})
+        return Row(index, label, item=columns, values=columns)
 
     def _result_columns(self, replies: Sequence[Reply]) -> dict[str, tuple[str, list[Any]]]:
         """Return polars' type and the values by column; "" where the values determine the type."""
@@ -326,7 +327,7 @@ class PolarsInput(FrameInput):
     def rows(self) -> Iterator[Row]:
         """Return the rows, each labelled by its position."""
         for index, values in enumerate(self._frame.iter_rows()):
-            yield self._row(index, index, values)
+            yield self._row(index, label=index, values=values)
 
     def with_replies(self, replies: Sequence[Reply]) -> Any:
         """Return the frame with the result columns."""
