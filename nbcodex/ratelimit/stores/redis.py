@@ -163,9 +163,9 @@ class RedisStore(Store):
         self._client = _client(url)
         self._script = self._client.register_script(_SCRIPT)
         self._offset = ClockOffset()
-        self._id = secrets.token_hex(8)
+        self._id = secrets.token_hex(8)  # names this store in its claims
         self._is_steady = True  # no clock has jumped since the last reply
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, _State] = {}  # by key, as they were last read or committed
         # By key, an operation whose reply was lost, with the version that Redis may have committed,
         # and the result.
         self._unconfirmed: dict[str, tuple[Callable[[SharedModel], Any], bytes, Any]] = {}
@@ -193,7 +193,7 @@ class RedisStore(Store):
             claims = tries > TRIES_BEFORE_CLAIM
             reply = self._run(key, state.version, version, text, claims=claims)
             del self._unconfirmed[key]
-            if reply[0] == 1:
+            if reply[0] == 1:  # it is committed
                 break
             if time.monotonic() > give_up_at:
                 raise UnreachableError("Redis is too busy.")
