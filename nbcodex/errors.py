@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nbcodex.models import Limit, LimitSnapshot, Reply
+    from nbcodex.models import Limit, LimitSnapshot, Reply, Usage
 
 MAX_ERROR_LINES, ERROR_WIDTH_CHARS = 6, 84
 MAX_MESSAGE_CHARS = 400
@@ -101,6 +101,8 @@ class NbcodexError(_ErrorBase, Exception):
     snapshot: LimitSnapshot | None = None
     # Whether the simulator refused, which costs nothing and concerns no real limit.
     simulated: bool = False
+    # What the failed attempt has used, as far as the server states it.
+    usage: Usage | None = None
     # Whether the attempt costs nothing if no answer had begun.
     is_unbilled: bool = False
 

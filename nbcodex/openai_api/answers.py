@@ -180,14 +180,20 @@ class RawAnswer:
         name = words.strip().lower().replace("-", "_").removeprefix("finish_reason_")
         if name in WORDS["absent_endings"]:
             return False
-        if has_code([name], "failed_endings"):
-            message = f'the server ended the answer with "{shorten(reason, 100)}"'
-            raise AnswerFailedError({"error": {"message": message}})
+        known = (cut for endings, cut in _CUT_BY_ENDINGS.items() if name in WORDS[endings])
+        cut = next(known, shorten(reason, 100))
+        if cut not in _CUT_BY_ENDINGS.values() and has_code([name], "failed_endings"):
+            raise failed_ending(cut)
         # The first ending that is not normal counts.
         if not self.cut and name not in WORDS["normal_endings"]:
-            known = (cut for endings, cut in _CUT_BY_ENDINGS.items() if name in WORDS[endings])
-            self.cut = next(known, shorten(reason, 100))
+            self.cut = cut
         return True
+
+    @property
+    def is_unusable(self) -> bool:
+        """Whether it ended in a way that is not known, with no call and no picture."""
+        known = (None, *_CUT_BY_ENDINGS.values(), CUT_MAX_ANSWER, CUT_NO_ENDING)
+        return self.cut not in known and not (self.tool_calls or self.images)
 
     def completed(
         self, text: str, redactor: Redactor, request: models.Request, server_kind: str
@@ -232,6 +238,12 @@ class RawAnswer:
         )
 
 
+def failed_ending(ending: str) -> AnswerFailedError:
+    """Return the error for an answer with this ending; its usage may follow."""
+    message = f'the server ended the answer with "{ending}"'
+    return AnswerFailedError({"error": {"message": message}}, is_final=False)
+
+
 def judge(answer: CompletedAnswer) -> None:
     """Raise an AnswerError if an answer is empty, or neither the model nor a limit ended it."""
     # Broken and failed answers never get here; they are retried. What fails here was generated
@@ -263,9 +275,8 @@ def judge(answer: CompletedAnswer) -> None:
         reason = f'The answer ended with "{answer.cut}", which is not known as a complete ending.'
         if answer.cut == CUT_NO_ENDING:
             reason = "The server did not state how the answer ended."
-        raise AnswerError(
-            reason, advice="The text so far is kept; the server's log may say why it ended."
-        )
+        kept = "Ask again, or rephrase the prompt" if is_empty else "The text so far is kept"
+        raise AnswerError(reason, advice=f"{kept}; the server's log may say why it ended.")
     if not is_empty:
         return
     if answer.cut == CUT_MAX_OUTPUT:

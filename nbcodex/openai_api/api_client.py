@@ -154,8 +154,14 @@ class ApiClient:
                 async with contextlib.aclosing(stream.events()) as events:
                     async for event in events:
                         yield event
+                # LM Studio (lgtmaybe #118) leaves the answer to a schema empty, without an error.
+                is_bare = not (stream.text.strip() or reader.answer.tool_calls or reader.answer.cut)
+                if is_bare and prepared.move_schema_to_prompt():
+                    self.capabilities.learn(prepared)
+                    raise api_errors.invalid_answer("The answer to the JSON schema is empty.")
         except Exception as error:
             failure = self.translate(error, redactor, headers)
+            failure.usage = reader.answer.usage if stream else None
             # A gateway that answers each path with Chat Completions.
             if prepared.is_api_assumed and "choices" in answers.dict_member(vars(error), "payload"):
                 self.capabilities.detected_apis[endpoint.base_url] = "chat"

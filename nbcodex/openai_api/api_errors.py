@@ -52,12 +52,12 @@ _CERTIFICATE_ADVICE = "Set SSL_CERT_FILE to the file with your organisation's ce
 
 
 class AnswerFailedError(Exception):
-    """The server states that the answer failed; if not `is_explained`, the reason may follow."""
+    """The server states that the answer failed; else than `is_final`, more about it may follow."""
 
-    def __init__(self, payload: object, *, is_explained: bool = True) -> None:
+    def __init__(self, payload: object, *, is_final: bool = True) -> None:
         super().__init__()
         self.payload = payload
-        self.is_explained = is_explained
+        self.is_final = is_final
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class _Reader:
     is_closed: bool = False  # nothing of interest follows
     lacks_ending: bool = False  # it came to its end, but does not state how
     accepts_missing_ending: bool = False  # whether that is complete; else the stream is broken
+    reasoning_chars: int = 0  # of the reasoning in members of its own (Chat Completions)
 
     def _read_content(self, value: object) -> TextAndReasoning:
         """Return the text and the reasoning of a message's content, a string or a list of parts."""
@@ -156,7 +157,8 @@ class ResponsesReader(_Reader):
             self.answer.add_sources([event.get("annotation")])
         elif event_type in {"response.failed", "response.cancelled"}:
             # Azure sends `response.failed` without a reason, then an `error` event with it.
-            raise AnswerFailedError(event, is_explained=bool(response.get("error")))
+            self._read_usage(response)
+            raise AnswerFailedError(event, is_final=bool(response.get("error")))
         elif event_type == "error" or is_error or "choices" in event:  # of Chat Completions
             raise AnswerFailedError(event)
         elif event_type in _DONE_TEXTS and not is_commentary:
@@ -174,7 +176,12 @@ class ResponsesReader(_Reader):
         if self.durable and self.position is None and id_ and response.get("background") is True:
             self.position = StreamPosition(id_)
 
+    def _read_usage(self, response: dict[str, Any]) -> None:
+        tier = response.get("service_tier")
+        self.answer.usage = answers.read_usage(response.get("usage"), tier)
+
     def _finish(self, response: dict[str, Any], event_type: str = "") -> None:
+        self._read_usage(response)
         if answers.is_error_object(response):
             raise AnswerFailedError(response)
         status = "incomplete" if event_type == "response.incomplete" else None
@@ -186,7 +193,6 @@ class ResponsesReader(_Reader):
         reason = dict_member(response, "incomplete_details").get("reason")
         if not (answer.read_ending(reason) or answer.read_ending(status)):
             answer.cut = answers.CUT_NO_ENDING
-        answer.usage = answers.read_usage(response.get("usage"), response.get("service_tier"))
         if output:
             answer.tool_calls, answer.tool_arguments, answer.hosted_tool_calls = [], [], ()
             self._read_items(output, response)
@@ -230,6 +236,8 @@ class ChatReader(_Reader):
     _service_tier: object = None
     _has_choices: bool | None = None  # None before the first chunk
     _text_member: str = ""  # which of `_MESSAGE_MEMBERS` has the text
+    _first_reasoning: str = ""  # the first delta of it
+    _has_snapshots: bool = False  # whether later ones repeat those before
     _has_ending: bool = False
     _has_text_after_ending: bool = False
 
@@ -296,12 +304,11 @@ class ChatReader(_Reader):
             self._has_choices = bool(choices or self._has_choices)
         text = reasoning = ""
         is_ending = answer.read_ending(_finish_reason(payload))
-        for choice in choices:
-            if choice.get("index") not in (0, "0", None):
-                continue
+        # Only one is requested. Its index can be that of a token (TGI #1648).
+        for choice in choices[:1]:
             # OpenRouter puts an upstream error into the choice, beside `finish_reason: error`.
             if answers.is_error_object(choice):
-                raise AnswerFailedError(choice)
+                raise AnswerFailedError(choice, is_final=False)
             is_ending |= answer.read_ending(_finish_reason(choice))
             more_text, more_reasoning = self._read_choice(choice)
             text, reasoning = text + more_text, reasoning + more_reasoning
@@ -347,6 +354,13 @@ class ChatReader(_Reader):
         text, reasoning = self._read_content(content)
         reasonings = filter(None, map(message.get, dialects.WORDS["reasoning_members"]))
         more, _ = self._read_content(next(reasonings, None))
+        # Snapshots of all the reasoning so far instead of deltas (MiniMax, oh-my-pi #2434).
+        first, chars = self._first_reasoning, self.reasoning_chars
+        is_longer = len(more) > chars - self._has_snapshots  # or one of them again
+        if is_longer and len(first.strip()) > 1 and more.startswith(first):
+            self._has_snapshots, more = True, more[chars:]
+        self._first_reasoning = self._first_reasoning or more
+        self.reasoning_chars += len(more)
         if message.get("reasoning_content"):
             answer.reasoning_content.append(more)
         return text + refusal, text_value(reasoning + more)

@@ -118,6 +118,15 @@ class PreparedRequest:
         schema = self.request.schema
         return bool(schema and schema.definition) and _SCHEMA_PARAM_OF[self.api] in self.unsupported
 
+    def move_schema_to_prompt(self) -> bool:
+        """Put the schema into the instructions if the server may lack a mode for it."""
+        name = _SCHEMA_PARAM_OF[self.api]
+        is_ours = name in self.body and self.request.schema and name not in self.request.params
+        if is_ours and self.endpoint.kind == "compatible":
+            self.unsupported |= {name}
+            return True
+        return False
+
     def adapt(self, error: Exception) -> bool:
         """Change or leave out what the server refused; return whether to send the request again."""
         status = getattr(error, "status_code", None)

@@ -142,7 +142,8 @@ class AnswerStream:
         self._position = self._emitted_position = reader.position
         self._waited_for_chunk = False  # whether the last chunk was not there yet
         self._error: Exception | None = None  # to be raised after the events that came before it
-        self._unexplained_failure: AnswerFailedError | None = None  # its reason may follow
+        # Its reason, or its usage, may follow.
+        self._unfinished_failure: AnswerFailedError | None = None
         self.is_empty = False  # whether the body ended without any content
 
     @property
@@ -207,12 +208,18 @@ class AnswerStream:
             final, final_reasoning = split_reasoning(self._reader.answer.text, self._server_kind)
             final = self._redactor.clean(final)
             differs = final.strip() not in ("", (earlier_text + text).strip())
+            answer = self._reader.answer
+            if answer.is_unusable and not (final or earlier_text + text).strip():
+                # Like one without any ending, it is charged: the second in a row is accepted.
+                self._reader.lacks_ending = not self._reader.accepts_missing_ending
+                if self._reader.lacks_ending:
+                    raise answers.failed_ending(answer.cut or "")
             if differs:
                 self._has_restarted = not final.startswith(earlier_text)
                 text = final if self._has_restarted else final.removeprefix(earlier_text)
                 self._resumed_text, self._texts = "", [final]
             reasoning += self._reader.answer.reasoning_text if differs or self._payload else ""
-            reasoning += "" if self._char_count else final_reasoning
+            reasoning += "" if self._char_count or reasoning else final_reasoning
             shown = self._reasoning_redactor.feed(reasoning) + self._reasoning_redactor.flush()
             for event in self._emit(text, shown):
                 yield event
@@ -259,7 +266,7 @@ class AnswerStream:
             if not self._error:
                 self._reader.read_end()
         # Half an event at the end means a broken stream, not invalid JSON.
-        error = self._error or self._unexplained_failure
+        error = self._error or self._unfinished_failure
         if isinstance(error, AnswerFailedError):
             raise error
         if not self._reader.is_complete:
@@ -270,7 +277,7 @@ class AnswerStream:
 
     def _deadline(self) -> float:
         """Return the loop's time until which the server may stay silent."""
-        if self._reader.is_complete or self._unexplained_failure:
+        if self._reader.is_complete or self._unfinished_failure:
             allowed_silence = min(self._idle_timeout, TRAILER_TIMEOUT_S)
         else:
             allowed_silence = self._idle_timeout * (1 if self._has_text else FIRST_TEXT_FACTOR)
@@ -291,7 +298,7 @@ class AnswerStream:
         except Exception as error:
             is_silent = isinstance(error, TimeoutError)
             is_ended = self._reader.is_complete or (is_silent and self._reader.may_be_complete)
-            if is_ended or self._unexplained_failure:
+            if is_ended or self._unfinished_failure:
                 return b""
             if is_silent:
                 raise broken_connection("The server stopped sending.") from None
@@ -321,20 +328,21 @@ class AnswerStream:
                     # What goes wrong after the end of an answer does not undo it.
                     self._reader.is_closed = True
                 elif isinstance(error, AnswerFailedError):
-                    if not error.is_explained:
-                        self._unexplained_failure = error
+                    if not error.is_final:
+                        self._unfinished_failure = error
                         continue
                     self._error = error
                 else:
                     # A failure without a reason says more than invalid JSON after it.
-                    self._error = self._unexplained_failure or error
+                    self._error = self._unfinished_failure or error
                 break
             texts.append(text)
             reasonings.append(reasoning)
         text, self._half_character = answers.whole_characters(self._half_character + "".join(texts))
         if text:
             text, tagged = self._splitter.feed(text)
-            reasonings.append(tagged)
+            # Some servers send the same reasoning in both places.
+            reasonings.append("" if self._reader.reasoning_chars else tagged)
             if self._splitter.has_restarted:
                 self._texts.clear()
                 self._redactor.flush()

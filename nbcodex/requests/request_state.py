@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
-from nbcodex.errors import Advice, LimitError, ParkedError, TransientError
+from nbcodex.errors import Advice, LimitError, NbcodexError, ParkedError, TransientError
 from nbcodex.events import BackingOff, CoolingDown, Event
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import (
@@ -110,7 +110,7 @@ class RequestState:
     attempts: int = 0
     queued: float = 0.0  # seconds in the queue for capacity, which use no patience
     unbilled_attempts: int = 0  # those that the server refused before any answer
-    # What broken attempts have used: an estimate, by the text that they brought.
+    # What broken attempts have used: as the server states it, else estimated by their text.
     broken_usage: Usage = NO_USAGE
     last_event: Event | None = None
     # How the last attempt failed, and the waits that follow from it, in seconds.
@@ -124,6 +124,8 @@ class RequestState:
     started_at: float = field(init=False)
     last_activity_at: float = field(init=False)  # when the current attempt last received something
     _is_broken: bool = False  # whether the last attempt broke off after it was accepted
+    # Of the last attempt if it failed, as the server states it.
+    _failed_usage: Usage = field(default_factory=Usage)
 
     def __post_init__(self) -> None:
         self.sent_request = self.request
@@ -151,18 +153,18 @@ class RequestState:
 
     def start_over(self) -> None:
         """Expect a new answer instead of the last attempt's."""
-        # A broken attempt is charged, though no server reports its usage. It is counted only now:
+        # A broken attempt is charged, though few servers state its usage. It is counted only now:
         # until another attempt begins, its text is still the answer of this request.
-        usage = _estimate_usage(self.sent_request, self.partial.new_text)
+        usage = self.attempt_usage("done")
         if self._is_broken and usage != Usage():
-            self.broken_usage += usage
-        self._is_broken = False
+            self.broken_usage = self._total_usage(usage)
+        self._is_broken, self._failed_usage = False, Usage()
         self.partial.start_over()
 
-    def fail_attempt(self, *, unbilled: bool) -> None:
-        """Record that the attempt brought no answer; `unbilled`: it is free if none had begun."""
-        self._is_broken = self.is_accepted
-        self.unbilled_attempts += unbilled and not self.is_accepted
+    def fail_attempt(self, error: NbcodexError) -> None:
+        """Record that the attempt brought no answer."""
+        self._is_broken, self._failed_usage = self.is_accepted, error.usage or Usage()
+        self.unbilled_attempts += error.is_unbilled and not self.is_accepted
 
     def note_unknown_response(self, note: str) -> None:
         """Add a note if the server may be working on a durable answer whose id is unknown."""
@@ -221,7 +223,7 @@ class RequestState:
         """Return what the last attempt used: the server's figures, else estimates."""
         text = completed.text if completed else self.partial.new_text
         estimate = _estimate_usage(self.sent_request, text)
-        stated = completed.usage if completed else Usage()
+        stated = completed.usage if completed else self._failed_usage
         if stated == Usage():
             # A durable answer that continues at the server is counted when it is resumed.
             return Usage() if self.partial.continues_at_server(status) else estimate
@@ -238,11 +240,15 @@ class RequestState:
         """Return what all attempts have used; `last` is the usage of the last one."""
         if last == Usage() and 0 < self.attempts == self.unbilled_attempts:
             return NO_USAGE
-        if self.broken_usage == NO_USAGE:
+        broken = self.broken_usage
+        if broken == NO_USAGE:
             return last
-        input_tokens = (last.input_tokens or 0) + (self.broken_usage.input_tokens or 0)
-        output_tokens = (last.output_tokens or 0) + (self.broken_usage.output_tokens or 0)
-        return replace(last, input_tokens=input_tokens, output_tokens=output_tokens, estimated=True)
+        # What one of them does not state adds nothing to what the other states.
+        names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+        pairs = {n: (getattr(broken, n), getattr(last, n)) for n in (*names, "stated_cost")}
+        sums = {n: sum(filter(None, pair)) for n, pair in pairs.items() if pair != (None, None)}
+        is_estimated = broken.estimated or last.estimated or last == Usage()
+        return replace(last, **sums, estimated=is_estimated)
 
     def patience_error(self, cause: TransientError, resume_at: float) -> ParkedError:
         """Return the error of a request that would wait longer than its patience for `cause`."""

@@ -345,7 +345,7 @@ class RequestRunner:
                 self._services.api_client.stream(state.sent_request, self._settings, model=model)
             )
         except errors.NbcodexError as error:
-            state.fail_attempt(unbilled=error.is_unbilled)
+            state.fail_attempt(error)
             # After a refusal, `_start_cooldown` ends the reservation and begins the cooldown in one
             # step, so that no other request is sent between the two.
             if not isinstance(error, errors.LimitError):

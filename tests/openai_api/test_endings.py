@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbcodex.errors import AnswerError, TransientError
+from nbcodex.models import Request, Usage
 from nbcodex.openai_api.answers import CompletedAnswer, judge
+from nbcodex.openai_api.api_client import ApiClient
 from tests.openai_api.scripted import (
     DONE,
     Script,
@@ -23,6 +25,7 @@ from tests.openai_api.scripted import (
     play,
     settings,
 )
+from tests.virtual import LoopClock, run_virtual
 
 MESSAGE = {"type": "message", "content": [{"type": "output_text", "text": "hi"}]}
 CALL = {"type": "function_call", "name": "look_up", "arguments": "{}"}
@@ -70,7 +73,18 @@ def test_unknown_ending_is_an_error_that_names_it(reason: str) -> None:
             judge(done)
 
 
-@pytest.mark.parametrize("reason", ["error", "ABORT", "cancelled", "insufficient_system_resource"])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "error",
+        "error_finish",
+        "ABORT",
+        "cancelled",
+        "insufficient_system_resource",
+        "function_call_filter: MALFORMED_FUNCTION_CALL",
+        "UNEXPECTED_TOOL_CALL",
+    ],
+)
 @pytest.mark.parametrize("streamed", [True, False])
 def test_failed_ending_is_retried(reason: str, streamed: bool) -> None:
     parts = [chunk("Half of"), chunk(finish=reason), DONE]
@@ -80,6 +94,56 @@ def test_failed_ending_is_retried(reason: str, streamed: bool) -> None:
     error = fails(Server(Script(parts)), chosen=settings(api="chat"))
     assert isinstance(error, TransientError)
     assert reason in error.message
+
+
+STATED = Usage(input_tokens=100, output_tokens=50, stated_cost=0.01)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"finish_reason": "error"},
+        {"finish_reason": "banana"},
+        {"finish_reason": "error", "error": {"code": 502, "message": "upstream died"}},
+    ],
+)
+def test_failed_chat_answer_has_its_stated_usage(choice: dict[str, Any], streamed: bool) -> None:
+    usage = {"usage": {"prompt_tokens": 100, "completion_tokens": 50, "cost": 0.01}}
+    choices = {"choices": [{"index": 0, "message": {"content": ""}, **choice}]}
+    parts = [event(choices), event({"choices": [], **usage}), DONE]
+    if not streamed:
+        parts = [event({**choices, **usage}).removeprefix(b"data: ")]
+    assert fails(Server(Script(parts)), chosen=settings(api="chat")).usage == STATED
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+def test_failed_response_has_its_stated_usage(status: str) -> None:
+    figures = {"input_tokens": 100, "output_tokens": 50, "cost": 0.01}
+    error = {"code": "server_error", "message": "no"}
+    response = {"status": status, "usage": figures, "output": [], "error": error}
+    parts = [delta("Half of"), event({"type": f"response.{status}", "response": response})]
+    assert fails(Server(Script(parts))).usage == STATED
+
+
+def test_second_unknown_ending_without_text_in_a_row_is_an_error_without_a_kept_text() -> None:
+    server = Server(Script([chunk(finish="banana"), DONE]))
+    client = ApiClient(clock=LoopClock(), transport=server)
+    request = Request(prompt="Why?")
+
+    async def run() -> tuple[Exception, CompletedAnswer]:
+        async def attempt() -> Any:
+            stream = client.stream(request, settings(api="chat"), model="m")
+            return [each async for each in stream][-1]
+
+        with pytest.raises(TransientError, match="banana") as first:
+            await attempt()
+        return first.value, await attempt()
+
+    _, done = run_virtual(run())
+    with pytest.raises(AnswerError, match="banana") as caught:
+        judge(done)
+    assert "so far" not in caught.value.advice
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
-from nbcodex.errors import LimitError, NbcodexError
+from nbcodex.errors import LimitError, NbcodexError, ServerError
 from nbcodex.models import DAY, LimitReading
 from nbcodex.openai_api import api_errors, rate_limits
+from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from tests.openai_api.scripted import (
     DONE,
     Script,
     Server,
     chunk,
+    completed,
     ending_of,
     event,
     fails,
@@ -24,6 +26,7 @@ from tests.openai_api.scripted import (
     settings,
 )
 from tests.openai_api.test_schemas_and_images import SCHEMA
+from tests.virtual import LoopClock
 
 WALL = 1_790_000_000.0  # 2026-09-21 14:13:20 UTC
 HOUR = 3600.0
@@ -318,6 +321,20 @@ def test_server_without_the_responses_api_gets_chat_completions(answer: Script) 
         "/v1/responses",
         "/v1/chat/completions",
     ]
+
+
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_schema_whose_answer_is_empty_is_put_into_words_once(api: str) -> None:
+    empty = {"chat": chunk(finish="stop") + DONE, "responses": completed(output=[])}
+    server = Server(Script([empty[api]]))
+    chosen = settings(api=api, base_url="http://localhost:1234/v1")
+    client = ApiClient(clock=LoopClock(), transport=server)
+    options: Any = {"chosen": chosen, "api_client": client, "schema": SCHEMA}
+    assert isinstance(fails(server, **options), ServerError)
+    assert ending_of(play(server, **options)).text == ""
+    without, with_words = (request.content for request in server.requests)
+    assert b"JSON schema" in with_words
+    assert b"JSON schema" not in without
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,42 @@ def shown(events: list[StreamEvent]) -> tuple[str, str]:
     return text, reasoning
 
 
+@pytest.mark.parametrize("is_tagged", [True, False])
+@pytest.mark.parametrize(
+    "pieces", [["The us", "The user asks.", "The user asks."], ["The user asks."]]
+)
+def test_repeated_reasoning_is_shown_once(pieces: list[str], is_tagged: bool) -> None:
+    parts = []
+    for at, piece in enumerate(pieces):
+        tagged = "<think>The user asks." if is_tagged and at == 0 else ""
+        message = {"content": tagged, "reasoning_content": piece}
+        parts.append(event({"choices": [{"delta": message, "finish_reason": None}]}))
+    parts.append(chunk("</think>4" if is_tagged else "4", finish="stop"))
+    chosen = settings(api="chat", base_url="http://localhost:1/v1")
+    assert shown(play(Server(Script([*parts, DONE])), chosen=chosen)) == ("4", "The user asks.")
+
+
+def test_reasoning_in_equal_deltas_is_shown_whole() -> None:
+    message = {"delta": {"reasoning_content": "again "}}
+    parts = [event({"choices": [message]})] * 3
+    received = play(
+        Server(Script([*parts, chunk("4", finish="stop"), DONE])), chosen=settings(api="chat")
+    )
+    assert shown(received) == ("4", "again again again ")
+
+
+@pytest.mark.parametrize("indexes", [(1, 2), (0, 1), ("0", "0"), (None, None)])
+def test_index_of_the_only_choice_has_no_meaning(indexes: tuple[Any, Any]) -> None:
+    """TGI counts the tokens in it (text-generation-inference #1648)."""
+    choices = [
+        {"index": indexes[0], "delta": {"content": "I"}},
+        {"index": indexes[1], "delta": {"content": "'m"}, "finish_reason": "stop"},
+    ]
+    parts = [event({"choices": [choice]}) for choice in choices]
+    received = play(Server(Script([*parts, DONE])), chosen=settings(api="chat"))
+    assert shown(received) == ("I'm", "")
+
+
 HARMONY = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>hi"
 TAGGED = [
     HARMONY,

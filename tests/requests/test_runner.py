@@ -138,6 +138,27 @@ def test_tokens_of_broken_attempts_count_once(
     assert usage.estimated is (output != 5)
 
 
+STATED = Usage(input_tokens=100, output_tokens=50, cached_tokens=8, stated_cost=0.01)
+
+
+@pytest.mark.parametrize(
+    ("failures", "actions", "total"),
+    [
+        (1, [], Usage(input_tokens=110, output_tokens=55, cached_tokens=8, stated_cost=0.01)),
+        (2, [], Usage(input_tokens=210, output_tokens=105, cached_tokens=16, stated_cost=0.02)),
+        (1, [(0.5, "cancel")], STATED),
+    ],
+)
+def test_stated_usage_of_failed_attempts_is_counted_as_stated(
+    failures: int, actions: list[Any], total: Usage
+) -> None:
+    failure = ServerError("It failed.")
+    failure.usage = STATED
+    broken = [STARTED, TextDelta("word " * 40), failure]
+    received, _ = run_request(*[broken] * failures, answer("hi"), actions=actions)
+    assert ending(received).reply.usage == total
+
+
 def test_real_server_at_a_simulators_address_is_recognized() -> None:
     refused = refusal(11.0)
     refused.simulated = True
