@@ -20,7 +20,6 @@ import tenacity
 
 from nbcodex import errors, events
 from nbcodex.events import EndAction, Listener
-from nbcodex.journal.entry_writer import EntryWriter
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import (
@@ -41,6 +40,7 @@ from nbcodex.ratelimit.limiter import CooldownTooLongError, Limiter, Reservation
 from nbcodex.ratelimit.rate_limiter import Cooldown, Wait
 from nbcodex.requests import structured_output
 from nbcodex.requests.budget import Budget, rate_limit_need
+from nbcodex.requests.entry_writer import EntryWriter
 from nbcodex.requests.request_state import RequestState, cooldown_error
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import Settings

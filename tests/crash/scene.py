@@ -29,7 +29,7 @@ import asyncio, json, os, threading
 from nbcodex import events
 from nbcodex.client import get_client
 from nbcodex.journal.journal import Journal
-from nbcodex.journal.entry_writer import EntryWriter
+from nbcodex.requests.entry_writer import EntryWriter
 %load_ext nbcodex
 %config Codex.display = "text"
 _log = os.open(PATH, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -14,7 +14,6 @@ from nbcodex import host
 from nbcodex.client import get_client
 from nbcodex.errors import EntryError, EntryNotFoundError, NbcodexError, Stopped, render, shorten
 from nbcodex.events import EndAction
-from nbcodex.journal.entry_writer import not_resumable
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.owner import ACTIVE_STATUSES
 from nbcodex.journal.reads import Entry
@@ -29,6 +28,7 @@ from nbcodex.openai_api.endpoints import check_server
 from nbcodex.rendering import formats, html
 from nbcodex.rendering.figures import figures_line
 from nbcodex.requests.conversation import MAIN_THREAD
+from nbcodex.requests.entry_writer import not_resumable
 from nbcodex.requests.handle import Handle
 from nbcodex.requests.options import build_request
 from nbcodex.runtime import event_loop

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from nbcodex.errors import EntryError
 from nbcodex.events import Ending, Failed
@@ -13,6 +13,7 @@ from nbcodex.journal.codec import equality_key
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import Reply, Request, StreamPosition
+from nbcodex.requests.request_state import PartialAnswer
 from nbcodex.runtime.clock import Clock
 
 # If the first attempt starts within this time, one commit stores both the request and the attempt.
@@ -25,22 +26,11 @@ UPDATE_INTERVAL_S = 0.8
 MAX_UPDATE_CHARS_PER_S = 80_000
 
 
-class AnswerState(Protocol):
-    """What is stored of an answer while it arrives."""
-
-    position: StreamPosition | None  # where a durable answer continues after `text`
-    notes: tuple[str, ...]  # for the user, shown below the answer
-
-    @property
-    def text(self) -> str:
-        """The text so far."""
-
-
 class EntryWriter:
     """The entry of one request, as the runner of that request writes it."""
 
     def __init__(
-        self, journal: Journal, request: Request, answer: AnswerState, clock: Clock
+        self, journal: Journal, request: Request, answer: PartialAnswer, clock: Clock
     ) -> None:
         self._journal, self._request, self._clock = journal, request, clock
         self._answer = answer

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nbcodex.journal.entry_writer import EntryWriter
 from nbcodex.models import Request
+from nbcodex.requests.entry_writer import EntryWriter
 from tests.scripted import InstantJournal
 from tests.virtual import LoopClock, run_virtual
 
