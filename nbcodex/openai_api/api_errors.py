@@ -356,11 +356,15 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
         or rate_limits.clamp_wait(rate_limits.parse_reset(info.stated_wait, wall_time))
         or rate_limits.wait_in_message(info.message, wall_time=wall_time)
     )
-    is_limit_error = status == 429 or info.has_code("limit_codes")
-    is_limit_error |= status in {None, 400, 403} and info.has_phrase("limit_phrases")
+    has_quota_phrase = info.has_phrase("quota_phrases")
+    is_limit_error = status == 429 or info.has_code("limit_codes") or has_quota_phrase
+    # Relays wrap the provider's 429 in these, too.
+    is_exhausted = bool(limit.window and limit.limit and (limit.used or 0.0) >= limit.limit)
+    if status in {None, 400, 403, 500, 502}:
+        is_limit_error |= is_exhausted or info.has_phrase("limit_phrases")
     # Limits per minute are refused in the same words (Gemini) or with the same codes (DashScope):
     # waiting helps if the message states so.
-    is_quota = is_limit_error and info.has_phrase("quota_phrases") and not (wait or limit.limit)
+    is_quota = has_quota_phrase and not (wait or limit.limit)
     is_quota |= (status or 400) < 500 and info.has_phrase("credit_phrases")
     is_passing = info.has_phrase("passing_phrases") or bool(
         rate_limits.wait_in_message(info.message, wall_time=wall_time)
@@ -408,6 +412,8 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
     is_key_rejected = status in {None, 400} and info.has_phrase("credentials_phrases")
     if status in {401, 403, 407} or info.has_code("credentials_codes") or is_key_rejected:
         return _new_error(errors.CredentialsError, info, "The server does not accept the key")
+    if status == 404 and info.has_phrase("unknown_param_phrases"):
+        status = 400
     # If the message does not name the model, a 404 usually means a wrong base URL.
     names_model = info.code or "model" in info.message.lower()
     is_page = status is None and info.message == _WEB_PAGE

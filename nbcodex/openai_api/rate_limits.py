@@ -242,9 +242,10 @@ def limit_in_message(message: str, *, error_type: str = "") -> Limit:
     for pattern in WORDS["limit_patterns"]:
         for match in re.finditer(pattern, message[:MAX_SEARCHED_CHARS], re.IGNORECASE):
             groups = {name: text for name, text in match.groupdict().items() if text}
-            # LiteLLM lists all limits: one that is not used up has not refused the request.
-            used, bound = _figure(groups.get("used")), _figure(groups.get("limit"))
-            if used is None or bound is None or used >= bound:
+            # LiteLLM and DIAL list all limits: one that is not used up has not refused the request,
+            # nor has one that is absurdly large.
+            used, bound = _figure(groups.get("used")) or 0.0, _figure(groups.get("limit"))
+            if not {"used", "limit"} <= groups.keys() or (bound is not None and used >= bound):
                 stated = groups | stated
     window = stated.get("window", "").lower()
     limit = Limit(

@@ -82,6 +82,7 @@ _BARE_TURNS, _REASONING_IN_TURNS = "turns without reasoning", "reasoning in turn
 _NO_SUCH_CALL_STATUSES = {404, 405, 501}
 _REJECTED_STATUSES = {400, 422}
 _STORAGE_DENIED_STATUSES = {*_REJECTED_STATUSES, 403}
+_UNREAD_STATUSES = {401, 402, 408, 413, 425, 429}  # those of refusals that are about no parameter
 _MAX_ADAPTATIONS = 6  # of one request; a refused attempt costs no tokens
 
 
@@ -141,6 +142,11 @@ class PreparedRequest:
             is_about_schema = self.request.schema and "json_schema" in words
             is_wrapped = dialects.has_code(codes, "wrapped_request_codes") or is_about_schema
             if is_wrapped or dialects.has_phrase(words, "wrapped_request_phrases"):
+                status = 400
+        elif status and status not in {*_REJECTED_STATUSES, *_UNREAD_STATUSES}:
+            # Azure refuses an unknown parameter with HTTP 404 (instructor #381).
+            is_refused = dialects.has_phrase(words, "unsupported_phrases")
+            if is_refused and _refused_param(words, self.request, self.body):
                 status = 400
         no_such_call = status in _NO_SUCH_CALL_STATUSES
         if no_such_call and dialects.has_code(codes, "model_codes"):

@@ -68,6 +68,31 @@ AZURE = (
             Limit(resource="tokens", window=MINUTE, limit=150_000, used=176_000),
         ),
         ("Rate limit reached for RPM", Limit(resource="requests", window=MINUTE)),
+        # What is used stands before the limit: the longest window that is used up counts.
+        (
+            "Hit token rate limit. Minute limit: 0 / 1600000 tokens. Day limit: 2105 / 10 tokens. "
+            "Week limit: 4209 / 20 tokens. Month limit: 144921 / 9223372036854775807 tokens.",
+            Limit(resource="tokens", window=7 * DAY, limit=20, used=4209),
+        ),
+        (
+            "Hit request rate limit. Minute limit: 0/16 requests. Day limit: 12 / 10 requests.",
+            Limit(resource="requests", window=DAY, limit=10, used=12),
+        ),
+        ("Minute limit: 0 / 16 requests", Limit()),
+        (
+            "Daily quota: 12,000/10,000 tokens",
+            Limit(resource="tokens", window=DAY, limit=10_000, used=12_000),
+        ),
+        (
+            "You have used 15 of 15 requests per minute",
+            Limit(resource="requests", window=MINUTE, limit=15, used=15),
+        ),
+        (
+            "Token limit (500,000 per day) exceeded. Used: 508,311 tokens.",
+            Limit(resource="tokens", window=DAY, limit=500_000, used=508_311),
+        ),
+        ("limit: 50 requests/day", Limit(resource="requests", window=DAY, limit=50)),
+        ("Limited to 3 requests a day", Limit(resource="requests", window=DAY, limit=3)),
         # The figure is the use, not the limit; the words of a size are not a rate's.
         ("Limit reached. Your use is 500 tokens per minute.", Limit(resource="tokens", window=60)),
         ("The limit is 4096 tokens.", Limit()),

@@ -18,6 +18,7 @@ from tests.openai_api.scripted import (
     Server,
     chunk,
     completed,
+    delta,
     ending_of,
     event,
     fails,
@@ -160,8 +161,10 @@ def test_limit_that_refused_decides_the_wait(
         {"message": "You are using a Trial key, which is limited to 1000 API calls / month."},
         {"error": "you (x) have reached your weekly usage limit, upgrade for higher limits"},
         {"errors": [{"message": "you have used up your daily free allocation", "code": 4006}]},
+        {"error": {"message": "Token limit (500,000 per day) exceeded. Used: 508,311 tokens."}},
+        {"message": "Minute limit: 0 / 1600000 tokens. Day limit: 2105 / 10 tokens."},
     ],
-    ids=["Bedrock", "Cohere", "Ollama", "Cloudflare"],
+    ids=["Bedrock", "Cohere", "Ollama", "Cloudflare", "gpt4free", "DIAL"],
 )
 def test_long_window_without_a_stated_wait_is_not_asked_again_soon(body: Any) -> None:
     error: Any = error_of(body)
@@ -214,6 +217,11 @@ def test_long_window_without_a_stated_wait_is_not_asked_again_soon(body: Any) ->
         (403, {"error": {"code": "AllocationQuota.FreeTierOnly", "message": "no"}}, "QuotaError"),
         (400, {"error": {"message": "hit", "code": "blocked_api_access"}}, "QuotaError"),
         (412, {"error": {"message": "due to reaching the monthly spending limit"}}, "QuotaError"),
+        (500, {"error": {"message": "You exceeded your current quota, see plan"}}, "QuotaError"),
+        # A relay's status, and the words of the provider's limit.
+        (500, {"error": {"message": "Token limit (5 per day) exceeded. Used: 6"}}, "LimitError"),
+        (502, {"error": {"message": "Rate limit exceeded: free-models-per-min."}}, "LimitError"),
+        (404, {"error": {"message": "Unrecognized request argument: x"}}, "RequestError"),
         (429, {"error": {"message": "no", "code": "quota_exceeded"}}, "QuotaError"),
         (429, {"error": {"message": "Credit limit exceeded, see Billing"}}, "QuotaError"),
         (429, {"error": "You have exceeded your monthly included credits"}, "QuotaError"),
@@ -235,6 +243,14 @@ def test_refusal_is_what_its_words_say(status: int, body: Any, name: str) -> Non
         ({"error": {"message": "Incorrect API key provided"}}, "CredentialsError"),
         ({"base_resp": {"status_code": 1004, "status_msg": "login fail"}}, "CredentialsError"),
         ({"base_resp": {"status_code": 2013, "status_msg": "invalid params"}}, "RequestError"),
+        (
+            {"response": {"error": {"code": None, "message": "You exceeded your current quota"}}},
+            "QuotaError",
+        ),
+        (
+            {"error": {"code": "server_error", "message": "You exceeded your current quota"}},
+            "QuotaError",
+        ),
         (
             {"error": {"message": "the model is loaded with context length of only 4096 tokens"}},
             "TooLargeError",
@@ -335,6 +351,19 @@ def test_schema_whose_answer_is_empty_is_put_into_words_once(api: str) -> None:
     without, with_words = (request.content for request in server.requests)
     assert b"JSON schema" in with_words
     assert b"JSON schema" not in without
+
+
+@pytest.mark.parametrize("api", ["chat", "responses"])
+@pytest.mark.parametrize("status", [404, 405, 424])
+def test_schema_refused_with_another_status_than_400_is_put_into_words(
+    status: int, api: str
+) -> None:
+    name = "response_format" if api == "chat" else "text"
+    refused = refusal(status, f"Unrecognized request argument supplied: '{name}'")
+    answer = OK_CHAT if api == "chat" else Script([delta("Hi"), completed()])
+    server = Server(refused, answer)
+    play(server, chosen=settings(api=api, base_url="https://x.example/v1"), schema=SCHEMA)
+    assert [name in body for body in server.sent] == [True, False]
 
 
 @pytest.mark.parametrize(

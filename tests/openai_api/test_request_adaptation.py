@@ -141,12 +141,22 @@ def test_404_of_openai_does_not_switch_to_chat() -> None:
     assert len(server.requests) == 1
 
 
-def test_rejected_stream_options_are_left_out_and_remembered() -> None:
+@pytest.mark.parametrize("status", [400, 403, 404, 415])
+def test_rejected_stream_options_are_left_out_and_remembered(status: int) -> None:
     server = Server(
-        refusal(400, "Unrecognized request argument supplied: stream_options"), Script([ANSWER])
+        refusal(status, "Unrecognized request argument supplied: stream_options"), Script([ANSWER])
     )
     played_twice(server, api="chat")
     assert ["stream_options" in b for b in server.sent] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(401, "Unknown: stream_options"), (404, "Unknown address"), (429, "no")]
+)
+def test_refusal_about_no_parameter_leaves_none_out(status: int, message: str) -> None:
+    server = Server(refusal(status, message), Script([ANSWER]))
+    fails(server, chosen=settings(api="chat"))
+    assert len(server.requests) == 1
 
 
 UNVERIFIED = (
