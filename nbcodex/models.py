@@ -371,7 +371,7 @@ class Reply:
     text: str = ""  # The answer, or as much of it as arrived
     status: Status = "done"  # ``done``, or why there is no finished answer
     model: str | None = None  # The model that answered, as the server names it
-    usage: Usage = Usage()  # Tokens of all attempts; those of broken attempts are estimates
+    usage: Usage = Usage()  # Tokens of all attempts; those of broken ones may be estimates
     cost: float | None = None  # US dollars; None where no price is known
     unpriced_tools: tuple[str, ...] = ()  # Left out of `cost`: tools, audio, a surcharge
     attempts: int = 1  # HTTP attempts, the successful one included

@@ -351,10 +351,11 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
         status = 400
     headers = {**headers, **info.headers} if info.headers else headers
     limit = info.limit or rate_limits.limit_in_message(info.message, error_type=info.error_type)
+    worded_wait = rate_limits.wait_in_message(info.message, wall_time=wall_time)
     wait = (
         rate_limits.wait_in_headers(headers, wall_time=wall_time)
         or rate_limits.clamp_wait(rate_limits.parse_reset(info.stated_wait, wall_time))
-        or rate_limits.wait_in_message(info.message, wall_time=wall_time)
+        or worded_wait
     )
     has_quota_phrase = info.has_phrase("quota_phrases")
     is_limit_error = status == 429 or info.has_code("limit_codes") or has_quota_phrase
@@ -366,11 +367,9 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     # waiting helps if the message states so.
     is_quota = has_quota_phrase and not (wait or limit.limit)
     is_quota |= (status or 400) < 500 and info.has_phrase("credit_phrases")
-    is_passing = info.has_phrase("passing_phrases") or bool(
-        rate_limits.wait_in_message(info.message, wall_time=wall_time)
-    )
+    is_passing = status == 429 and (worded_wait or info.has_phrase("passing_phrases"))
     is_quota |= info.has_code("quota_codes")
-    if status == 402 or (is_quota and not (status == 429 and is_passing)):
+    if status == 402 or (is_quota and not is_passing):
         return _quota_error(info, wall_time)
     excess = limit.requested - limit.limit if limit.limit and limit.requested else 0.0
     # A 5xx page can talk about a context window that has nothing to do with the request.

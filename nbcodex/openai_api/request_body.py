@@ -123,10 +123,9 @@ class PreparedRequest:
         """Put the schema into the instructions if the server may lack a mode for it."""
         name = _SCHEMA_PARAM_OF[self.api]
         is_ours = name in self.body and self.request.schema and name not in self.request.params
-        if is_ours and self.endpoint.kind == "compatible":
-            self.unsupported |= {name}
-            return True
-        return False
+        is_movable = bool(is_ours) and self.endpoint.kind == "compatible"
+        self.unsupported |= {name} if is_movable else set()
+        return is_movable
 
     def adapt(self, error: Exception) -> bool:
         """Change or leave out what the server refused; return whether to send the request again."""
