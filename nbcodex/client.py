@@ -109,7 +109,7 @@ class Client:
                     clock=self.clock,
                     limiter=self.limiter,
                     journal=self.journal,
-                    budget_journal=self.budget_journal,
+                    spending_journal=self.spending_journal,
                 )
             return self._services
 
@@ -159,7 +159,7 @@ class Client:
         is_used = folder in self._journals or (folder / JOURNAL_FILENAME).exists()
         return self._open_journal(folder) if is_used else None
 
-    def budget_journal(self, settings: Settings, *, create: bool = False) -> Journal:
+    def spending_journal(self, settings: Settings, *, create: bool = False) -> Journal:
         """Return the journal that counts what is spent: if possible the one on disk.
 
         With `create`, it is on disk even if the file has to be created for the counters alone.
@@ -189,7 +189,7 @@ class Client:
     async def budget_usage(self, settings: Settings) -> list[str]:
         """Return, as text, how much of each of the user's caps is used."""
         budget = self.services().budget
-        await budget.refresh(self.budget_journal(settings))
+        await budget.refresh(self.spending_journal(settings))
         return budget.usage_lines(settings.budgets)
 
     async def budget_remaining(
@@ -197,13 +197,13 @@ class Client:
     ) -> list[str]:
         """Return, as text, whether each of the user's caps still allows `tokens` and `cost`."""
         budget, caps = self.services().budget, settings.budgets
-        await budget.refresh(self.budget_journal(settings))
+        await budget.refresh(self.spending_journal(settings))
         return budget.remaining_lines(caps, base_url=base_url, tokens=tokens, cost=cost)
 
     async def estimate(
         self, request: Request, settings: Settings
     ) -> tuple[str | None, RequestEstimate, list[str]]:
-        """Return the model of a request, what it may cost, and what that leaves of each cap."""
+        """Return the model of a request, what it may cost, and whether each cap allows it."""
         from nbcodex.openai_api import pricing
 
         services = self.services()

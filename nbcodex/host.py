@@ -85,7 +85,7 @@ class Host:
     settings: Callable[[], Settings] = Settings.read  # Returns the settings in force
     # Starts a request, shows its progress where it can, and returns its ending
     follow: Callable[[Handle], Ending] = lambda handle: handle.follow(
-        _WaitLog().on_events, max_idle_s=lambda: WAIT_CHECK_INTERVAL_S
+        _WaitLog().on_events, max_idle=lambda: WAIT_CHECK_INTERVAL_S
     )
     origin: Callable[[], Origin] = Origin  # Returns the notebook and cell that call nbcodex
     # Returns what shows the progress of a map, in the thread that runs it; a script shows nothing

@@ -121,7 +121,7 @@ class ScriptedServices:
         self.services = Services(
             api_client=self.api_client,  # type: ignore[arg-type]
             journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
-            budget_journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
+            spending_journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
             limiter=lambda _: self.limiter,
             clock=LoopClock(),
         )

@@ -229,13 +229,13 @@ def test_wait_whose_end_keeps_moving_is_logged_before_it_ends(
     class ThreeAnnouncements:
         """A handle whose request is sent 4.5 s after it was queued."""
 
-        def follow(self, render: Any, *, max_idle_s: Any) -> str:
+        def follow(self, render: Any, *, max_idle: Any) -> str:
             nonlocal now
             end = now + 4.5
             for announced_at in (now, now + 2.5, now + 2.9):
                 now = announced_at
                 render((queued(1.5),))
-            while (now := now + max_idle_s()) < end:
+            while (now := now + max_idle()) < end:
                 render(())
             return "ending"
 

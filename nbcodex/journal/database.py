@@ -277,6 +277,7 @@ class JournalDatabase:
             for table in ("spending", "asides", "owners"):  # asides: what is reserved of the budget
                 _copy_rows(file, memory, table)
         with contextlib.suppress(sqlite3.Error):
+            # With another salt in `equality_key`, no copied entry would be found again.
             salt = file.execute("SELECT value FROM salt").fetchone()
             memory.execute("UPDATE salt SET value = ?", salt)
             _copy_rows(file, memory, "chapters")

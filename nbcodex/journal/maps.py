@@ -153,7 +153,7 @@ class BatchJobs:
             elif tag := _find_other_job(connection, key):
                 inserted.tags_of_equal_rows[id_] = tag
         if rows:
-            # The map has heartbeats of its own, because its rows have no job before the upload.
+            # For the map itself, because its rows have no job before the upload.
             first, _ = rows[0]
             self._database.begin_heartbeats(connection, first.origin.map_id or first.id)
         return inserted

@@ -75,7 +75,9 @@ class PendingRows:
         """Finish rows as kept for later."""
         await self.finish([self.failed_ending(each, parked_error(each, why)) for each in requests])
 
-    def fail_uncommitted(self, request: Request, error: NbcodexError, *, attempts: int = 0) -> None:
+    def fail_without_commit(
+        self, request: Request, error: NbcodexError, *, attempts: int = 0
+    ) -> None:
         """Do what `fail` does for one row, whose entry in the journal stays as it is."""
         # A reply without attempts costs nothing: what was reserved for the row is released.
         self.services.budget.commit(request.id, Reply(id=request.id, attempts=0))

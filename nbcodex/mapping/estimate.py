@@ -46,7 +46,7 @@ class Estimate:
     model: str | None = None  # the model, if it is known without asking the server
     is_output_bounded: bool = False  # whether `max_output` bounds the output
     is_batch_price: bool = False  # whether the cost is that of the Batch API, half the usual one
-    budgets: tuple[str, ...] = ()  # what is left of the user's budgets, in words
+    budgets: tuple[str, ...] = ()  # whether the user's budgets allow it, in words
 
     def __str__(self) -> str:
         at_most = "at most " if self.is_output_bounded else ""
@@ -84,7 +84,7 @@ def estimate(
     counted, base_url = _count(rows, requests, client)
     sent_rows = counted.rows - counted.answered - counted.equal - counted.invalid
     # A provider is a server with known prices. Without any request there is no server.
-    cost = 0.0 if pricing.provider_of(base_url) or not base_url else None
+    cost = 0.0 if pricing.priced_provider(base_url) or not base_url else None
     if sent_rows > 0:
         # From the mean row, not from the sums: some models cost more above a length of prompt.
         mean_usage = Usage(
@@ -134,7 +134,7 @@ def _count(rows: Iterable[Row], requests: RowRequests, client: Client) -> tuple[
                 counted.input_tokens += pricing.estimate_request_tokens(request)
                 counted.output_tokens += request.max_output or DEFAULT_OUTPUT_TOKENS
     counted.model = (first and first.model) or settings.model
-    if counted.model is None and pricing.provider_of(base_url) == "openai":
+    if counted.model is None and pricing.priced_provider(base_url) == "openai":
         counted.model = DEFAULT_MODEL
     if first:
         counted.paid_tools = pricing.paid_tools(first, counted.model)
@@ -151,6 +151,7 @@ def _sample(data: InputData, requests: RowRequests) -> tuple[list[Row], int]:
     distinct, step = 0, 1
     for row in data.rows():
         fingerprint = requests.fingerprint(row)
+        # Rows that cannot be compared (None) count as distinct.
         if fingerprint is not None and not _add_if_new(fingerprint, fingerprints):
             continue
         if distinct % step == 0:
@@ -187,7 +188,7 @@ def confirm_start(
         return
     # Where no price is known, the user's function is not called for an estimate.
     any_request = Request(prompt="?", api_base=requests.options.api_base)
-    if pricing.provider_of(client.endpoint(any_request, settings).base_url) is None:
+    if pricing.priced_provider(client.endpoint(any_request, settings).base_url) is None:
         return
     expected = estimate(data, requests, client, from_sample=True)
     if expected.cost is not None and expected.cost > settings.ask_above:

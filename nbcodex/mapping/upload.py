@@ -98,7 +98,7 @@ class BatchUploader:
         for id_, row in remaining.items():
             attempts, state = (1, "still") if id_ in uploaded else (0, "not yet")
             error = parked_error(row.request, f"The row is {state} with the provider.")
-            self._pending.fail_uncommitted(row.request, error, attempts=attempts)
+            self._pending.fail_without_commit(row.request, error, attempts=attempts)
 
     @property
     def stage(self) -> str:
@@ -133,7 +133,7 @@ class BatchUploader:
                 patience = max(request.patience, settings.patience)
                 request = row.request = replace(request, patience=patience)
             try:
-                model = await api_client.resolve_model(request, settings)
+                model = await api_client.resolve_model(request, settings)  # makes the client, too
                 endpoint = api_client.endpoint(request, settings)
                 if not self._cancels_jobs:  # what is only cancelled stays with its own server
                     row.request = request.with_server(endpoint.server)
@@ -219,7 +219,7 @@ class BatchUploader:
                 await self._services.budget.reserve(
                     request,
                     caps=self._settings.budgets,
-                    journal=self._services.budget_journal(self._settings),
+                    journal=self._services.spending_journal(self._settings),
                     model=model,
                     base_url=base_url,
                     service_tier=BATCH_TIER,
@@ -360,7 +360,7 @@ class BatchUploader:
         else:
             await self._batch_jobs.park_rows(in_jobs=[job.tag])
             for request in list(job.requests.values()):
-                self._pending.fail_uncommitted(request, error)
+                self._pending.fail_without_commit(request, error)
         await self._close_job(job.tag)
 
     async def _close_job(self, tag: str) -> None:
@@ -383,7 +383,7 @@ class BatchUploader:
         self._tasks.discard(task)
         if error := defect_error(task):
             for row in list(self._pending.rows.values()):
-                self._pending.fail_uncommitted(row.request, error)
+                self._pending.fail_without_commit(row.request, error)
 
 
 async def erase_leftovers(batch_jobs: BatchJobs, services: Services, settings: Settings) -> None:
@@ -405,6 +405,7 @@ async def erase_leftovers(batch_jobs: BatchJobs, services: Services, settings: S
 
 async def _check_server(job: PendingJob, services: Services, settings: Settings) -> None:
     """Raise a ConfigurationError if the settings lead to another server than the job's."""
+    # Awaited, because an async `Settings.client` may have to make the SDK's client first.
     base_url = (await services.api_client.await_endpoint(job.sample, settings)).base_url
     if base_url != job.base_url:
         raise errors.ConfigurationError(

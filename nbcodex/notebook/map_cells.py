@@ -86,12 +86,15 @@ def _preview(run: MapRun, replies: list[Any]) -> tuple[str, str]:
 def resume_one(
     session: Session, id_or_prefix: str, *, any_server: bool = False, cancel_jobs: bool = False
 ) -> bool:
-    """Resume a map as `resume_map` says; return whether there is one with this id."""
+    """Resume a map; return whether there is one with this id.
+
+    With `cancel_jobs`, only what its batch jobs have answered is fetched, and they are cancelled.
+    """
     run = resume_map(id_or_prefix, any_server=any_server, cancel_jobs=cancel_jobs)
     if run is None:
         return False
     _run(session, run)
-    if unstored_rows := describe_unstored_rows(run):
+    if unstored_rows := describe_unstored_rows(run):  # they never reached the journal
         print(f"{run.id}: {unstored_rows}")
     if not run.origin.variable:
         print(f"nbcodex.map.recent[{run.id!r}].result holds the result.")

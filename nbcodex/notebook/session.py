@@ -172,7 +172,10 @@ class Session:
         handle.wait_until_committed()
 
     def map_listener(self, *, preview: display.MapPreview = lambda: ("", "")) -> MapListener:
-        """Return a listener that shows a map's progress below the cell; see `MapOutput`."""
+        """Return a listener that shows a map's progress below the cell; see `MapOutput`.
+
+        `preview` returns the result's first rows, as plain text and as Markdown.
+        """
         if os.getpid() != self._pid:
             return lambda _: None  # a forked child has no display
         view = text_views.MapView()
@@ -220,7 +223,7 @@ class Session:
         """Show a request until it ends; its answer stays in the output, even after Stop."""
         stopped: Stopped | None = None
         try:
-            ending = handle.follow(output.on_events, max_idle_s=output.max_idle_s)
+            ending = handle.follow(output.on_events, max_idle=output.max_idle)
         except Stopped as error:
             stopped, reply = error, error.reply
         else:

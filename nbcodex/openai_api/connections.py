@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbcodex.errors import ConfigurationError, ServerError, shorten
 from nbcodex.openai_api.endpoints import Endpoint, ServerKind, fingerprint
-from nbcodex.openai_api.pricing import provider_of
+from nbcodex.openai_api.pricing import priced_provider
 
 if TYPE_CHECKING:
     import httpx2
@@ -94,7 +94,7 @@ class Connections:
             return Endpoint(kind="compatible", base_url="", host="", account=account), []
         base_url = str(client.base_url).rstrip("/")
         is_azure = isinstance(client, openai.AsyncAzureOpenAI)
-        kind: ServerKind = "azure" if is_azure else provider_of(base_url) or "compatible"
+        kind: ServerKind = "azure" if is_azure else priced_provider(base_url) or "compatible"
         host = client.base_url.netloc.decode("ascii", "replace").rpartition("@")[2]
         endpoint = Endpoint(kind=kind, base_url=base_url, host=host, account=account)
         return endpoint, secrets_of(client)

@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 from nbcodex.errors import Advice, ConfigurationError, EntryError, MissingKeyError, join_advice
 from nbcodex.models import Request
 from nbcodex.openai_api.answers import effective_secrets
-from nbcodex.openai_api.pricing import is_local_server, provider_of
+from nbcodex.openai_api.pricing import is_local_server, priced_provider
 from nbcodex.settings import OPENAI_BASE_URL, Secret, Settings
 
 ServerKind = Literal["openai", "azure", "compatible"]
@@ -122,7 +122,7 @@ def _configured(settings: Settings) -> Endpoint:
         return _azure_endpoint(settings)
     url = parse_base_url(settings.base_url or OPENAI_BASE_URL, "OPENAI_BASE_URL")
     key = key_for_host(settings, url) or settings.api_key
-    if not key and provider_of(url.geturl()) == "azure":
+    if not key and priced_provider(url.geturl()) == "azure":
         # The key of an Azure resource goes only to that resource's own host. Without a resource,
         # the base URL is the only host that the user has named beside the key.
         resource = url
@@ -147,7 +147,7 @@ def _azure_endpoint(settings: Settings) -> Endpoint:
 def _endpoint_at(
     url: SplitResult, key: Secret | None, settings: Settings, kind: ServerKind | None = None
 ) -> Endpoint:
-    kind = kind or provider_of(url.geturl()) or "compatible"
+    kind = kind or priced_provider(url.geturl()) or "compatible"
     # Other servers have no use for OpenAI's account names, and must not learn them.
     organization = settings.organization if kind == "openai" else None
     project = settings.project if kind == "openai" else None

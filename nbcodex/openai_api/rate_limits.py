@@ -19,7 +19,7 @@ from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, Limit, LimitReading, LimitSnapshot, Resource
 from nbcodex.openai_api.dialects import RESOURCES, UNITS_S, WORDS
 
-Headers = Mapping[str, str]  # lower-case names; httpx2's headers, which ignore case, fit too
+Headers = Mapping[str, str]  # lower-case names; those of httpx2, openai's HTTP library, fit too
 
 MAX_LIMIT = 1e15  # larger values are treated as "no limit stated"
 MAX_SEARCHED_CHARS = 4000  # of an error message

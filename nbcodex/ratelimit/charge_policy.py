@@ -8,7 +8,7 @@ their levels are compared with the levels that the server states. Pure arithmeti
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from nbcodex.ratelimit.token_bucket import LevelMark, TokenBucket
@@ -53,6 +53,7 @@ class Permit:
     limits_id: str  # the hashed name of the limits
     need: Need
     issued_at: float
+    # A `LimitModel` has the limits of one model and account; a `SharedModel` adds the processes.
     sequence_number: int  # counts the permits of a `LimitModel`
     is_probe: bool  # sent during a cooldown, to find out whether it is over
     token_marks: tuple[LevelMark, ...]  # of the bucket of each charge policy
@@ -74,7 +75,7 @@ class Permit:
     def add_earlier_refunds(self, refunds: tuple[float, ...]) -> None:
         """Add to the marks what the server refunded before this request reached it."""
         pairs = zip(self.token_marks, refunds, strict=True)
-        self.token_marks = tuple(LevelMark(m.level + refund, m.correction) for m, refund in pairs)
+        self.token_marks = tuple(replace(mark, level=mark.level + refund) for mark, refund in pairs)
 
 
 @dataclass(slots=True)
@@ -139,12 +140,15 @@ class ChargePolicyEstimator:
     def observe(
         self, permit: Permit, remaining: float, elapsed: float, now: float, *, by_others: bool
     ) -> None:
-        """Correct the buckets by the `remaining` tokens stated `elapsed` seconds after a permit."""
+        """Correct the buckets by the `remaining` tokens stated `elapsed` seconds after a permit.
+
+        With `by_others`, the rate of other clients is learned from the difference.
+        """
         taken_at = permit.issued_at + elapsed
         pairs = zip(self.buckets, permit.token_marks, strict=True)
         for index, (bucket, mark) in enumerate(pairs):
             error = bucket.error(mark, remaining, elapsed=elapsed)
-            if bucket.is_known:
+            if bucket.is_known:  # its limit
                 self.period_errors[index] += error
             bucket.correct(error, now, taken_at=taken_at, by_others=by_others)
 

@@ -114,7 +114,7 @@ class SharedLimiter(Limiter):
         return lambda: self._wakes.append(event)
 
     def close(self) -> None:
-        """Remove this process from the shared models and close the store."""
+        """Remove this process from the shared limit models and close the store."""
         self._send()
         self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
@@ -218,8 +218,8 @@ def open_store(
     """Return the store in a folder, or in Redis, that other processes share; this may block.
 
     While Redis cannot be used, the folder's store replaces it. `notify` is called when Redis is
-    lost or back, and once when a damaged model is dropped. Raises `StoreError` if no store can be
-    opened.
+    lost or back, and once when a damaged limit model is dropped. Raises `StoreError` if no store
+    can be opened.
     """
     from nbcodex.ratelimit.stores.sqlite import open_in
 

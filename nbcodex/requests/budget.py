@@ -316,7 +316,7 @@ class Budget:
     def remaining_lines(
         self, caps: Iterable[str], *, base_url: str, tokens: int, cost: float | None
     ) -> list[str]:
-        """Return, as text, what each cap in force leaves for `tokens` and a known `cost`."""
+        """Return, as text, whether each cap in force allows `tokens` and a known `cost`."""
         expected, lines = SpendAmount(tokens=tokens, dollars=cost or 0.0), []
         # A server on this machine costs nothing.
         is_priced = cost is not None or pricing.is_local_server(base_url)

@@ -200,18 +200,18 @@ class Handle:
         self,
         render: RenderEvents = lambda _batch: None,
         *,
-        max_idle_s: Callable[[], float | None] = lambda: None,
+        max_idle: Callable[[], float | None] = lambda: None,
     ) -> Ending:
         """Start the request and wait for its ending, passing each batch of events to `render`.
 
-        `render` is called in this thread; with an empty batch after `max_idle_s()` seconds without
+        `render` is called in this thread; with an empty batch after `max_idle()` seconds without
         an event (None: never). An interrupt ends the request, and `Interrupted` is returned; if the
         request had ended just before, its ending is rendered and `Stopped` is raised.
         """
         self._check_thread()
         try:
             ending, stop_pressed = run_uninterrupted(
-                lambda stop_pressed: self._render_all(render, max_idle_s, stop_pressed=stop_pressed)
+                lambda stop_pressed: self._render_all(render, max_idle, stop_pressed=stop_pressed)
             )
         finally:
             if not self.done:
@@ -221,7 +221,7 @@ class Handle:
         return ending
 
     def _render_all(
-        self, render: RenderEvents, max_idle_s: Callable[[], float | None], *, stop_pressed: bool
+        self, render: RenderEvents, max_idle: Callable[[], float | None], *, stop_pressed: bool
     ) -> Ending:
         """Start the request and render all batches; after Stop, end it and do not wait long."""
         if stop_pressed:
@@ -229,7 +229,7 @@ class Handle:
         else:
             self.start()
         while True:
-            batch = self._queue.next_batch(STOP_TIMEOUT_S if stop_pressed else max_idle_s())
+            batch = self._queue.next_batch(STOP_TIMEOUT_S if stop_pressed else max_idle())
             if stop_pressed and not batch:
                 # No ending came in time: the thread goes on with one of its own.
                 reply = Reply(id=self.request.id, status="interrupted", attempts=0)

@@ -110,7 +110,7 @@ class RequestState:
     attempts: int = 0
     queued: float = 0.0  # seconds in the queue for capacity, which use no patience
     unbilled_attempts: int = 0  # those that the server refused before any answer
-    # What broken attempts have used: as the server states it, else estimated by their text.
+    # Of attempts without a part in the reply's text: as the server states it, else estimated.
     broken_usage: Usage = NO_USAGE
     last_event: Event | None = None
     # How the last attempt failed, and the waits that follow from it, in seconds.
@@ -196,7 +196,7 @@ class RequestState:
             )
         unpriced = pricing.unpriced_parts(usage, model, self.base_url)
         all_calls_known = completed and self.broken_usage == NO_USAGE
-        if not all_calls_known and pricing.provider_of(self.base_url):
+        if not all_calls_known and pricing.priced_provider(self.base_url):
             # No server states the tool calls of an attempt that broke off.
             unpriced = tuple(sorted({*unpriced, *pricing.paid_tools(self.request, model)}))
         return Reply(

@@ -70,7 +70,7 @@ class Services:
     limiter: Callable[[Settings], Limiter]
     journal: Callable[[Settings], Journal]
     # The journal that counts what is spent: it may be on disk even where prompts are not kept.
-    budget_journal: Callable[[Settings], Journal]
+    spending_journal: Callable[[Settings], Journal]
     rng: random.Random = field(default_factory=random.Random)  # of the jitter in waits
     # Base URLs of servers that are simulators, as far as their answers have shown.
     simulators: set[str] = field(default_factory=set)
@@ -85,9 +85,9 @@ class Services:
         self, replies: Sequence[Reply], settings: Settings, *, if_unknown: SpendAmount | None = None
     ) -> None:
         """Count what replies used (or `if_unknown`), unless their entries' journal does so."""
-        budget_journal = self.budget_journal(settings)
-        if budget_journal is not self.journal(settings):
-            await budget_journal.count_spending(replies, if_unknown=if_unknown)
+        spending_journal = self.spending_journal(settings)
+        if spending_journal is not self.journal(settings):
+            await spending_journal.count_spending(replies, if_unknown=if_unknown)
 
 
 class RequestRunner:
@@ -203,12 +203,12 @@ class RequestRunner:
         if resumption is None:
             endpoint = api_client.endpoint(request, settings)
         else:
-            # Also awaits an async `Settings.client`, because the check needs its server.
+            # Also awaits an async `Settings.client`, because the check needs its client's server.
             endpoint = await api_client.await_endpoint(request, settings)
             check_server(request, endpoint)  # raises if the entry was written for another one
         state.base_url = endpoint.base_url
         # What is spent is read while the request is being committed, not after it.
-        self._services.budget.start_reading(self._services.budget_journal(self._settings))
+        self._services.budget.start_reading(self._services.spending_journal(self._settings))
         if resumption is None:
             return await self._entry.insert(
                 state.base_url, endpoint.server, on_committed=self._on_committed
@@ -270,7 +270,7 @@ class RequestRunner:
                 self._request, mismatch, repair_error=error
             ) from error
         except asyncio.CancelledError:
-            state.broken_usage += first_usage  # the reply has the second answer's text
+            state.broken_usage += first_usage  # else lost: the reply's own usage is of its text
             raise
         finally:
             state.patience.waited = waited + self._clock.now() - started_at
@@ -328,7 +328,7 @@ class RequestRunner:
         await self._services.budget.reserve(
             self._request,
             caps=self._settings.budgets,
-            journal=self._services.budget_journal(self._settings),
+            journal=self._services.spending_journal(self._settings),
             model=model,
             base_url=state.base_url,
             broken=state.broken_spend,
@@ -463,7 +463,7 @@ class RequestRunner:
         error, attempt, waited = self.state.error, self.state.attempts, self.state.waited
         failed_at = self._clock.now()
         resume_at = await self._start_cooldown(error, failed_at + seconds)
-        self._waiter.start_cooldown(resume_at)
+        self._waiter.record_cooldown(resume_at)
         self._emit(
             events.BackingOff, error=error, attempt=attempt, resume_at=resume_at, waited=waited
         )

@@ -70,6 +70,7 @@ _ROUTES: tuple[tuple[str, Endpoint, str], ...] = (
     ("GET", "batches", f"{_BASE}/batches/{_ID}"),
     ("POST", "batches", f"{_BASE}/batches/{_ID}/cancel"),
     ("GET", "control", f"{_CONTROL}/(?P<id>log)"),
+    # Faults for the next requests, and settings.
     ("POST", "control", f"{_CONTROL}/(?P<id>script|knobs)"),
 )
 

@@ -71,7 +71,7 @@ class World:
         services = Services(
             api_client=ApiClient(clock=self.clock, transport=self.transport),
             journal=lambda _: self.journal,
-            budget_journal=lambda _: self.journal,
+            spending_journal=lambda _: self.journal,
             limiter=lambda _: None,  # type: ignore[arg-type,return-value]  # batches use no rate limit
             clock=self.clock,
         )

@@ -186,7 +186,7 @@ def test_terminal_prints_only_the_answer_in_the_background(
     assert capsys.readouterr().out == ""
     view.close({"text/plain": "Hello"})
     assert capsys.readouterr().out == "\nHello\n"
-    assert output.max_idle_s() is None
+    assert output.max_idle() is None
 
 
 @pytest.mark.parametrize("is_open", [False, True])

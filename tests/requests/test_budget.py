@@ -363,7 +363,7 @@ def test_daily_cap_counts_on_disk_while_the_journal_is_off(
         request = Request(prompt="hello", max_output=100)
         try:
             if set_by == "user":
-                counters = clients[0].budget_journal(here[0], create=True)
+                counters = clients[0].spending_journal(here[0], create=True)
                 await clients[0].services().budget.set_shared_cap(counters, parse_cap("200/day"))
             first = (
                 await clients[0].create_handle(replace(request, id="a1"), here[0]).follow_async()
@@ -371,7 +371,7 @@ def test_daily_cap_counts_on_disk_while_the_journal_is_off(
             second = (
                 await clients[1].create_handle(replace(request, id="a2"), here[1]).follow_async()
             )
-            await clients[1].services().budget.reset(clients[1].budget_journal(here[1]))
+            await clients[1].services().budget.reset(clients[1].spending_journal(here[1]))
             return [
                 first,
                 second,

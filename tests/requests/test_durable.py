@@ -90,7 +90,7 @@ class Kernel:
         self.services = Services(
             api_client=ApiClient(clock=LoopClock(), transport=SimulatorTransport(simulator)),
             journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
-            budget_journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
+            spending_journal=lambda _: self.journal,  # type: ignore[arg-type,return-value]
             limiter=lambda _: self.limiter,
             clock=LoopClock(),
         )

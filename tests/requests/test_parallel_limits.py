@@ -98,7 +98,7 @@ def ask(server: Server, *bursts: int, pause: float = 0.0) -> tuple[list[Any], Li
         services = Services(
             api_client=ApiClient(clock=clock, transport=server),
             journal=lambda _: journal,  # type: ignore[arg-type,return-value]
-            budget_journal=lambda _: journal,  # type: ignore[arg-type,return-value]
+            spending_journal=lambda _: journal,  # type: ignore[arg-type,return-value]
             limiter=lambda _: limiter,
             clock=clock,
         )

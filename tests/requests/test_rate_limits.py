@@ -60,7 +60,7 @@ def services_on(simulator: Simulator) -> Services:
     return Services(
         api_client=ApiClient(clock=LoopClock(), transport=SimulatorTransport(simulator)),
         journal=lambda _: journal,  # type: ignore[arg-type,return-value]
-        budget_journal=lambda _: journal,  # type: ignore[arg-type,return-value]
+        spending_journal=lambda _: journal,  # type: ignore[arg-type,return-value]
         limiter=lambda _: limiter,
         clock=LoopClock(),
     )

@@ -38,20 +38,20 @@ def budget(session: Session, *amount: str) -> None:
     """Show, set or reset your own cap: budget [200k|$5|$5/day|$20/month|off|reset]."""
     client, text = get_client(), "".join(amount).lower()
     spending, settings = client.services().budget, session.settings
-    # The `budget_journal`, if possible on disk, counts the usage even if `Codex.journal` is off.
+    # The `spending_journal`, if possible on disk, counts the usage even if `Codex.journal` is off.
     if text == "reset":
-        event_loop.run(spending.reset(client.budget_journal(settings)))
+        event_loop.run(spending.reset(client.spending_journal(settings)))
         print("Usage counts from zero: this session's, and this day's and month's.")
     elif text == "off":
         session.config.own_budget = ""
-        event_loop.run(spending.set_shared_cap(client.budget_journal(settings), cap=None))
+        event_loop.run(spending.set_shared_cap(client.spending_journal(settings), cap=None))
     elif text:
         cap = parse_cap(text, check_minimum=True)
         # A cap of a day or month holds for all kernels, so it is in the journal.
         if cap.period == "session":
             session.config.own_budget = text
         else:
-            journal = client.budget_journal(settings, create=True)
+            journal = client.spending_journal(settings, create=True)
             event_loop.run(spending.set_shared_cap(journal, cap))
     if text:
         collector_of(client).changed.set()  # the monitor shows the caps, too

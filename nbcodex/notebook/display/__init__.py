@@ -104,7 +104,7 @@ class CellOutput:
         # ipykernel 7 takes the cell from the context; in an empty one, it takes the last cell.
         self._cell_context = contextvars.copy_context()
 
-    def max_idle_s(self) -> float | None:
+    def max_idle(self) -> float | None:
         """Return the seconds without an event after which `on_events` is called; None: never."""
         if self._is_open:
             return self._view.render_interval_s
@@ -136,7 +136,7 @@ class CellOutput:
         elif self._state.is_waiting:
             self.show()
         elif self._options.only_if_waiting:
-            # Without an event, `max_idle_s()` has passed in the queue.
+            # Without an event, `max_idle()` has passed in the queue.
             left = self._state.seconds_left(events[-1].at) if events else MIN_SHOWN_QUEUE_S
             # The reason is set while a request is in the queue for capacity.
             is_queued = self._state.phase == "queued" and self._state.reason

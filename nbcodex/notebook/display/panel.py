@@ -145,8 +145,7 @@ def apply_event(state: PanelState, event: events.Event) -> PanelState:
                 patience=event.patience,
             )
         case events.CoolingDown(queued=True):
-            limit = event.limit.name if event.limit else "the limit is fully used"
-            reason = f"Queued for capacity: {limit}"
+            reason = event.limit.name if event.limit else "the limit is fully used"
             queued = _start_wait(state, event, "queued")
             # Queueing for capacity is not counted as waiting.
             return replace(queued, limit=None, reason=reason, wait_started_at=None)
@@ -281,8 +280,6 @@ def unfinished_hint(id_: str) -> str:
 def wait_reason(state: PanelState) -> str:
     """Return why a request waits: the limit with its figures, or the failure."""
     reason = state.reason
-    if state.phase == "queued":
-        return reason.partition(": ")[2]  # `_progress` says "queued for capacity"
     if state.limit is not None:
         reason = ": ".join(filter(None, (state.limit.name, state.limit.figures)))
     in_cooldown = reason and state.phase == "cooldown"

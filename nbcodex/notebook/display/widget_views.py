@@ -188,6 +188,8 @@ def panel_data(state: PanelState) -> dict[str, Any]:
     if state.limit is not None:
         attributes = ("name", "resource", "figures", "limit", "used", "requested")
         cause = {name: getattr(state.limit, name) for name in attributes}
+    elif state.phase == "queued" and state.reason:
+        cause = {"name": "Queued for capacity", "figures": state.reason}
     elif state.reason:
         title, _, message = state.reason.partition(": ")
         cause = {"name": title, "figures": message}

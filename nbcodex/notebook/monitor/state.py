@@ -155,7 +155,7 @@ def earliest_last_send(state: MonitorState, label: str) -> float | None:
         return None
     instants = [limits.cooldown_until]
     for request in state.open_requests.values():
-        # A cooldown without a limit ends when the user wants (`%codex resume --at-reset`).
+        # A cooldown without a limit is no wait in this queue: `%codex resume --at-reset` delays.
         in_cooldown = request.phase == "cooldown" and request.limit is not None
         if request.phase != "queued" and not in_cooldown:
             continue
@@ -168,8 +168,8 @@ def earliest_last_send(state: MonitorState, label: str) -> float | None:
         ]
         if possible_queues == [label]:
             instants.append(request.resume_at)
-    # A server that refunds unused tokens lets the queue go sooner than this. Only headers can show
-    # that it does not.
+    # A server that refunds unused tokens lets the queue go sooner than this. Only headers that
+    # declare the limits can show that it does not.
     if limits.policy == "kept" and limits.is_declared and limits.tokens is not None:
         bucket = stated_bucket(limits.tokens)
         if bucket.rate > 0:

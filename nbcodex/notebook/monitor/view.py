@@ -205,8 +205,6 @@ def _limits_data(state: MonitorState, label: str) -> dict[str, Any]:
 
 def _request_data(id_: str, request: PanelState) -> dict[str, Any]:
     why = request.limit.name if request.limit else request.reason
-    if request.phase == "queued":
-        why = why.partition(": ")[2]  # "Queued for capacity" is the label of the phase
     return {
         "id": id_,
         "prompt": request.prompt,
