@@ -15,16 +15,15 @@ from nbcodex.client import Client
 from nbcodex.errors import CredentialsError, ModelError, NbcodexError, TransportError
 from nbcodex.models import Request
 from nbcodex.openai_api.api_errors import is_wrong_address
+from nbcodex.openai_api.connections import proxies, proxy_problem
 from nbcodex.openai_api.endpoints import Endpoint, key_for_host
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import format_duration
 from nbcodex.runtime.sqlite_files import UnsafePathError, check_owner, is_on_network
 from nbcodex.settings import DEFAULT_MODEL, JOURNAL_FILENAME, Settings, data_folder
 
-_PROXY_VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")  # also read in lower case
 # Variables of other HTTP clients, requests and curl, which httpx2 does not read.
 _UNUSED_CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-_PROXY_SCHEMES = {"http", "https", "socks5", "socks5h"}
 MODEL_LIST_TIMEOUT_S = 15.0
 
 
@@ -67,18 +66,13 @@ def report(settings: Settings, client: Client) -> Iterator[Finding]:
 
 def check_proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Check the proxies in the environment."""
-    found = [(n, v) for n in _PROXY_VARIABLES if (v := environ.get(n) or environ.get(n.lower()))]
+    found = proxies(environ)
     for name, value in found:
-        try:
-            url = urlsplit(value if "://" in value else f"http://{value}")
-            address, is_valid = f"{url.hostname}:{url.port or 80}", url.scheme in _PROXY_SCHEMES
-        except ValueError:
-            address, is_valid = "", False
-        if is_valid and url.hostname:
-            yield Finding("proxy", f"{name}: {address}")
+        if problem := proxy_problem(value):
+            yield Finding("proxy", f"{name} {problem[0]}", problem[1], is_problem=True)
         else:
-            text = f"{name} is not a valid address."
-            yield Finding("proxy", text, "Write http://HOST:PORT.", is_problem=True)
+            url = urlsplit(value if "://" in value else f"http://{value}")
+            yield Finding("proxy", f"{name}: {url.hostname}:{url.port or 80}")
     if not found:
         yield Finding("proxy", "none set")
 

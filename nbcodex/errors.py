@@ -118,6 +118,10 @@ class MissingKeyError(ConfigurationError):
     """No key is known for the server that the request would go to."""
 
 
+class ConnectionSettingsError(ConfigurationError, title="Not connected"):
+    """The address, the proxy or the certificates are wrong: no request gets to the server."""
+
+
 class BatchUnsupportedError(ConfigurationError, title="No batches"):
     """The server has no Batch API, or does not accept this kind of batch."""
 

@@ -45,6 +45,7 @@ PARK_CHUNK_ROWS = 250  # parked before the time is checked again
 # Errors that meet every row, and errors that meet every row with an equal request.
 _ALL_ROWS_ERRORS = (
     errors.MissingKeyError,
+    errors.ConnectionSettingsError,
     errors.CredentialsError,
     errors.QuotaError,
     errors.ModelError,

@@ -430,6 +430,10 @@ def _improve_advice(failure: NbcodexError, prepared: PreparedRequest) -> None:
         failure.advice = request_body.NO_IMAGES_ADVICE
     elif prepared.request.turns and has_match(message, "reasoning_demanded_patterns"):
         failure.advice = errors.LONG_CONVERSATION_ADVICE
+    elif prepared.request.effort and has_match(message, "effort_patterns"):
+        failure.advice = "Leave out --effort, or give it another value: this model refuses it."
+    elif prepared.request.max_output and has_match(message, "max_output_patterns"):
+        failure.advice = "Set --max-output to a number that the message allows."
     else:
         api_errors.explain_wrong_address(failure, prepared.endpoint.base_url, PATHS[prepared.api])
 

@@ -6,17 +6,20 @@ is cut, cleaned of our secrets and put on one printable line.
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import html
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from nbcodex import errors
 from nbcodex.errors import NbcodexError, ServerError, TooLargeError, TransportError, shorten
-from nbcodex.models import DAY, Limit, Resource
+from nbcodex.models import DAY, Limit
 from nbcodex.openai_api import dialects, rate_limits
 from nbcodex.openai_api.rate_limits import MAX_SEARCHED_CHARS, Headers
 
@@ -25,30 +28,20 @@ CleanText = Callable[[str], str]  # removes secrets; `str` removes none
 MAX_ERROR_BODY_CHARS = 1_000_000
 _MAX_CAUSES = 16  # exceptions can be chained in a circle
 _ADVICE: dict[type[NbcodexError], str] = {
-    errors.LimitError: "It is retried automatically.",
-    errors.OverloadedError: "It is retried automatically; another model may be less busy.",
-    ServerError: "It is retried automatically; if it persists, see the provider's status page.",
-    TransportError: "It is retried automatically; check the network, the VPN or the proxy.",
-    errors.QuotaError: "Waiting does not help: add credit, or raise the budget, at the provider.",
-    TooLargeError: "Shorten the prompt, lower --max-output, or use a model with a larger limit.",
+    **{getattr(errors, name): advice for name, advice in dialects.ERROR_ADVICE.items()},
     errors.CredentialsError: errors.Advice(
         "`%codex login` sets another key; this key may lack access to the model.",
         script="OPENAI_API_KEY sets another key; this key may lack access to the model.",
     ),
-    errors.ModelError: "See `%codex models` or `nbcodex doctor`; check the base URL, too.",
-    errors.RequestError: "Change the prompt or the options; as it is, it can never succeed.",
-}
-_LIMIT_ADVICE: dict[Resource | None, str] = {
-    "tokens": "It is retried automatically; a lower --max-output needs less of the limit.",
-    "requests": "It is retried automatically; the limit counts requests, whatever their size.",
-    "parallel requests": "It is retried automatically, with fewer requests at once.",
-    "traffic growth": "It is retried automatically, and requests are sent more slowly.",
 }
 MAX_PARALLEL_WAIT_S = 10.0  # a longer wait is not about a limit on parallel requests
 _ADDRESS_ADVICE = "Check the base URL (--api-base, OPENAI_BASE_URL): most end in /v1."
 _WEB_PAGE = "it sent a web page instead of an answer"
 _NOT_AN_ADDRESS = "is not an address of an API"
-_CERTIFICATE_ADVICE = "Set SSL_CERT_FILE to the file with your organisation's certificates."
+# What a page says in its title, and what XML says.
+_MARKUP_WORDS = re.compile(r"<(title|message)\b[^<>]{0,200}>([^<]{1,1000})", re.IGNORECASE)
+# What follows the base URL in the address of a call.
+_CALL = re.compile(r"(/chat/completions|/responses|/models|/files|/batches)?/*([?#].*)?$")
 
 
 class AnswerFailedError(Exception):
@@ -97,15 +90,7 @@ def from_status(
 ) -> NbcodexError:
     """Return the error for an HTTP status other than 200; `wall_time` is Unix time."""
     if 300 <= status < 400:
-        target = ""
-        with contextlib.suppress(ValueError):
-            location = urlsplit(clean(headers.get("location", "")))
-            target = shorten(location.netloc.rpartition("@")[2], 100)
-        return errors.RequestError(
-            f"The server redirects (HTTP {status}) to {target or 'another address'}; neither the "
-            "key nor the prompt was sent there.",
-            advice="If you trust that address, make it the base URL.",
-        )
+        return _redirect_error(status, clean(headers.get("location", "")))
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
     # Some servers send a refusal as an event, because a stream was requested.
     if text.lstrip().startswith(("data:", "event:")):
@@ -133,6 +118,9 @@ def from_exception(
             return error
         case openai.APIStatusError():
             response, content = error.response, b""
+            if response.has_redirect_location:
+                location = clean(response.headers["location"])
+                return _redirect_error(response.status_code, location, str(response.url))
             with contextlib.suppress(Exception):  # the body broke off
                 content = response.content
             return from_status(
@@ -143,12 +131,12 @@ def from_exception(
             return _disconnected(error, "The server did not answer in time.")
         case openai.APIConnectionError() | httpx2.TransportError() | OSError():
             reason = _reason(error, clean)
-            advice = _CERTIFICATE_ADVICE if "CERTIFICATE" in reason else ""
             message = f"The connection to the server failed{reason}."
-            is_unconnected = any(isinstance(e, httpx2.ConnectError) for e in exception_chain(error))
-            if is_unconnected and not advice:
+            if advice := _setting_advice(reason):
+                return errors.ConnectionSettingsError(message, advice=advice)
+            if any(isinstance(e, httpx2.ConnectError) for e in exception_chain(error)):
                 message += " Is the server running?"
-            return _disconnected(error, message, advice=advice)
+            return _disconnected(error, message)
         case openai.APIError():  # of an SSE `error` event: it has neither status nor headers
             return _classify(_describe({"error": error.body}, clean), headers or {}, wall_time)
         case AnswerFailedError():
@@ -160,9 +148,13 @@ def from_exception(
             )
         case httpx2.HTTPError() | httpx2.StreamError():
             return broken_connection(f"The answer could not be read{_reason(error, clean)}.")
-        case json.JSONDecodeError() if error.doc.lstrip().startswith("<"):
-            return _classify(_describe(error.doc, clean), {}, wall_time)
-        case json.JSONDecodeError() | UnicodeError() | RecursionError() | ValueError():
+        case json.JSONDecodeError():
+            payload = _parse(error.doc)
+            if isinstance(payload, dict) or error.doc.lstrip().startswith("<"):
+                return _classify(_describe(payload, clean), {}, wall_time)
+            quote = shorten(clean(error.doc[:MAX_ERROR_BODY_CHARS]), 160)
+            return invalid_answer(f"The server sent something that is not valid JSON: {quote}")
+        case UnicodeError() | RecursionError() | ValueError():
             return invalid_answer("The server sent something that is not valid JSON.")
         case _:
             return invalid_answer(f"The answer cannot be understood ({type(error).__name__}).")
@@ -225,22 +217,30 @@ def invalid_answer(message: str) -> ServerError:
 
 def _describe(payload: object, clean: CleanText, *, status: int | None = None) -> ErrorInfo:
     """Return what an error's payload states, in any of the shapes that servers use."""
-    if isinstance(payload, str) and payload.lstrip()[:1] in ("{", "[", '"'):
-        with contextlib.suppress(ValueError, RecursionError):
-            payload = json.loads(payload)
+    payload = _parse(payload) if isinstance(payload, str) else payload
     if isinstance(payload, list) and payload:  # Gemini
         payload = payload[0]
     details = payload if isinstance(payload, str) else _error_object(payload)
     if isinstance(details, str):
         message = _one_line(details, clean)
         if details.lstrip("\ufeff \t\r\n").startswith("<"):
-            message = _WEB_PAGE
+            found = _MARKUP_WORDS.search(details[:MAX_ERROR_BODY_CHARS])
+            words = _one_line(html.unescape(found[2]), clean) if found else ""
+            is_xml = found and found[1].lower() == "message"
+            message = words if is_xml else f"{_WEB_PAGE}: {words}".removesuffix(": ")
         return ErrorInfo(status=status, message=message)
-    code = _one_line(_first_value(details, "code", "error_code", "status_code"), clean)[:100]
-    error_type = _one_line(_first_value(details, "type", "error_type", "status"), clean)[:100]
+    for name in ("detail", "details", "data", "result"):  # the first is Apigee's and FastAPI's
+        nested = _parse(value) if isinstance(value := details.get(name), str) else value
+        if isinstance(nested, dict):
+            stated = _error_object(nested)
+            details = {**({"message": stated} if isinstance(stated, str) else stated), **details}
+    code = _one_line(_first_value(details, *dialects.WORDS["code_members"]), clean)[:100]
+    error_type = _one_line(_first_value(details, *dialects.WORDS["type_members"]), clean)[:100]
     # Gateways write the upstream status into `code` (OpenRouter: a number, Azure: a string).
     as_status = int(code) if len(code) == 3 and code.isascii() and code.isdigit() else None
     text = _first_value(details, *dialects.WORDS["message_members"])
+    if status is not None and not (text or code or error_type):
+        text = details  # in a form that no server is known for
     # A relay can put the provider's whole error into its message, as JSON after its own words.
     if isinstance(text, str) and (start := text.find("{")) >= 0:
         with contextlib.suppress(ValueError, RecursionError):
@@ -278,6 +278,8 @@ def _with_provider(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText) 
     if not metadata.get("raw"):
         return info
     inner = _describe(metadata["raw"], clean)
+    if not (inner.message or inner.code):
+        return info
     provider = _one_line(metadata.get("provider_name"), clean)[:60]
     is_temporary = (
         inner.status == 429
@@ -294,8 +296,20 @@ def _with_provider(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText) 
     )
 
 
+def _parse(text: str) -> object:
+    """Return what a JSON text contains, also as the bytes that Python shows; else the text."""
+    with contextlib.suppress(ValueError, SyntaxError, RecursionError):
+        if text.lstrip()[:2] in ("b'", 'b"'):
+            text = ast.literal_eval(text.strip()[:MAX_SEARCHED_CHARS]).decode("utf-8", "replace")
+        if text.lstrip()[:1] in ("{", "[", '"'):
+            return json.loads(text)
+    return text
+
+
 def _first_value(details: Mapping[str, Any], *names: str) -> object:
-    return next((details[name] for name in names if details.get(name)), None)
+    """Return the first member that is not empty; ``errorCode`` is ``error_code``, too."""
+    values = {name.lower().replace("_", ""): value for name, value in details.items() if value}
+    return next((v for name in names if (v := values.get(name.lower().replace("_", "")))), None)
 
 
 def _error_object(payload: object) -> Mapping[str, Any] | str:
@@ -303,13 +317,12 @@ def _error_object(payload: object) -> Mapping[str, Any] | str:
     for _ in range(3):
         if not isinstance(payload, dict):
             break
-        # MiniMax has `base_resp`, Cloudflare a list `errors`.
-        inner = _first_value(payload, "error", "response", "base_resp", "errors")
+        inner = _first_value(payload, *dialects.WORDS["error_members"])
         if isinstance(inner, list) and inner:
             inner = inner[0]
         if not isinstance(inner, dict | str) or not inner:
             return payload
-        if isinstance(inner, str) and _first_value(payload, "message", "detail"):
+        if isinstance(inner, str) and _first_value(payload, *dialects.WORDS["message_members"]):
             return payload  # `error` only names the status, "Bad Request" (FastAPI, Spring)
         if isinstance(inner, str):
             return {**payload, "message": inner}  # TGI and xAI: the code is not in `error`
@@ -320,16 +333,20 @@ def _error_object(payload: object) -> Mapping[str, Any] | str:
 def _one_line(value: object, clean: CleanText) -> str:
     """Return a value of any type on one line, cut before anything expensive is done."""
     if isinstance(value, dict):  # Mistral: {"detail": [...]}
-        value = _first_value(value, "detail", "message", "msg")
+        stated = _first_value(value, *dialects.WORDS["message_members"])
+        # Of other forms, all that they state: {"messages": ["is required"]} (ASP.NET).
+        value = stated or [{"loc": [n], "msg": v} for n, v in list(value.items())[:3] if v]
     if value is None or isinstance(value, dict | bool):
         return ""
     if isinstance(value, list):  # validation errors of FastAPI and pydantic (vLLM, Mistral)
         reasons = []
-        for entry in (entry for entry in value[:3] if isinstance(entry, dict)):
-            loc = entry.get("loc")  # such as ["body", "temperature"]
+        for entry in value[:3]:
+            members = entry if isinstance(entry, dict) else {"msg": entry}
+            stated, loc = _first_value(members, "msg", "message"), members.get("loc")
+            # Such as ["body", "temperature"].
             names = [str(n) for n in loc if n != "body"] if isinstance(loc, list) else []
-            place = f"{'.'.join(names)}: " if names else ""
-            reasons.append(f"{place}{entry.get('msg')}")
+            if isinstance(stated := stated[0] if isinstance(stated, list) else stated, str):
+                reasons.append(": ".join([*filter(None, [".".join(names)]), stated]))
         value = "; ".join(reasons)
     if isinstance(value, int) and abs(value) > 2**63:
         return ""  # its digits alone could take minutes to compute
@@ -405,17 +422,28 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
 
 def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) -> NbcodexError:
     """Decide which error it is if it is not about limits, credit or size."""
-    if status == 403 and info.message == _WEB_PAGE:
+    if status == 403 and info.message.startswith(_WEB_PAGE):
         advice = "A firewall or a proxy refused it: check the network, the VPN and the base URL."
         return errors.RequestError(info.sentence("Refused on the way to the server"), advice=advice)
-    is_key_rejected = status in {None, 400} and info.has_phrase("credentials_phrases")
-    if status in {401, 403, 407} or info.has_code("credentials_codes") or is_key_rejected:
-        return _new_error(errors.CredentialsError, info, "The server does not accept the key")
+    advice = _setting_advice("407 proxy" if status == 407 else info.message)
+    if (status or 400) < 500 and advice:
+        words = "The address of the proxy or the server is wrong"
+        return errors.ConnectionSettingsError(info.sentence(words), advice=advice)
+    is_unserved = info.has_code("region_codes") or info.has_phrase("region_phrases")
+    if (status or 400) < 500 and is_unserved:
+        words = "The provider does not serve this country or network"
+        advice = "Use another provider (--api-base), or check the VPN or the proxy."
+        return errors.RequestError(info.sentence(words), advice=advice)
+    is_key_rejected = status in {None, 400, 403} and info.has_phrase("credentials_phrases")
+    is_key_rejected |= status == 401 or info.has_code("credentials_codes")
+    if is_key_rejected or status == 403:
+        words = "The server does not accept the key" if is_key_rejected else "Access is refused"
+        return _new_error(errors.CredentialsError, info, words)
     if status == 404 and info.has_phrase("unknown_param_phrases"):
         status = 400
     # If the message does not name the model, a 404 usually means a wrong base URL.
     names_model = info.code or "model" in info.message.lower()
-    is_page = status is None and info.message == _WEB_PAGE
+    is_page = status is None and info.message.startswith(_WEB_PAGE)
     has_no_such_call = is_page or info.has_phrase("no_such_call_phrases")
     if has_no_such_call or (status in {404, 405} and not names_model):
         words = "The server does not have this address"
@@ -432,6 +460,11 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
     # After 502 to 504 of a gateway that gave up, the server may still have made a paid answer.
     failure.is_unbilled = status in {500, 501}
     return failure
+
+
+def _setting_advice(words: str) -> str:
+    """Return what to change in the connection's settings, if that is what words are about."""
+    return next((a for phrase, a in dialects.SETTING_ADVICE.items() if phrase in words.lower()), "")
 
 
 def _new_error(error_class: type[Any], info: ErrorInfo, words: str, **details: Any) -> NbcodexError:
@@ -478,7 +511,7 @@ def _limit_error(
     if limit.limit is not None:
         model = f" for {limit.model}" if limit.model else ""
         message = f"{limit.name[0].upper()}{limit.name[1:]} reached{model}: {limit.figures}."
-    advice = _LIMIT_ADVICE.get(limit.resource, _ADVICE[errors.LimitError])
+    advice = dialects.LIMIT_ADVICE.get(limit.resource or "", _ADVICE[errors.LimitError])
     return errors.LimitError(message, limit=limit, advice=advice, wait=wait)
 
 
@@ -495,12 +528,26 @@ def _quota_error(info: ErrorInfo, wall_time: float) -> NbcodexError:
     return errors.QuotaError(info.sentence(words), advice=advice)
 
 
-def _disconnected(error: BaseException, message: str, *, advice: str = "") -> TransportError:
+def _redirect_error(status: int, location: str, url: str = "") -> NbcodexError:
+    """Return the error for a redirect to `location` from `url`, which was called."""
+    with contextlib.suppress(ValueError):
+        location = urljoin(url, location)
+    target, called = (_CALL.sub("", re.sub("//[^/]*@", "//", a[:500]), 1) for a in (location, url))
+    address = shorten(target, 100) if "://" in target else "another address"
+    advice = f"If you trust that address, make it the base URL: {address}"
+    if target == called:
+        advice = "Only a slash at the end differs: let the server or gateway accept both forms."
+    words = f"The server redirects (HTTP {status}) to {address}"
+    words += "; neither the key nor the prompt was sent there."
+    return errors.RequestError(words, advice=advice)
+
+
+def _disconnected(error: BaseException, message: str) -> TransportError:
     """Return the error for a failed connection; a request without a connection costs nothing."""
     import httpx2
 
     unconnected = httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout
-    failure = broken_connection(message, advice=advice)
+    failure = broken_connection(message)
     failure.is_unbilled = isinstance(error, unconnected) or isinstance(error.__cause__, unconnected)
     failure.was_sent = not failure.is_unbilled
     return failure

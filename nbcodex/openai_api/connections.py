@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from nbcodex.errors import ConfigurationError, ServerError, shorten
+from nbcodex.errors import ConfigurationError, ConnectionSettingsError, ServerError, shorten
 from nbcodex.openai_api.endpoints import Endpoint, ServerKind, fingerprint
 from nbcodex.openai_api.pricing import priced_provider
 
@@ -37,6 +39,9 @@ MAX_JSON_BODY_BYTES = 4 * 1024 * 1024  # a list of a hundred batches, or of mode
 
 _MAX_CLIENTS = 64  # each Entra ID token, valid for an hour, has a client of its own
 _PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+_PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+_OTHER_PROBLEM = "comes from the proxy or certificate settings of the environment."
+_SETTINGS_ADVICE = "Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE."
 # The environment variables that a pool of connections obeys.
 _POOL_VARIABLES = (*_PROXY_NAMES, *map(str.upper, _PROXY_NAMES), "SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -156,10 +161,30 @@ def _open_pool(transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClien
             event_hooks={"response": [_read_bounded_body]},
         )
     except (ValueError, TypeError, ImportError, OSError, httpx2.InvalidURL) as error:
-        raise ConfigurationError(
-            f"The proxy or certificate settings of the environment fail ({type(error).__name__}).",
-            advice="Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE.",
-        ) from None
+        problems = ((n, *p) for n, v in proxies(os.environ) if (p := proxy_problem(v)))
+        other = (type(error).__name__, _OTHER_PROBLEM, _SETTINGS_ADVICE)
+        name, problem, advice = next(problems, other)
+        raise ConnectionSettingsError(f"{name} {problem}", advice=advice) from None
+
+
+def proxies(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the variables that name proxies, with their values."""
+    values = ((n.upper(), environ.get(n) or environ.get(n.upper())) for n in _PROXY_NAMES[:3])
+    return [(name, value) for name, value in values if value]
+
+
+def proxy_problem(value: str) -> tuple[str, str] | None:
+    """Return what is wrong with a proxy's address, which is not shown, and what to do about it."""
+    scheme, has_host = "", False
+    with contextlib.suppress(ValueError):  # of a port that is not a number
+        url = urlsplit(value if "://" in value else f"http://{value}")
+        scheme, has_host = url.scheme, bool(url.hostname) and url.port != 0
+    if not has_host or scheme not in _PROXY_SCHEMES:
+        usable = "socks5" if scheme.startswith("socks") else "http"
+        return "is not a valid address.", f"Write {usable}://HOST:PORT."
+    if scheme.startswith("socks") and find_spec("socksio") is None:
+        return "names a SOCKS proxy, which needs the package socksio.", "Run `pip install socksio`."
+    return None
 
 
 def _make_client(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:

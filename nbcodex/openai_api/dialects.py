@@ -16,6 +16,9 @@ _TABLE: dict[str, Any] = tomllib.loads(
 WORDS: dict[str, list[str]] = {name: v for name, v in _TABLE.items() if isinstance(v, list)}
 REASONING_TAGS: dict[str, str] = _TABLE["reasoning_tags"]
 QUOTA_TEXTS: dict[str, tuple[str, str]] = _TABLE["quota_texts"]  # what happened, what to do
+SETTING_ADVICE: dict[str, str] = _TABLE["setting_advice"]  # by a phrase
+ERROR_ADVICE: dict[str, str] = _TABLE["error_advice"]  # by the error's class
+LIMIT_ADVICE: dict[str, str] = _TABLE["limit_advice"]  # by what the limit counts
 RESOURCES: dict[str, Resource] = _TABLE["resources"]
 UNITS_S: dict[str, float] = _TABLE["units_s"]
 

@@ -183,7 +183,7 @@ class AnswerStream:
             if not self._first_chunk:
                 await self.prefetch()
             if self._first_chunk.startswith(b"<"):
-                raise AnswerFailedError("<html>")  # a web page
+                raise AnswerFailedError(self._first_chunk.decode("utf-8", "replace"))  # a web page
             if self._payload is None:
                 async with contextlib.aclosing(self._read_stream(self._first_chunk)) as events:
                     async for event in events:

@@ -46,7 +46,7 @@ STATUSES = [
     (413, b"", "TooLargeError"),
     (401, body(code="invalid_api_key"), "CredentialsError"),
     (403, body(), "CredentialsError"),
-    (407, b"", "CredentialsError"),
+    (407, b"", "ConnectionSettingsError"),
     (404, body(code="model_not_found"), "ModelError"),
     (403, body(code="model_not_found"), "ModelError"),
     (404, body(code="DeploymentNotFound"), "ModelError"),

@@ -18,7 +18,12 @@ from nbcodex.errors import ConfigurationError, NbcodexError, ServerError
 from nbcodex.models import Request
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.openai_api.batches import Batch, BatchClient
-from nbcodex.openai_api.connections import MAX_ERROR_BODY_BYTES, Connections, _open_pool
+from nbcodex.openai_api.connections import (
+    MAX_ERROR_BODY_BYTES,
+    Connections,
+    _open_pool,
+    proxy_problem,
+)
 from nbcodex.openai_api.endpoints import resolve
 from nbcodex.settings import Secret, Settings
 from tests.openai_api.scripted import (
@@ -152,6 +157,34 @@ def test_invalid_proxy_environment_is_a_configuration_error(
     with pytest.raises(ConfigurationError) as caught:
         Connections().client(resolve(settings(), Request(prompt="")))
     assert "sk-proxy" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("ALL_PROXY", "socks://user:sk-proxy@127.0.0.1:7892/", "socks5://"),
+        ("all_proxy", "socks4://127.0.0.1:7892", "socks5://"),
+        ("https_proxy", "ftp://127.0.0.1:21", "http://HOST:PORT"),
+    ],
+)
+def test_unusable_proxy_is_named_with_what_to_write(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, advice: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=name.upper()) as caught:
+        Connections().client(resolve(settings(), Request(prompt="")))
+    assert advice in caught.value.advice
+    assert "sk-proxy" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+def test_socks_proxy_without_its_package_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setattr("nbcodex.openai_api.connections.find_spec", lambda _: None)
+    problem = proxy_problem(f"{scheme}://127.0.0.1:7892")
+    assert problem is not None
+    assert "pip install socksio" in problem[1]
 
 
 def test_local_server_is_not_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
