@@ -257,7 +257,7 @@ def judge(answer: CompletedAnswer) -> None:
         names = shorten(", ".join(answer.tool_calls) or "a function", 100)
         raise AnswerError(
             f"The model asked to call {names} instead of answering; nothing was called.",
-            advice="nbcodex does not call functions: leave out the tools, or tool_choice.",
+            advice="nbcodex does not call functions: leave out any tools, or ask for words alone.",
             note="the model asked for a function call",
         )
     if answer.cut == CONTENT_FILTER:
@@ -304,7 +304,7 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
     of_input = dict_member(figures, "input_tokens_details", "prompt_tokens_details")
     of_output = dict_member(figures, "output_tokens_details", "completion_tokens_details")
     # Names of OpenAI, DeepSeek, and Anthropic's (also through LiteLLM).
-    cache_figures = figures | {name: value for name, value in of_input.items() if value is not None}
+    cache_figures = figures | {n: v for n, v in of_input.items() if v or n not in figures}
     input_tokens = count_value(figures, "input_tokens", "prompt_tokens")
     output_tokens = count_value(figures, "output_tokens", "completion_tokens")
     total = count_value(figures, "total_tokens")
@@ -362,15 +362,16 @@ def merge_usage(earlier: Usage, later: Usage) -> Usage:
 
 
 def count_value(payload: Mapping[str, Any], *names: str) -> int | None:
-    """Return the first of some members if it is a plausible count."""
-    value = next((payload[n] for n in names if payload.get(n) is not None), None)
-    if isinstance(value, str) and value.isdecimal() and value.isascii():
-        value = int(value[:20])
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if 0 <= value <= MAX_PLAUSIBLE_COUNT else None
+    """Return the largest of some members that are plausible counts."""
+    counts = []  # a gateway can state 0 beside the figure under another name (litellm #11789)
+    for value in map(payload.get, names):
+        if isinstance(value, str) and value.isdecimal() and value.isascii():
+            value = int(value[:20])
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            counts.append(value)
+    return max((count for count in counts if 0 <= count <= MAX_PLAUSIBLE_COUNT), default=None)
 
 
 def text_value(value: object) -> str:

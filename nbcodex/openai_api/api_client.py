@@ -161,6 +161,10 @@ class ApiClient:
                     raise api_errors.invalid_answer("The answer to the JSON schema is empty.")
         except Exception as error:
             failure = self.translate(error, redactor, headers)
+            # In an event, or in JSON with HTTP 200: the next attempt is sent without the reasoning.
+            if not follows_empty_streams and prepared.leave_out_reasoning(failure.message.lower()):
+                self.capabilities.learn(prepared)
+                failure = api_errors.invalid_answer(failure.message)
             failure.usage = reader.answer.usage if stream else None
             # A gateway that answers each path with Chat Completions.
             if prepared.is_api_assumed and "choices" in answers.dict_member(vars(error), "payload"):

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from nbcodex.models import StreamPosition
+from nbcodex.models import StreamPosition, Usage
 from nbcodex.openai_api import answers, dialects, pricing
 from nbcodex.openai_api.answers import RawAnswer, count_value, dict_items, dict_member, text_value
 from nbcodex.openai_api.api_errors import AnswerFailedError, broken_connection
@@ -50,6 +50,7 @@ class _Reader:
     is_closed: bool = False  # nothing of interest follows
     lacks_ending: bool = False  # it came to its end, but does not state how
     accepts_missing_ending: bool = False  # whether that is complete; else the stream is broken
+    has_restarted: bool = False  # the answer replaces the deltas, which began anew
     reasoning_chars: int = 0  # of the reasoning in members of its own (Chat Completions)
 
     def _read_content(self, value: object) -> TextAndReasoning:
@@ -130,11 +131,16 @@ class ResponsesReader(_Reader):
 
     def _read(self, event: dict[str, Any], name: str) -> TextAndReasoning:
         event_type = event.get("type") or name
-        is_commentary = count_value(event, "output_index") in self._commentary
+        if self.is_complete and event_type != "response.created":
+            return "", ""
+        indexes = (count_value(event, "output_index"), count_value(event, "content_index"))
+        is_commentary = indexes[0] in self._commentary
         if event_type in _TEXT_DELTAS:
             self.answer.declined |= event_type == _REFUSAL_DELTA
             delta = event.get("delta")
             delta = delta if isinstance(delta, str) else ""
+            if self.has_restarted and not is_commentary:
+                self._done_texts[indexes] = self._done_texts.get(indexes, "") + delta
             return ("", delta) if is_commentary else (delta, "")
         if event_type in _REASONING_DELTAS:
             self._has_reasoning = True
@@ -146,6 +152,14 @@ class ResponsesReader(_Reader):
         is_error = answers.is_error_object(event) and "response" not in event
         if event_type in _FINAL_EVENTS:
             self._finish(response, event_type)
+            # An agent's server runs the function itself: the next response has the answer.
+            self.is_closed = not self.answer.tool_calls
+        elif event_type == "response.created" and self.answer.response_id:
+            # A relay asked again (mnfst/llm-gateway #2072), or the answer to a call follows.
+            self.answer = RawAnswer(usage=self.answer.usage)
+            self._items, self._done_texts, self._commentary = [], {}, set()
+            self.has_restarted, self.is_complete = True, False
+            self._identify(response)
         elif event_type == "response.output_item.added":
             self._items.append({})
             if item.get("phase") == "commentary":
@@ -162,7 +176,6 @@ class ResponsesReader(_Reader):
         elif event_type == "error" or is_error or "choices" in event:  # of Chat Completions
             raise AnswerFailedError(event)
         elif event_type in _DONE_TEXTS and not is_commentary:
-            indexes = (count_value(event, "output_index"), count_value(event, "content_index"))
             self._done_texts[indexes], _ = self._read_content([dict_member(event, "part") or event])
         elif response:
             self._identify(response)
@@ -177,15 +190,16 @@ class ResponsesReader(_Reader):
             self.position = StreamPosition(id_)
 
     def _read_usage(self, response: dict[str, Any]) -> None:
-        tier = response.get("service_tier")
-        self.answer.usage = answers.read_usage(response.get("usage"), tier)
+        usage = answers.read_usage(response.get("usage"), response.get("service_tier"))
+        earlier = self.answer.usage  # of an answer that this one replaces
+        self.answer.usage = usage if earlier == Usage() else earlier + usage
 
     def _finish(self, response: dict[str, Any], event_type: str = "") -> None:
         self._read_usage(response)
         if answers.is_error_object(response):
             raise AnswerFailedError(response)
         status = "incomplete" if event_type == "response.incomplete" else None
-        status = status or response.get("status", "completed")
+        status = status or response.get("status") or "completed"
         if status in ("queued", "in_progress"):
             raise broken_connection("The answer is still being generated.")
         self._identify(response)

@@ -127,6 +127,14 @@ class PreparedRequest:
         self.unsupported |= {name} if is_movable else set()
         return is_movable
 
+    def leave_out_reasoning(self, words: str) -> bool:
+        """Send no reasoning of earlier turns to the Responses API if a refusal is about it."""
+        is_sent = any("encrypted_content" in item for item in self.body.get("input", ()))
+        if is_sent and dialects.has_match(words, "reasoning_refused_patterns"):
+            self.unsupported = self.unsupported - {_BARE_TURNS} | {_REASONING_IN_TURNS}
+            return True
+        return False
+
     def adapt(self, error: Exception) -> bool:
         """Change or leave out what the server refused; return whether to send the request again."""
         status = getattr(error, "status_code", None)
@@ -134,6 +142,8 @@ class PreparedRequest:
         # Our AnswerFailedError (HTTP 200) has a payload, the SDK's errors have a body.
         stated = getattr(error, "payload", None) or getattr(error, "body", "")
         words = f"{getattr(error, 'param', '')} {stated!s:.4000}".lower()
+        if status and self.leave_out_reasoning(words):
+            return True
         if dialects.has_phrase(words, "no_such_call_phrases"):
             status = 404
         elif status and status >= 500:
@@ -191,11 +201,13 @@ class PreparedRequest:
 
     def _responses_body(self) -> Body:
         request, system = self._place_instructions()
-        schema, is_plain = _schema_format(request.schema), not (request.turns or request.images)
+        schema, is_bare = _schema_format(request.schema), not (request.turns or request.images)
         has_reasoning = self.endpoint.kind == "openai" and self.model.startswith(_REASONING_MODELS)
         return {
             "model": self.model,
-            "input": request.prompt if is_plain else _messages(request, "responses"),
+            "input": request.prompt
+            if is_bare
+            else _messages(request, "responses", self.unsupported),
             "stream": True,
             "store": self.durable,  # OpenAI's default is true
             "background": self.durable or None,
@@ -356,16 +368,14 @@ def _reasoning_items(turn: Turn, api: DetectedApi) -> list[Body]:
     return [dict(item) for item in turn.carried if (api == "chat") == ("reasoning_content" in item)]
 
 
-def _messages(
-    request: Request, api: DetectedApi, unsupported: frozenset[str] = frozenset()
-) -> list[Body]:
+def _messages(request: Request, api: DetectedApi, unsupported: frozenset[str]) -> list[Body]:
     messages: list[Body] = []
     for turn in request.turns:
         messages.append({"role": "user", "content": _content(turn.prompt, turn.images, api)})
         answer: Body = {"role": "assistant", "content": turn.answer}
         reasoning = _reasoning_items(turn, api)
         if api == "responses":
-            messages += reasoning
+            messages += [] if _REASONING_IN_TURNS in unsupported else reasoning
             # OpenAI accepts a plain string too, but llama.cpp refuses an answer in any other form
             # than that of an output item (llama.cpp #26394).
             answer["type"] = "message"

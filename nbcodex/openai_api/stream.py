@@ -207,9 +207,14 @@ class AnswerStream:
             # be lost, sent twice, or be what the model said before its answer.
             final, final_reasoning = split_reasoning(self._reader.answer.text, self._server_kind)
             final = self._redactor.clean(final)
-            differs = final.strip() not in ("", (earlier_text + text).strip())
-            answer = self._reader.answer
-            if answer.is_unusable and not (final or earlier_text + text).strip():
+            # But vLLM's can have only the last token (#30223): then the deltas before it do not
+            # begin like it, as they would if a text had been sent twice.
+            answer, streamed = self._reader.answer, (earlier_text + text).strip()
+            lost = streamed.removesuffix(final.strip()).strip()
+            is_whole = lost == streamed or final.strip().startswith(lost)
+            is_whole |= self._reader.has_restarted or bool(answer.reasoning_text)
+            differs = is_whole and final.strip() not in ("", streamed)
+            if answer.is_unusable and not (final.strip() or streamed):
                 # Like one without any ending, it is charged: the second in a row is accepted.
                 self._reader.lacks_ending = not self._reader.accepts_missing_ending
                 if self._reader.lacks_ending:
@@ -218,7 +223,7 @@ class AnswerStream:
                 self._has_restarted = not final.startswith(earlier_text)
                 text = final if self._has_restarted else final.removeprefix(earlier_text)
                 self._resumed_text, self._texts = "", [final]
-            reasoning += self._reader.answer.reasoning_text if differs or self._payload else ""
+            reasoning += answer.reasoning_text if differs or self._payload else ""
             reasoning += "" if self._char_count or reasoning else final_reasoning
             shown = self._reasoning_redactor.feed(reasoning) + self._reasoning_redactor.flush()
             for event in self._emit(text, shown):

@@ -146,7 +146,7 @@ ROWS = {
         "%codex error",
         "ZeroDivisionError",
         "%codex errors",
-        "there is no command errors",
+        "there is no command errors. A prompt goes below a line %%codex",
     ),
     "%ai reset": (
         "%codex reset",

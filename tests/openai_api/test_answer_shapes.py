@@ -206,7 +206,7 @@ def test_second_answer_without_an_ending_is_an_error_that_keeps_the_text(
     run_virtual(main())
 
 
-@pytest.mark.parametrize("status", ["expired", "error", "requires_action", None, "in_progress", 7])
+@pytest.mark.parametrize("status", ["expired", "error", "requires_action", "in_progress", 7])
 def test_unknown_status_of_a_response_is_never_a_success(status: object) -> None:
     payload = {"output": [message()], "status": status}
     for parts in (
@@ -283,6 +283,21 @@ def test_status_of_a_batch_is_read_in_any_case(status: str) -> None:
     run_virtual(main())
 
 
+# LiteLLM (rowboat #113).
+@pytest.mark.parametrize("status", [None, ""])
+def test_response_with_an_empty_status_is_complete(status: object) -> None:
+    payload = {"output": [message()], "status": status, "usage": None}
+    for parts in (
+        body(payload),
+        [delta("hi"), completed(**payload)],
+        [delta("hi"), completed(output=[], status=status)],
+        [event({"type": "response.done", "response": payload})],
+    ):
+        found = answer(parts, "responses")
+        judge(found)
+        assert found.text == "hi"
+
+
 # Texts.
 
 CREATED = event({"type": "response.created", "response": {"id": "r"}})
@@ -308,6 +323,71 @@ FINISHED = completed(output=[message("a b c")])
 )
 def test_final_text_replaces_deltas_that_differ(parts: list[Part]) -> None:
     assert answer(parts, "responses").text == "a b c"
+
+
+# vLLM (#30223) and others state as the whole text what came last.
+@pytest.mark.parametrize("final", [" c", "b c", "c"])
+@pytest.mark.parametrize("place", ["output", "item", "done"])
+def test_final_text_that_is_only_the_end_of_the_deltas_does_not_win(final: str, place: str) -> None:
+    ends = {
+        "output": [completed(output=[message(final)])],
+        "item": [item_done(message(final)), completed(output=[])],
+        "done": [event({"type": "response.output_text.done", "text": final}), completed()],
+    }
+    assert answer([delta("a "), delta("b"), delta(" c"), *ends[place]], "responses").text == "a b c"
+
+
+def test_text_before_the_answer_that_is_commentary_is_replaced() -> None:
+    commentary = {**message("Hm. "), "phase": "commentary"}
+    finished = completed(output=[commentary, message("a b c")])
+    assert answer([delta("Hm. a"), delta(" b c"), finished], "responses").text == "a b c"
+
+
+# A relay that asks again within one stream (mnfst/llm-gateway #2072), and an agent's server that
+# runs the functions itself (openai-agents-python #2427).
+
+CREATED_AGAIN = event({"type": "response.created", "response": {"id": "r2"}})
+CALL = {"type": "function_call", "name": "look_up", "arguments": "{}", "call_id": "c1"}
+ASKED_TO_CALL = completed(output=[CALL], usage={"input_tokens": 9, "output_tokens": 5})
+LAST = completed(output=[], usage={"input_tokens": 20, "output_tokens": 6})
+
+
+@pytest.mark.parametrize("again", [CREATED, CREATED_AGAIN], ids=["same id", "another id"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        [delta("Bon")],
+        [delta("Bon<"), delta("thi")],
+        [delta("Bon"), item_done(message("Bon"))],
+        [item_done(CALL)],
+        [],
+    ],
+    ids=["half", "half tag", "item", "call", "nothing"],
+)
+def test_response_that_begins_again_replaces_what_came_before(
+    before: list[Part], again: bytes
+) -> None:
+    found = answer([CREATED, *before, again, delta("Bonjour!"), LAST], "responses")
+    judge(found)
+    assert (found.text, found.usage.input_tokens) == ("Bonjour!", 20)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_answer_after_a_call_that_the_server_ran_counts(together: bool) -> None:
+    parts = [CREATED, item_done(CALL), ASKED_TO_CALL, CREATED_AGAIN, delta("Sunny."), LAST]
+    found = answer([b"".join(parts)] if together else parts, "responses")
+    judge(found)
+    assert (found.text, found.response_id, found.tool_calls) == ("Sunny.", "r2", ())
+    assert (found.usage.input_tokens, found.usage.output_tokens) == (29, 11)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [[], [DONE], [delta("more")], [event({"type": "error", "message": "x"})], [ASKED_TO_CALL]],
+)
+def test_call_alone_stays_a_failure(rest: list[Part]) -> None:
+    with pytest.raises(AnswerError, match="look_up"):
+        judge(answer([CREATED, delta("One"), ASKED_TO_CALL, *rest], "responses"))
 
 
 PART_DONE = {"type": "response.content_part.done", "part": {"type": "output_text", "text": "hi"}}

@@ -457,6 +457,90 @@ def test_demand_that_cannot_be_met_advises_a_new_conversation(server: Server, ap
     assert "--new" in error.advice
 
 
+# Servers that refuse the reasoning of earlier turns: OpenAI and Azure (codex #8119), gateways with
+# several accounts (QwenPaw #7296), and Anthropic behind LiteLLM.
+
+THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAA"}
+REASONED = completed(
+    output=[THOUGHT, {"type": "message", "content": [{"type": "output_text", "text": "one"}]}]
+)
+INVALID = {"type": "invalid_request_error", "code": "invalid_encrypted_content"}
+NOT_VERIFIED = "The encrypted content gAAA...c90= could not be verified."
+REFUSALS_OF_REASONING = [
+    (400, {"message": NOT_VERIFIED, **INVALID}),
+    (400, {"message": NOT_VERIFIED, "code": None, "type": "invalid_request_error"}),
+    (400, {"message": "Referenced reasoning item 'rs_1' was not found or has expired."}),
+    (404, {"message": "Item with id 'rs_1' not found. Items are not persisted when `store` is set "
+                      "to false.", "type": "invalid_request_error", "param": "input"}),
+    (400, {"message": "Item 'rs_1' of type 'reasoning' was provided without its required following "
+                      "item."}),
+    (422, {"message": "input[1].type: 'reasoning' is not one of ['message']"}),
+    (502, {"message": NOT_VERIFIED, "type": "upstream_error"}),
+    (400, {"message": "messages.1.content.0: Invalid `signature` in `thinking` block"}),
+]  # fmt: skip
+
+
+def has_reasoning(body: dict[str, Any]) -> bool:
+    return any(item.get("type") == "reasoning" for item in body["input"])
+
+
+@pytest.mark.parametrize("api", ["auto", "responses"])
+@pytest.mark.parametrize(("status", "error"), REFUSALS_OF_REASONING)
+def test_refused_reasoning_of_earlier_turns_is_left_out_and_that_remembered(
+    server: Server, api: str, status: int, error: dict[str, Any]
+) -> None:
+    refusal = Answer(json.dumps({"error": error}).encode(), status, JSON)
+    server.answers = [Answer(REASONED), refusal, Answer(REASONED), Answer(REASONED)]
+    replies = [nbcodex.ask("Go on.", api=api, thread="talk") for _ in range(3)]
+    assert [(reply.text, reply.attempts, reply.notes) for reply in replies] == [("one", 1, ())] * 3
+    assert [has_reasoning(body) for body in server.sent[1:]] == [True, False, False]
+    turns = server.sent[-1]["input"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "user", "assistant", "user"]
+
+
+@pytest.mark.parametrize("form", ["error event", "failed response", "JSON"])
+@pytest.mark.parametrize("error", [error for _, error in REFUSALS_OF_REASONING])
+def test_reasoning_refused_after_the_headers_is_left_out(
+    server: Server, form: str, error: dict[str, Any]
+) -> None:
+    response = {"id": "r", "status": "failed", "output": [], "error": error}
+    refusal = {
+        "error event": Answer(event({"type": "error", "error": error})),
+        "failed response": Answer(event({"type": "response.failed", "response": response})),
+        "JSON": Answer(json.dumps({"error": error}).encode(), headers=JSON),
+    }[form]
+    server.answers = [Answer(REASONED), refusal, Answer(REASONED), Answer(REASONED)]
+    replies = [nbcodex.ask("Go on.", api="responses", thread="talk") for _ in range(3)]
+    assert [(reply.text, reply.attempts) for reply in replies] == [
+        ("one", 1),
+        ("one", 2),
+        ("one", 1),
+    ]
+    assert [has_reasoning(body) for body in server.sent[1:]] == [True, False, False]
+
+
+def test_reasoning_refused_for_ever_is_one_error(server: Server) -> None:
+    refusal = refused(400, NOT_VERIFIED, **INVALID)
+    server.answers = [Answer(REASONED), refusal]
+    nbcodex.ask("Go on.", api="responses", thread="talk")
+    error = fails(api="responses", thread="talk")
+    assert isinstance(error, errors.RequestError)
+    assert NOT_VERIFIED in error.message
+    assert len(server.sent) == 3
+
+
+def test_other_refusal_keeps_the_reasoning_of_earlier_turns(server: Server) -> None:
+    server.answers = [
+        Answer(REASONED),
+        refused(400, "Unsupported value: 'reasoning.effort' does not support 'xhigh'."),
+        Answer(REASONED),
+    ]
+    nbcodex.ask("Go on.", api="responses", thread="talk")
+    fails(api="responses", thread="talk")
+    nbcodex.ask("Go on.", api="responses", thread="talk")
+    assert [has_reasoning(body) for body in server.sent[1:]] == [True, True]
+
+
 # Paid tools.
 
 SEARCHES = [

@@ -127,6 +127,20 @@ def test_unknown_model_or_server_has_no_rates(model: str, base_url: str) -> None
         ({"input_tokens_details": {"cache_write_tokens": -1}}, None, None),
         ({"cache_read_input_tokens": 3, "cache_creation_input_tokens": 4}, 3, 4),  # Anthropic
         ({"prompt_tokens_details": {"cached_tokens": None}, "cached_tokens": 3}, 3, None),
+        # LiteLLM (#11789): 0 under one name, the figure under another.
+        ({"prompt_tokens_details": {"cached_tokens": 0}, "cache_read_input_tokens": 3}, 3, None),
+        ({"prompt_tokens_details": {"cached_tokens": 0}, "cached_tokens": 3}, 3, None),
+        (
+            {
+                "cached_tokens": 0,
+                "prompt_cache_hit_tokens": 3,
+                "cache_write_tokens": 0,
+                "cache_creation_input_tokens": 4,
+            },
+            3,
+            4,
+        ),
+        ({"input_tokens_details": {"cached_tokens": 0}, "cache_read_input_tokens": 0}, 0, None),
     ],
 )
 def test_cache_reads_and_writes_are_in_the_usage(

@@ -105,7 +105,7 @@ def run(session: Session, line: str) -> None:
     name, *arguments = line.split() or ["help"]
     name = _SYNONYMS.get(name, name)
     if name not in COMMANDS:
-        hint = did_you_mean(name, COMMANDS)  # with the end of the sentence: "?" or "."
+        hint = f"{did_you_mean(name, COMMANDS)} A prompt goes below a line %%codex."
         raise UsageError(f"%codex: there is no command {name[:40]}{hint} See %codex help")
     command = COMMANDS[name]
     try:
