@@ -244,7 +244,7 @@ def test_page_is_readable_in_a_terminal(page: Path) -> None:
     """The text of a page has no fences, comments or file links, and loses no code."""
     text = commands.page_text(page.stem)
     assert not re.search(r"```|<!--|\]\(|\(\S*\.md", text)
-    assert text.splitlines()[0] == commands.page_title(page.stem)
+    assert text.splitlines()[0] == commands.page_markdown(page.stem).partition("\n")[0].lstrip("# ")
     for block in blocks(page):
         assert block.code.splitlines()[0] in text
 

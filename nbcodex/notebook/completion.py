@@ -51,7 +51,6 @@ def install(shell: InteractiveShell, config: Codex) -> None:
             "ordered": True,
         }
 
-    uninstall(shell)
     shell.Completer.custom_matchers.append(complete)
 
 

@@ -127,8 +127,8 @@ class Session:
 
     def show_answer(
         self, handle: Handle, options: OutputOptions, *, earlier_text: str = ""
-    ) -> Reply:
-        """Show a request until it ends, assign its variable, and return the reply or raise."""
+    ) -> None:
+        """Show a request until it ends, and assign its variable; raise if it got no answer."""
 
         def assign(reply: Reply) -> None:
             # The text of an earlier attempt is kept if this one ends without any.
@@ -142,7 +142,6 @@ class Session:
         # Never run. If the code may be incomplete, the output says why there is no new cell.
         if blocks and not blocks[0].problem:
             self.shell.set_next_input(blocks[0].code, replace=False)
-        return reply
 
     def answer_in_background(self, handle: Handle, options: OutputOptions) -> None:
         """Run a request while other cells run; its answer is shown in this cell."""
@@ -172,10 +171,7 @@ class Session:
         handle.wait_until_committed()
 
     def map_listener(self, *, preview: display.MapPreview = lambda: ("", "")) -> MapListener:
-        """Return a listener that shows a map's progress below the cell; see `MapOutput`.
-
-        `preview` returns the result's first rows, as plain text and as Markdown.
-        """
+        """Return a listener that shows a map's progress below the cell; see `MapOutput`."""
         if os.getpid() != self._pid:
             return lambda _: None  # a forked child has no display
         view = text_views.MapView()

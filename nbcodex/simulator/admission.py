@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 from nbcodex.models import DAY, MINUTE, Limit, Resource
-from nbcodex.simulator.buckets import Account, Charge, Refusal
+from nbcodex.simulator.buckets import Account, Refusal
 from nbcodex.simulator.generated_answers import AnswerPlan
 from nbcodex.simulator.http_messages import ErrorResponse, go_duration, retry_headers
 from nbcodex.simulator.knobs import Dropped, Fault, Knobs, RetryAfter
@@ -77,7 +77,7 @@ class PlannedRequest:
     record: RequestRecord  # its entry in the log
     received_at: float  # time of day at its arrival, in seconds since the epoch
     knobs: Knobs  # the settings at its arrival
-    charge: Charge  # what is charged at admission, and then for what was generated
+    charge: int  # tokens charged at admission
     cached_tokens: int = 0  # input tokens found in the prompt cache
 
     def deltas(self) -> Iterator[tuple[str, int]]:
@@ -94,23 +94,22 @@ class PlannedRequest:
         return self.record.at + delay + self.plan.latency + max(0, number - 1) / tokens_per_second
 
     def settle_charge(self, now: float) -> None:
-        """Charge the output that was generated; later calls do nothing."""
-        self.account.settle_output(self.charge, self.record.output_tokens, self.knobs, now)
-        self.record.charged = self.charge.tokens
+        """Adjust the charge to the output that was generated so far."""
+        used = self.plan.input_tokens + self.record.output_tokens
+        self.record.charged = self.account.settle(self.record.charged, used, self.knobs, now)
 
 
 def admit_request(planned: PlannedRequest) -> None:
     """Charge the request, or raise an `ErrorResponse` or `Dropped`."""
-    tokens = planned.charge.tokens
     try:
-        raise_scripted_failure(planned, stated_tokens=tokens)
+        raise_scripted_failure(planned, stated_tokens=planned.charge)
         _check_length(planned)
     except (ErrorResponse, Dropped):  # these count towards the request limit, too
         planned.account.charge_request(planned.record.at)
         raise
-    if refusal := planned.account.charge_or_refuse(tokens, planned.record.at):
+    if refusal := planned.account.charge_or_refuse(planned.charge, planned.record.at):
         raise _limit_response(refusal, planned)
-    planned.record.charged = tokens
+    planned.record.charged = planned.charge
 
 
 def check_access(request: ParsedRequest, knobs: Knobs) -> None:
@@ -216,8 +215,8 @@ def raise_scripted_failure(planned: PlannedRequest, *, stated_tokens: int) -> No
 
 def error_object(fault: Fault, planned: PlannedRequest) -> dict[str, str | None]:
     """Return the error of an answer that fails midway: a limit, unless the fault states another."""
-    tokens = planned.plan.input_tokens + planned.charge.for_output  # as charged at admission
-    refusal = _scripted_refusal(replace(fault, kind="tokens_per_minute"), planned.knobs, tokens)
+    limit_fault = replace(fault, kind="tokens_per_minute")
+    refusal = _scripted_refusal(limit_fault, planned.knobs, planned.charge)
     return {
         "code": fault.code or "rate_limit_exceeded",
         "type": "tokens",

@@ -96,11 +96,9 @@ class BatchService:
         # A form is written like an e-mail with attachments.
         form = message_from_bytes(head + request.body, policy=policy.HTTP)
         parts = {p.get_param("name", header="content-disposition"): p for p in form.iter_parts()}
-        file, purpose = (
-            part.get_payload(decode=True) if (part := parts.get(name)) else None
-            for name in ("file", "purpose")
-        )
-        if not isinstance(file, bytes) or purpose != b"batch":
+        contents = {name: part.get_payload(decode=True) for name, part in parts.items()}
+        file = contents.get("file")
+        if not isinstance(file, bytes) or contents.get("purpose") != b"batch":
             message = "A form with a 'file' and the purpose 'batch' is required."
             raise ErrorResponse(400, message, param="file")
         return {
@@ -160,8 +158,11 @@ class BatchService:
         )
         return batch
 
-    def _advance(self, batch: Batch) -> None:
-        """Update an open batch to the present time; validation takes a tenth of its duration."""
+    def _as_object(self, batch: Batch) -> dict[str, Any]:
+        """Return the API's object of a batch at the present time."""
+        if not batch.is_open:
+            return batch.fields
+        # Validation takes a tenth of the duration.
         elapsed, duration = self.clock.now() - batch.started_at, self.knobs().batch_seconds
         if batch.problems and elapsed >= duration / 10:
             batch.fields["errors"] = {"object": "list", "data": batch.problems}
@@ -173,6 +174,7 @@ class BatchService:
             batch.set_status("in_progress", duration / 10)
             completed = int(len(batch.requests) * elapsed / duration)
             batch.fields["request_counts"]["completed"] = completed
+        return batch.fields
 
     def _end(self, batch: Batch, status: str, *, duration: float) -> None:
         """Answer the requests reached within `duration` seconds, and write the result files."""
@@ -196,12 +198,6 @@ class BatchService:
                 id_ = self._store_file(b"".join(results[file]), batch.key_name)
                 batch.fields[f"{file}_file_id"] = id_
         batch.set_status(status, duration)
-
-    def _as_object(self, batch: Batch) -> dict[str, Any]:
-        """Return the API's object of a batch at the present time."""
-        if batch.is_open:
-            self._advance(batch)
-        return batch.fields
 
 
 def parse_batch_file(

@@ -55,15 +55,6 @@ class Refusal:
 
 
 @dataclass(slots=True)
-class Charge:
-    """The charge of one request."""
-
-    tokens: int  # charged for input and output, so far
-    for_output: int  # the part of it that admission charged for output
-    is_settled: bool = False
-
-
-@dataclass(slots=True)
 class Account:
     """The buckets of one key and model, by their windows in seconds."""
 
@@ -114,20 +105,17 @@ class Account:
         for bucket in self.tokens.values():
             bucket.take(tokens, now)
 
-    def settle_output(self, charge: Charge, output: int, knobs: Knobs, now: float) -> None:
-        """Adjust `charge` to `output` tokens, as the policy prescribes; later calls do nothing."""
-        if charge.is_settled:
-            return
-        charge.is_settled = True
-        difference = 0 if knobs.policy == "kept" else output - charge.for_output
-        self.charge_tokens(difference, now)
-        charge.tokens += difference
+    def settle(self, charged: int, used: int, knobs: Knobs, now: float) -> int:
+        """Adjust a charge to the tokens used, as the policy prescribes; return the new charge."""
+        if knobs.policy == "kept":
+            return charged
+        self.charge_tokens(used - charged, now)
+        return used
 
 
-def admission_charge(input_tokens: int, max_output: int, knobs: Knobs) -> Charge:
-    """Return what is charged at admission."""
-    output = 0 if knobs.policy == "actual" else max_output
-    return Charge(tokens=input_tokens + output, for_output=output)
+def admission_charge(input_tokens: int, max_output: int, knobs: Knobs) -> int:
+    """Return the tokens that are charged at admission."""
+    return input_tokens + (0 if knobs.policy == "actual" else max_output)
 
 
 def _find_refusal(

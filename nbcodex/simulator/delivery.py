@@ -1,7 +1,4 @@
-"""Generates answers in real time and delivers them, with the faults of generation and transport.
-
-A background response is generated to its end even if no client reads it.
-"""
+"""Generates answers in real time and delivers them, with the faults of generation and transport."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def go_duration(seconds: float) -> str:
 
 
 def retry_headers(seconds: float, retry_after: RetryAfter, time_of_day: float) -> dict[str, str]:
-    """Return the headers that state a wait; `wall` is the time of day, for an HTTP date."""
+    """Return the headers that state a wait; `time_of_day` is for an HTTP date."""
     in_seconds = {"retry-after": str(math.ceil(seconds))}
     in_ms = {"retry-after-ms": str(math.ceil(round(seconds * 1000, 6)))}
     as_date = {"retry-after": formatdate(math.ceil(time_of_day + seconds), usegmt=True)}

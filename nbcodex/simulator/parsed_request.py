@@ -1,7 +1,4 @@
-"""Finds the endpoint of a request, checks its key, and parses its body, as the real server does.
-
-The bodies of both APIs become one type, `ParsedRequest`.
-"""
+"""Finds the endpoint of a request, checks its key, and parses its body, as the real server does."""
 
 from __future__ import annotations
 
@@ -234,12 +231,10 @@ def parse_body(body: bytes) -> dict[str, Any]:
     return data
 
 
-def parse_request(
-    body: dict[str, Any], *, api: Api, is_azure: bool = False, deployment: str = ""
-) -> ParsedRequest:
+def parse_request(body: dict[str, Any], api: Api, route: Route) -> ParsedRequest:
     """Return `body` as a request to `api`, or raise a 400 in the real server's words."""
-    if deployment:
-        body = {**body, "model": deployment}
+    if route.deployment:
+        body = {**body, "model": route.deployment}
     _check_parameters(body, api)
     messages = list(_messages(body, api))
     effort = (body.get("reasoning") or {}).get("effort") or body.get("reasoning_effort")
@@ -254,7 +249,7 @@ def parse_request(
         effort=effort if isinstance(effort, str) and effort != "none" else None,
         stream=bool(body.get("stream")),
         background=bool(body.get("background")),
-        is_azure=is_azure,
+        is_azure=route.is_azure,
     )
 
 

@@ -156,11 +156,8 @@ class _Connection:
             response = failure.as_response(common_headers={})
         else:
             response = await self.simulator.answer(request)
-        headers = [
-            (name.encode("ascii"), value.encode("latin-1", "replace"))
-            for name, value in response.headers.items()
-        ]
-        headers.append((b"date", formatdate(usegmt=True).encode()))
+        dated = {"date": formatdate(usegmt=True)} | response.headers
+        headers = [(n.encode("ascii"), v.encode("latin-1", "replace")) for n, v in dated.items()]
         try:
             self._send(h11.Response(status_code=response.status, headers=headers))
             async for chunk in response.body:

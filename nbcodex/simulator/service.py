@@ -182,9 +182,7 @@ class Simulator:
     ) -> PlannedRequest:
         """Parse the request, add its parameters to its record, and plan its answer."""
         record.api, record.body = api, parse_body(body)
-        request = parse_request(
-            dict(record.body), api=api, is_azure=route.is_azure, deployment=route.deployment
-        )
+        request = parse_request(dict(record.body), api, route)
         record.model, record.prompt = request.model, request.prompt
         record.stream, record.background = request.stream, request.background
         check_access(request, self.knobs)

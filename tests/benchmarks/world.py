@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nbcodex.models import MINUTE, Limit, LimitReading, LimitSnapshot
-from nbcodex.simulator.buckets import Account, Charge, Refusal, admission_charge
+from nbcodex.simulator.buckets import Account, Refusal, admission_charge
 from nbcodex.simulator.knobs import Knobs
 
 START = 5_000.0
@@ -132,7 +132,7 @@ class RemoteServer:
             self.account.charge_request(now)
             self.heap.at(now + self.delay(), client.on_failure)
             return
-        refusal = self.account.charge_or_refuse(charge.tokens, now)
+        refusal = self.account.charge_or_refuse(charge, now)
         self._record_level()
         snapshot = self._snapshot()
         if refusal is not None:
@@ -146,15 +146,15 @@ class RemoteServer:
         processing = prompt.duration(self.knobs.speed) if self.headers_are_late else prompt.latency
         self.heap.at(now + processing + self.delay(), client.on_headers, snapshot(processing))
         if self._rng.random() < self.knobs.stream_failures:
-            self.heap.at(first, self._settle, charge, prompt.output // 2)
+            self.heap.at(first, self._settle, charge, tokens + prompt.output // 2)
             self.heap.at(first + self.delay(), client.on_broken_stream)
             return
-        self.heap.at(end, self._settle, charge, prompt.output)
+        self.heap.at(end, self._settle, charge, tokens + prompt.output)
         self.heap.at(max(end, first) + self.delay(), client.on_answer, tokens, prompt.output)
         counts.finished[prompt.number] = max(end, counts.finished.get(prompt.number, 0.0))
 
-    def _settle(self, charge: Charge, output: int) -> None:
-        self.account.settle_output(charge, output, self.knobs, self.heap.now)
+    def _settle(self, charge: int, used: int) -> None:
+        self.account.settle(charge, used, self.knobs, self.heap.now)
         self._record_level()
 
     def _record_level(self) -> None:

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 from nbcodex.simulator import Fault
 from nbcodex.simulator.generated_answers import plan_answer
-from nbcodex.simulator.parsed_request import parse_request
+from nbcodex.simulator.parsed_request import Route, parse_request
 from tests.browser.lab import MAX_CLICK_S, Lab, Notebook
 from tests.hostile import HOSTILE
 from tests.simulated import Simulated, simulated
@@ -277,5 +277,7 @@ def test_reload_keeps_the_answer(ask: Ask, simulator: Simulated) -> None:
     nb.run(2)
     nb.wait()
     body = simulator.core.log[-1].body
-    said = plan_answer(parse_request(dict(body), api="responses"), simulator.core.knobs).text
+    said = plan_answer(
+        parse_request(dict(body), "responses", Route(endpoint="responses")), simulator.core.knobs
+    ).text
     assert nb.text(2) == f"done {len(said)}\n"

@@ -18,14 +18,15 @@ from nbcodex.simulator.generated_answers import (
     tokenize,
 )
 from nbcodex.simulator.knobs import Knobs
-from nbcodex.simulator.parsed_request import IMAGE_TOKENS, parse_request
+from nbcodex.simulator.parsed_request import IMAGE_TOKENS, Route, parse_request
 from tests.simulator.helpers import MODEL
 
 
 def planned(prompt: str, **knobs: Any) -> AnswerPlan:
     """Return the answer to `prompt`."""
     return plan_answer(
-        parse_request({"model": MODEL, "input": prompt}, api="responses"), Knobs(**knobs)
+        parse_request({"model": MODEL, "input": prompt}, "responses", Route(endpoint="responses")),
+        Knobs(**knobs),
     )
 
 
@@ -61,8 +62,8 @@ def test_each_image_counts_the_same_tokens_in_both_apis(count: int) -> None:
     turns = [{"role": "user", "content": [{"type": "input_text", "text": "look"}, *responses]}]
     chat_turns = [{"role": "user", "content": [{"type": "text", "text": "look"}, *chat]}]
     for request in (
-        parse_request({"model": MODEL, "input": turns}, api="responses"),
-        parse_request({"model": MODEL, "messages": chat_turns}, api="chat"),
+        parse_request({"model": MODEL, "input": turns}, "responses", Route(endpoint="responses")),
+        parse_request({"model": MODEL, "messages": chat_turns}, "chat", Route(endpoint="chat")),
     ):
         assert plan_answer(request, Knobs()).input_tokens == 1 + IMAGE_TOKENS * count
         assert request.prompt == "look"
@@ -85,7 +86,9 @@ def test_echo_directive_sets_the_whole_text(text: str) -> None:
 
 def test_answer_names_the_topic_of_the_previous_turn() -> None:
     turns = [{"role": "user", "content": "about cats"}, {"role": "user", "content": "about dogs"}]
-    request = parse_request({"model": MODEL, "input": turns}, api="responses")
+    request = parse_request(
+        {"model": MODEL, "input": turns}, "responses", Route(endpoint="responses")
+    )
     assert "Before that, it was *about cats*." in plan_answer(request, Knobs()).text
 
 

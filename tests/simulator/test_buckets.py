@@ -94,9 +94,9 @@ def test_debt_is_at_most_the_actual_output(
     account, now, owed = full_account(knobs), 0.0, 0
     for (input_tokens, max_output, used), pause in requests:
         charge = admission_charge(input_tokens, max_output, knobs)
-        if account.charge_or_refuse(charge.tokens, now) is None:
+        if account.charge_or_refuse(charge, now) is None:
             output = int(max_output * used)
-            account.settle_output(charge, output, knobs, now)
+            account.settle(charge, input_tokens + output, knobs, now)
             owed += output if policy == "actual" else 0
         assert account.tokens[MINUTE].level_at(now) >= -owed - 1e-3
         assert account.tokens[MINUTE].level_at(now) <= 3_000
@@ -113,11 +113,11 @@ def test_policy_decides_the_charge_at_admission_and_at_the_end(
     """Input 100, `max_output` 1,000, output 250."""
     knobs = Knobs(tpm=10_000, rpm=None, policy=policy)  # type: ignore[arg-type]
     account, charge = full_account(knobs), admission_charge(100, 1_000, knobs)
-    account.charge_or_refuse(charge.tokens, 0.0)
+    account.charge_or_refuse(charge, 0.0)
     assert account.tokens[MINUTE].level_at(0.0) == 10_000 - at_admission
-    account.settle_output(charge, 250, knobs, 0.0)
-    account.settle_output(charge, 999, knobs, 0.0)
-    assert (charge.tokens, account.tokens[MINUTE].level_at(0.0)) == (
+    for _ in range(2):  # a second time changes nothing
+        charge = account.settle(charge, 350, knobs, 0.0)
+    assert (charge, account.tokens[MINUTE].level_at(0.0)) == (
         at_the_end,
         10_000 - at_the_end,
     )

@@ -38,7 +38,8 @@ def show_help(_: Session, *topic: str) -> None:
                 print(_help_line(name))
         print("\nPages.")
         for page in page_names():
-            print(f"  {f'%codex help {page}':<{HELP_COLUMN - 2}}{page_title(page)}")
+            title = page_markdown(page).partition("\n")[0].lstrip("# ")
+            print(f"  {f'%codex help {page}':<{HELP_COLUMN - 2}}{title}")
         print("\n%%codex? explains the cell magic, %config Codex the settings.")
         return
     name = "-".join(topic).lower()
@@ -135,11 +136,6 @@ def _help_line(name: str) -> str:
 def page_names() -> list[str]:
     """Return the names of the pages, in alphabetical order."""
     return sorted(path.stem for path in PAGES_FOLDER.glob("*.md"))
-
-
-def page_title(topic: str) -> str:
-    """Return the heading of a page."""
-    return page_markdown(topic).partition("\n")[0].lstrip("# ")
 
 
 def find_page(prefix: str) -> str:

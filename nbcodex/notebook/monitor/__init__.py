@@ -1,8 +1,7 @@
 """`nbcodex.monitor()`: all requests of this process, shown as a widget or as lines of text.
 
 `MonitorCollector` receives all events, and looks up limits, totals and budgets, which no event
-states. `Monitor` sends changes to the page and does what its buttons ask for. `view` decides what
-is shown.
+states. `Monitor` sends changes to the page and does what its buttons ask for.
 """
 
 from __future__ import annotations

@@ -204,12 +204,11 @@ def _limits_data(state: MonitorState, label: str) -> dict[str, Any]:
 
 
 def _request_data(id_: str, request: PanelState) -> dict[str, Any]:
-    why = request.limit.name if request.limit else request.reason
     return {
         "id": id_,
         "prompt": request.prompt,
         "phase": request.phase,
-        "why": why,
+        "why": request.limit.name if request.limit else request.reason,
         "details": panel.wait_reason(request),
         "due": _milliseconds(request.resume_at),
         "since": _milliseconds(request.phase_started_at),
