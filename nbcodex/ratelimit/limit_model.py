@@ -270,6 +270,7 @@ class LimitModel:
         limit = refusal.limit
         # During a cooldown, only requests that were sent before it are refused: those of one burst.
         is_first, was_admitted = now >= self.cooldown_until, permit.has_response
+        is_repeated = now < self.cooldown_until + MINUTE
         self.release(permit, now)
         if not permit.is_probe and refusal.cooldown_until > self.cooldown_until:
             self.cooldown_until, self.cooldown_limit = refusal.cooldown_until, limit
@@ -295,7 +296,7 @@ class LimitModel:
         if reading := refusal.reading:
             self._adopt_figures(permit, refusal, reading, now, is_first=is_first)
         elif is_first and (limit is None or limit.window in (None, MINUTE)):
-            self._reduce_rate(now)
+            self._reduce_rate(now, is_repeated=is_repeated)
 
     def _count_response(self, permit: Permit) -> None:
         if not permit.has_response:
@@ -391,13 +392,17 @@ class LimitModel:
         if not (snapshot and snapshot.requests) and was_full and is_old:
             self.requests = TokenBucket(updated_at=now)
 
-    def _reduce_rate(self, now: float) -> None:
+    def _reduce_rate(self, now: float, *, is_repeated: bool) -> None:
         """After a refusal without figures, widen a known limit's margin or guess a lower limit."""
         bucket = self.tokens.bucket
         if bucket.is_known and not self.limit_is_guessed:
             self.margin = min(MAX_MARGIN, self.margin * MARGIN_GROWTH)
             return
-        if self.output.in_flight < MIN_MEASURED_REQUESTS:
+        # A server that answers fast has few in flight: the rate between two refusals counts, if
+        # others were sent and some were admitted.
+        is_repeated &= self.max_awaiting_response != 1
+        is_measured = is_repeated and bool(self.output.in_flight or self.limit_is_guessed)
+        if self.output.in_flight < MIN_MEASURED_REQUESTS and not is_measured:
             self.max_awaiting_response = self.max_awaiting_response if bucket.is_known else 1
             return
         rate = REFUSED_RATE_SHARE * (bucket.rate if bucket.is_known else self._measured_rate(now))

@@ -494,6 +494,29 @@ def test_single_refusal_without_figures_only_closes_the_model() -> None:
     assert not store.model().tokens.bucket.is_known
 
 
+@pytest.mark.parametrize(
+    ("answered", "refused", "interval", "is_measured"),
+    [
+        (1, 2, 12, True),
+        (5, 2, 30, True),
+        (1, 1, 12, False),  # nothing else was in flight, as with one request at a time
+        (0, 2, 12, False),  # nothing was admitted
+        (1, 2, 90, False),  # the refusals have nothing to do with each other
+    ],
+)
+def test_refusals_in_every_round_set_a_rate_though_few_are_in_flight(
+    answered: int, refused: int, interval: float, *, is_measured: bool
+) -> None:
+    limiter = RateLimiter(store := InspectedStore())
+    answered_request(limiter, 100.0)
+    for number in range(2):
+        for _ in range(answered):
+            answered_request(limiter, 100.0 + interval * number)
+        assert not store.model().tokens.bucket.is_known
+        refused_without_figures(limiter, 100.0 + interval * number, refused)
+    assert store.model().tokens.bucket.is_known == is_measured
+
+
 def test_silent_server_is_asked_again_after_ten_seconds() -> None:
     limiter = RateLimiter()
     first, second = (limiter.enqueue("b", Need(10, 90), lambda: None) for _ in range(2))
