@@ -215,7 +215,9 @@ def invalid_answer(message: str) -> ServerError:
     return ServerError(message, advice=_ADVICE[ServerError])
 
 
-def _describe(payload: object, clean: CleanText, *, status: int | None = None) -> ErrorInfo:
+def _describe(
+    payload: object, clean: CleanText, *, status: int | None = None, max_depth: int = 4
+) -> ErrorInfo:
     """Return what an error's payload states, in any of the shapes that servers use."""
     payload = _parse(payload) if isinstance(payload, str) else payload
     if isinstance(payload, list) and payload:  # Gemini
@@ -237,18 +239,11 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
     code = _one_line(_first_value(details, *dialects.WORDS["code_members"]), clean)[:100]
     error_type = _one_line(_first_value(details, *dialects.WORDS["type_members"]), clean)[:100]
     # Gateways write the upstream status into `code` (OpenRouter: a number, Azure: a string).
-    as_status = int(code) if len(code) == 3 and code.isascii() and code.isdigit() else None
+    figures = [int(text) for text in (code, error_type) if re.fullmatch("[1-5][0-9]{2}", text)]
+    as_status = figures[0] if figures else None
     text = _first_value(details, *dialects.WORDS["message_members"])
     if status is not None and not (text or code or error_type):
         text = details  # in a form that no server is known for
-    # A relay can put the provider's whole error into its message, as JSON after its own words.
-    if isinstance(text, str) and (start := text.find("{")) >= 0:
-        with contextlib.suppress(ValueError, RecursionError):
-            inner_payload, _ = json.JSONDecoder().raw_decode(text[:MAX_ERROR_BODY_CHARS], start)
-            inner = _describe(inner_payload, clean, status=status)
-            if inner.message and (start == 0 or "error" in inner_payload):
-                words = _one_line(text[:start], clean)
-                return replace(inner, message=f"{words} {inner.message}".lstrip())
     google_details = rate_limits.dicts_in(details.get("details"))
     metadata = details.get("metadata")
     parts = rate_limits.dicts_in([*google_details, details, metadata, payload])
@@ -264,6 +259,28 @@ def _describe(payload: object, clean: CleanText, *, status: int | None = None) -
         stated_wait=_one_line(next(filter(None, waits), None), clean)[:64],
         is_google=error_type.isupper() and isinstance(details.get("details"), list),
     )
+    # A relay can put the provider's whole error into its message, as JSON or as Python shows it,
+    # after its own words, or into any member.
+    members = [value for name, value in details.items() if name != "metadata"][:20]
+    for member in [text, *members] if max_depth else []:
+        start = member.find("{") if isinstance(member, str) else 0
+        payload = _parse(member[start:MAX_ERROR_BODY_CHARS]) if isinstance(member, str) else member
+        if start < 0 or not isinstance(payload, dict) or payload is text:
+            continue
+        inner = _describe(payload, clean, max_depth=max_depth - 1)
+        if inner.message and (
+            inner.status or (member is text and (start == 0 or "error" in payload))
+        ):
+            words = _one_line(text[:start] if member is text else text, clean)
+            # A refusal of the relay's own key at the provider is not one of ours.
+            is_wrapped = info.status in {400, 424, 500, 502, 503} and inner.status
+            is_wrapped = is_wrapped and inner.status not in {401, 403, 407}
+            return replace(
+                inner,
+                status=inner.status if is_wrapped or info.status is None else info.status,
+                message=f"{words} {inner.message}".lstrip(),
+                stated_wait=inner.stated_wait or info.stated_wait,
+            )
     return _with_provider(info, metadata, clean) if isinstance(metadata, dict) else info
 
 
@@ -298,9 +315,13 @@ def _with_provider(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText) 
 
 def _parse(text: str) -> object:
     """Return what a JSON text contains, also as the bytes that Python shows; else the text."""
-    with contextlib.suppress(ValueError, SyntaxError, RecursionError):
+    with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         if text.lstrip()[:2] in ("b'", 'b"'):
             text = ast.literal_eval(text.strip()[:MAX_SEARCHED_CHARS]).decode("utf-8", "replace")
+        if text.startswith("{'") and "'message':" in text:  # as Python shows it
+            return ast.literal_eval(text[: text.rindex("}", 0, 20_000) + 1])
+        if text.startswith("{"):  # words may follow
+            return json.JSONDecoder().raw_decode(text)[0]
         if text.lstrip()[:1] in ("{", "[", '"'):
             return json.loads(text)
     return text

@@ -382,3 +382,37 @@ def test_schema_that_gemini_refuses_is_put_into_words(message: str) -> None:
     without, with_words = (request.content for request in server.requests)
     assert b"JSON schema" in with_words
     assert b"JSON schema" not in without
+
+
+FILTERED = "{'error': {'message': \"Azure's policy\", 'code': 'content_filter', 'status': 400}}"
+FREE = {"error": {"message": "Rate limit exceeded: free-models-per-min.", "code": 429}}
+
+
+@pytest.mark.parametrize(
+    ("payload", "name", "words"),
+    [
+        ({"message": f"Error code: 400 - {FILTERED}"}, "RequestError", "Azure's policy"),
+        (
+            {"message": "Error code: 500 - " + str({"error": {"message": f"x: {FILTERED}"}})},
+            "RequestError",
+            "Azure's policy",
+        ),
+        ({"message": "HTTP 429: " + json.dumps(FREE)}, "LimitError", "free-models"),
+        (
+            {"message": "upstream", "details": {"status": 429, "body": json.dumps(FREE)}},
+            "LimitError",
+            "free-models",
+        ),
+        ({"message": "upstream", "cause": {"original": FREE}}, "LimitError", "free-models"),
+        ({"message": "upstream", "original_error": FREE["error"]}, "LimitError", "free-models"),
+    ],
+)
+@pytest.mark.parametrize("status", [None, 400, 500])
+def test_error_that_a_relay_quotes_decides(
+    payload: Any, name: str, words: str, status: int | None
+) -> None:
+    body = {"error": payload}
+    failure = AnswerFailedError(body)
+    error = error_of(body, status) if status else api_errors.from_exception(failure, wall_time=WALL)
+    assert type(error).__name__ == name
+    assert words in error.message
