@@ -403,6 +403,8 @@ class Reply:
         return sanitize_markdown(self.text)
 
 
+# The fields of `Usage` that totals sum up.
+SUMMED_TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 # Known to be zero, while `Usage()` is unknown.
 NO_USAGE = Usage(input_tokens=0, cached_tokens=0, output_tokens=0, reasoning_tokens=0)
 
@@ -426,8 +428,7 @@ class UsageTotals:
     def of(cls, reply: Reply, *, refusals: int = 0) -> UsageTotals:
         """Return what one reply adds."""
         usage, is_priced = reply.usage, reply.cost is not None and not reply.unpriced_tools
-        names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
-        known: dict[str, Any] = {name: getattr(usage, name) or 0 for name in names}
+        known: dict[str, Any] = {name: getattr(usage, name) or 0 for name in SUMMED_TOKENS}
         return cls(
             requests=1,
             answers=int(reply.status == "done"),

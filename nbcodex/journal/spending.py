@@ -5,16 +5,15 @@ Each access to these tables is one function on a connection. `requests.budget` e
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Literal, Self
 
 from nbcodex.journal.codec import bounded_integer, finite_or_none
 from nbcodex.journal.owner import Connection, is_gone
-from nbcodex.models import Reply, Usage, UsageTotals
+from nbcodex.models import SUMMED_TOKENS, Reply, Usage, UsageTotals
 
-# Columns of `totals` that are fields of `UsageTotals`, and of its `usage`.
+# Columns of `totals` that are fields of `UsageTotals`; the others are SUMMED_TOKENS.
 _TOTALS_COLUMNS = ("requests", "answers", "cost", "waited", "unknown", "unpriced", "estimated")
-_USAGE_COLUMNS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,19 +130,10 @@ def read_budget(connection: Connection) -> str:
     return str(row[0]) if row else ""
 
 
-def bounded_totals(reply: Reply) -> UsageTotals:
-    """Return what `reply` adds to the totals, with the server's figures bounded."""
-    added = UsageTotals.of(reply)
-    tokens: dict[str, Any] = {n: bounded_integer(getattr(added.usage, n)) for n in _USAGE_COLUMNS}
-    cost, waited = finite_or_none(added.cost) or 0.0, finite_or_none(added.waited) or 0.0
-    # The request was counted when it was inserted.
-    return replace(added, requests=0, usage=Usage(**tokens), cost=cost, waited=waited)
-
-
 def add_to_totals(connection: Connection, more: UsageTotals) -> None:
-    """Add to the totals of all time."""
-    added = {name: getattr(more, name) for name in _TOTALS_COLUMNS}
-    added |= {name: getattr(more.usage, name) for name in _USAGE_COLUMNS}
+    """Add to the totals of all time, with figures bounded: a server may state anything."""
+    added = {name: finite_or_none(getattr(more, name)) or 0 for name in _TOTALS_COLUMNS}
+    added |= {name: bounded_integer(getattr(more.usage, name)) for name in SUMMED_TOKENS}
     sums = ", ".join(f"{name} = {name} + :{name}" for name in added)
     connection.execute(f"UPDATE totals SET {sums}", added)  # noqa: S608 - our columns
 
@@ -151,5 +141,5 @@ def add_to_totals(connection: Connection, more: UsageTotals) -> None:
 def read_totals(connection: Connection) -> UsageTotals:
     """Return the totals of all time, which include deleted entries."""
     row = connection.execute("SELECT * FROM totals").fetchone()
-    usage = Usage(estimated=row["estimated"] > 0, **{name: row[name] for name in _USAGE_COLUMNS})
+    usage = Usage(estimated=row["estimated"] > 0, **{name: row[name] for name in SUMMED_TOKENS})
     return UsageTotals(usage=usage, **{name: row[name] for name in _TOTALS_COLUMNS})

@@ -14,7 +14,7 @@ from nbcodex.journal.conversations import compact_turns
 from nbcodex.journal.owner import Connection, is_abandoned
 from nbcodex.journal.reads import may_be_claimed
 from nbcodex.journal.spending import SpendAmount
-from nbcodex.models import Reply, Request
+from nbcodex.models import Reply, Request, UsageTotals
 
 # Of a map (`batch`), only the row that is inserted first is listed: it represents the others.
 _INSERT = """INSERT INTO entries
@@ -97,7 +97,8 @@ def finish(
     )
     if reply.attempts and not (reply.simulated or reply.reused):
         # Counted once per ending, even if another kernel owns the entry by now: tokens were used.
-        spending.add_to_totals(connection, spending.bounded_totals(reply))
+        # The request itself was counted when it was inserted.
+        spending.add_to_totals(connection, replace(UsageTotals.of(reply), requests=0))
     commit_spending(connection, reply, if_unknown)
 
 
@@ -114,10 +115,7 @@ def commit_spending(connection: Connection, reply: Reply, if_unknown: SpendAmoun
 def claim(
     connection: Connection, id_: str, *, status: str = "running", server: str | None = None
 ) -> bool:
-    """Take over an entry that is resumable; of several kernels that try, exactly one succeeds.
-
-    A `server` replaces its `Origin.server`.
-    """
+    """Take over a resumable entry, and set its `Origin.server`; only one kernel succeeds."""
     row = connection.execute("SELECT * FROM book WHERE id = ?", (sqlite_text(id_),)).fetchone()
     if row is None or not (
         may_be_claimed(row["status"], map_id=row["batch"]) or is_abandoned(connection, row)

@@ -55,7 +55,7 @@ class PendingRows:
     batch_api: BatchApi
     on_event: Listener
     rows: dict[str, PendingRow] = field(default_factory=dict)
-    _shielded: set[asyncio.Task[None]] = field(default_factory=set)  # must run to their end
+    shielded: set[asyncio.Task[None]] = field(default_factory=set)  # must run to their end
 
     async def finish(self, endings: Sequence[Ending]) -> None:
         """Charge, commit and emit endings, even if the calling task is cancelled meanwhile."""
@@ -112,13 +112,9 @@ class PendingRows:
         """Run `work` to its end even if the calling task is cancelled."""
         # The event loop holds only weak references to tasks (python/cpython#91887).
         task = asyncio.create_task(work)
-        self._shielded.add(task)
-        task.add_done_callback(self._shielded.discard)
+        self.shielded.add(task)
+        task.add_done_callback(self.shielded.discard)
         await asyncio.shield(task)
-
-    async def wait_shielded(self) -> None:
-        """Wait for the commits that cancelled tasks have begun."""
-        await asyncio.gather(*self._shielded, return_exceptions=True)
 
     def failed_ending(self, request: Request, error: NbcodexError, *, attempts: int = 0) -> Ending:
         """Return the ending of a row that cost nothing; a parked one has had `attempts`."""

@@ -90,7 +90,7 @@ class BatchUploader:
         for task in (tasks := list(self._tasks)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._pending.wait_shielded()
+        await asyncio.gather(*self._pending.shielded, return_exceptions=True)
         uploaded = {id_ for job in self._uploaded_jobs.values() if job for id_ in job.requests}
         remaining = dict(self._pending.rows)
         await self._batch_jobs.park_rows(in_jobs=[*self._uploaded_jobs], ids=remaining)

@@ -14,6 +14,7 @@ from nbcodex.events import BackingOff, CoolingDown, Event
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import (
     NO_USAGE,
+    SUMMED_TOKENS,
     CarriedReasoning,
     Limit,
     Reply,
@@ -222,7 +223,13 @@ class RequestState:
     def attempt_usage(self, status: Status, completed: CompletedAnswer | None = None) -> Usage:
         """Return what the last attempt used: the server's figures, else estimates."""
         text = completed.text if completed else self.partial.new_text
-        estimate = _estimate_usage(self.sent_request, text)
+        estimate = Usage()
+        if text:
+            estimate = Usage(
+                input_tokens=pricing.estimate_request_tokens(self.sent_request),
+                output_tokens=pricing.estimate_text_tokens(text),
+                estimated=True,
+            )
         stated = completed.usage if completed else self._failed_usage
         if stated == Usage():
             # A durable answer that continues at the server is counted when it is resumed.
@@ -244,8 +251,8 @@ class RequestState:
         if broken == NO_USAGE:
             return last
         # What one of them does not state adds nothing to what the other states.
-        names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
-        pairs = {n: (getattr(broken, n), getattr(last, n)) for n in (*names, "stated_cost")}
+        names = (*SUMMED_TOKENS, "stated_cost")
+        pairs = {name: (getattr(broken, name), getattr(last, name)) for name in names}
         sums = {n: sum(filter(None, pair)) for n, pair in pairs.items() if pair != (None, None)}
         is_estimated = broken.estimated or last.estimated or last == Usage()
         return replace(last, **sums, estimated=is_estimated)
@@ -291,16 +298,6 @@ class RequestState:
         time_of_day = format_time(wall + left, now=wall)
         when = f"at {time_of_day} at the earliest (in {format_duration(left)})"
         return wall + left, time_of_day, when
-
-
-def _estimate_usage(request: Request, text: str) -> Usage:
-    if not text:
-        return Usage()
-    return Usage(
-        input_tokens=pricing.estimate_request_tokens(request),
-        output_tokens=pricing.estimate_text_tokens(text),
-        estimated=True,
-    )
 
 
 def cooldown_error(limit: Limit | None) -> LimitError:
