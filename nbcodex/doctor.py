@@ -201,7 +201,6 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
 
 
 def _check_model(settings: Settings, endpoint: Endpoint, names: list[str]) -> Finding:
-    """Check the configured model against the names that the server lists."""
     name = settings.model or (DEFAULT_MODEL if endpoint.kind == "openai" else None)
     model = settings.aliases.get(name, name) if name else None
     examples = ", ".join(names[:5]) + (" …" if len(names) > 5 else "")

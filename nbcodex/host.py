@@ -70,7 +70,6 @@ def _describe(wait: CoolingDown | BackingOff) -> str:
 
 
 def _confirm_in_terminal(question: str) -> bool | None:
-    """Ask at the terminal, if there is one."""
     if not (sys.stdin and sys.stdin.isatty()):
         return None
     with contextlib.suppress(EOFError):  # Ctrl-D

@@ -162,7 +162,6 @@ class Settings:
 
 
 def _as_field(name: str, value: Any) -> Any:
-    """Return `value` with the type of the field `name`."""
     if name in _SECRETS:
         return value if isinstance(value, Secret) else Secret(value)
     if name == "keys":

@@ -27,10 +27,7 @@ from nbcodex.settings import JOURNAL_FILENAME
 
 
 class Journal(JournalReads):
-    """Every request of this user: in a file in `folder`, or only in memory if that is None.
-
-    Entries are deleted `database.RETENTION_S` after their last change.
-    """
+    """Every request of this user: in a file in `folder`, or only in memory if that is None."""
 
     def __init__(self, folder: Path | None = None, *, clock: Clock | None = None) -> None:
         self._database = JournalDatabase(folder, clock or BootClock())
@@ -143,10 +140,7 @@ class Journal(JournalReads):
 
     @transaction(Commit.POWER_SAFE, on_failure=bool)  # not claimed
     def claim(self, connection: Connection, id_: str, *, server: str | None = None) -> bool:
-        """Take over a resumable entry as `running`; return whether this kernel owns it now.
-
-        `server` replaces its `Origin.server`.
-        """
+        """Do what `writes.claim` does; return whether this kernel owns the entry now."""
         if claimed := writes.claim(connection, id_, server=server):
             self._database.begin_heartbeats(connection, id_)
         return claimed

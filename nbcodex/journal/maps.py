@@ -266,7 +266,6 @@ class BatchJobs:
             self._end_wait(connection, tag)
 
     def _end_wait(self, connection: Connection, tag: str) -> None:
-        """Note that this kernel no longer waits for a job."""
         connection.execute(
             "UPDATE parts SET owner = NULL WHERE tag = ? AND owner = ?", (tag, connection.owner.id)
         )

@@ -111,10 +111,7 @@ def is_gone(connection: Connection, row: sqlite3.Row) -> bool:
 
 
 def read_process(pid: int) -> tuple[str, int] | None:
-    """Return the state letter and the start (ticks since boot) of a process, from proc(5).
-
-    None if there is no such process; the state is "?" where it cannot be known.
-    """
+    """Return a process's state letter ("?": unknown) and its start; None if it does not exist."""
     # Not psutil: its `create_time` adds the boot time of the wall clock, and so changes when that
     # clock is set (https://github.com/giampaolo/psutil/issues/2526). A live kernel would be taken
     # for dead, and its request sent twice. Where there is no /proc, heartbeats decide.
@@ -124,7 +121,7 @@ def read_process(pid: int) -> tuple[str, int] | None:
         return None
     except OSError:
         return "?", 0
-    # The name of the program, in parentheses, may hold spaces and parentheses itself.
+    # See proc(5). The name of the program, in parentheses, may hold spaces and parentheses itself.
     # After it come the fields from the third, the state, on; `starttime` is the 22nd.
     fields = line[line.rfind(b")") + 2 :].split()
     return fields[0].decode("ascii", "replace"), int(fields[19])

@@ -159,7 +159,6 @@ def _check_length(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _pending_statements(connection: sqlite3.Connection) -> list[str]:
-    """Return the statements that bring the file up to date."""
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     application = int(connection.execute("PRAGMA application_id").fetchone()[0])
     table_count = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])

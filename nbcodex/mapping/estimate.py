@@ -163,7 +163,6 @@ def _sample(data: InputData, requests: RowRequests) -> tuple[list[Row], int]:
 
 
 def _add_if_new(fingerprint: int, known: set[int]) -> bool:
-    """Add a fingerprint; return whether it was new."""
     if fingerprint in known:
         return False
     if len(known) < MAX_FINGERPRINTS:

@@ -275,7 +275,6 @@ class MapRun:
         return error
 
     def _fail_unsent(self, row: RowState, error: NbcodexError) -> None:
-        """Record that a row failed before it was sent."""
         self._failed_unsent += 1
         host.current.adapt_advice(error)
         self._set_reply(row, self._unsent_reply(row.index, "failed", str(error)))

@@ -171,7 +171,6 @@ def describe_outcome(run: MapRun) -> str:
 
 
 def _resume_advice(run: MapRun) -> str:
-    """Return how to continue with a map that ended early."""
     if _is_at_provider(run):
         return Advice(
             f"`%codex resume {run.id}` fetches the answers, `%codex cancel {run.id}` cancels the "

@@ -80,10 +80,7 @@ class Permit:
 
 @dataclass(slots=True)
 class ChargePolicyEstimator:
-    """One token bucket for each charge policy, and how badly each predicts the server's snapshots.
-
-    Stores keep the fields in this order.
-    """
+    """A token bucket for each charge policy, and its errors. Stores keep the fields' order."""
 
     buckets: list[TokenBucket] = field(
         default_factory=lambda: [TokenBucket() for _ in CHARGE_POLICIES]
@@ -140,10 +137,7 @@ class ChargePolicyEstimator:
     def observe(
         self, permit: Permit, remaining: float, elapsed: float, now: float, *, by_others: bool
     ) -> None:
-        """Correct the buckets by the `remaining` tokens stated `elapsed` seconds after a permit.
-
-        With `by_others`, the rate of other clients is learned from the difference.
-        """
+        """Correct the buckets by the `remaining` tokens stated `elapsed` seconds after a permit."""
         taken_at = permit.issued_at + elapsed
         pairs = zip(self.buckets, permit.token_marks, strict=True)
         for index, (bucket, mark) in enumerate(pairs):

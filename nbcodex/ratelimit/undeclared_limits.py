@@ -55,7 +55,7 @@ class UndeclaredLimits:
             each.bucket.take(-each.amount_of(tokens, requests=requests), now)
 
     def learn(self, limit: Limit, permit_number: int, cooldown_until: float, now: float) -> None:
-        """Learn from the refusal of permit `number`; its cooldown ends at the instant `until`."""
+        """Learn from the refusal of a permit that began a cooldown."""
         new = UndeclaredLimit(limit.resource or "tokens", limit.window or MINUTE)
         found = self.by_name.setdefault(f"{new.resource} {new.seconds:g}", new)
         size, requested = limit.limit or 0.0, limit.requested or 1.0
@@ -64,7 +64,7 @@ class UndeclaredLimits:
         # Refusals may arrive out of order: the figures of the request that was sent last are kept.
         if permit_number > found.newest_refused_number:
             found.newest_refused_number = permit_number
-            # The figures are rounded, but the requested amount is not available before `until`.
+            # The figures are rounded, but no cooldown ends before the requested amount is there.
             at_most = requested - max(0.0, cooldown_until - now) * found.bucket.rate
             remaining = min(size - (limit.used or 0.0), at_most)
             found.bucket.level, found.bucket.updated_at = max(0.0, remaining), now
@@ -109,7 +109,7 @@ class ParallelLimit:
         return self.limit + math.pow(2, int(min(30.0, self._intervals(now)))) - 1  # no overflow
 
     def next_increase_at(self, now: float) -> float:
-        """Return when `allowed_at` will be larger than at `now`."""
+        """Return when `max_in_flight_at` will be larger than at `now`."""
         return self.learned_at + (int(self._intervals(now)) + 1) * self.trial_interval
 
     def _intervals(self, now: float) -> float:

@@ -1,7 +1,4 @@
-"""A limiter that is shared with other processes, on a worker thread because its store may block.
-
-Owns the choice of the store, and the thread on which operations run.
-"""
+"""A limiter shared with other processes; its store may block, so it runs on a worker thread."""
 
 from __future__ import annotations
 

@@ -69,7 +69,6 @@ def check_thread_name(name: str) -> None:
 
 
 def _check_types(options: RequestOptions) -> None:
-    """Raise a ConfigurationError if an option has the wrong type."""
     for field in fields(RequestOptions):
         name, value = field.name, getattr(options, field.name)
         if field.type == "str | None" and not isinstance(value, str | None):

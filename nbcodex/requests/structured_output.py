@@ -375,10 +375,8 @@ def _describe_violation(error: Any) -> str:
 
 
 def _without_nulls(value: Any, schema: Any, validator: Any, steps: Iterator[int]) -> Any:
-    """Return a value without the optional fields that are null, unless `schema` allows null there.
-
-    `validator` is that of the whole schema; each call takes one of at most MAX_PRUNING_STEPS.
-    """
+    """Return a value without the optional fields that are null where `schema` allows no null."""
+    # `validator` is that of the whole schema, of which `schema` is a part.
     if next(steps) >= MAX_PRUNING_STEPS or not isinstance(schema, Mapping):
         return value
     prune = partial(_without_nulls, validator=validator, steps=steps)
