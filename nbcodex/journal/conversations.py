@@ -18,10 +18,7 @@ from nbcodex.models import CarriedReasoning, Reply, Request, Turn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnCandidate:
-    """One entry's position in a conversation, see `TurnPosition`.
-
-    Of several entries at one position, the newest that is done is the turn.
-    """
+    """One entry's `TurnPosition`; of several entries at one, the newest done is the turn."""
 
     entry: int  # the entry's number in the journal; later entries have larger ones
     chapter: int

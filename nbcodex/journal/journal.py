@@ -155,10 +155,7 @@ class Journal(JournalReads):
         today: str,
         allowed: Callable[[Spending], bool],
     ) -> Spending:
-        """Reserve the most that a request may use until `finish`, if `allowed` returns true.
-
-        `allowed` receives what all kernels have spent and reserved before, which is also returned.
-        """
+        """Reserve `amount` if `allowed` accepts what all kernels had used before; return that."""
         # `allowed` is called in a write transaction, so one kernel decides at a time.
         spending.release_for_dead_kernels(connection)
         spending.release(connection, sqlite_text(id_))  # of an earlier run of the request

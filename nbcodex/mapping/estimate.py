@@ -1,7 +1,4 @@
-"""What a map will use and cost, and the questions to the user before it starts.
-
-Every figure is an estimate. Nothing is sent.
-"""
+"""Estimates of what a map will use and cost, and the questions to the user before it starts."""
 
 from __future__ import annotations
 

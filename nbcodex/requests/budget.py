@@ -95,10 +95,7 @@ class SpendingCap:
 
 
 def parse_cap(text: str, *, check_minimum: bool = False) -> SpendingCap:
-    """Return the cap that a user writes as ``200k``, ``1.5M/day``, ``$5`` or ``$20/month``.
-
-    Raises a ConfigurationError if it is none, or with `check_minimum` too small for any request.
-    """
+    """Return the cap that a user writes as ``$5`` or ``1.5M/day``; else a ConfigurationError."""
     if found := _CAP.fullmatch("".join(text.split()).lower()):
         amount = float(re.sub("[,_]", "", found["number"])) * _SCALES[found["scale"]]
         unit: Unit = "dollars" if found["sign"] or found["dollars"] else "tokens"
