@@ -102,6 +102,7 @@ class Settings:
 
     # `_ENVIRONMENT` names the variables of these and other fields.
     api_key: Secret | None = None
+    key_base_url: str = ""  # of the server that `api_key` is for; empty: that of `base_url`
     base_url: str | None = None
     organization: str | None = None
     project: str | None = None
@@ -147,6 +148,8 @@ class Settings:
             for variable, name in _ENVIRONMENT.items()
             if (value := environ.get(variable, "")).strip()
         }
+        # A base URL from `%config` must not take the environment's key to another server.
+        values["key_base_url"] = values.get("base_url", OPENAI_BASE_URL)
         values |= {k: v for k, v in (configured or {}).items() if v is not None and v != ""}
         return cls(**cls.convert(values))
 

@@ -100,7 +100,7 @@ def resolve(settings: Settings, request: Request) -> Endpoint:
             advice="Use https://." if always_secure else advice,
         )
     if endpoint.key is None:
-        raise _missing_key(endpoint, settings, is_default=request.api_base is None)
+        raise _missing_key(endpoint, settings, is_default=not (request.api_base or settings.api_key))
     key = endpoint.key.reveal()
     # Typical of a key that was copied together with its quotes or a line break.
     if not key.isascii() or not key.isprintable() or any(c in key for c in " \"'"):
@@ -121,7 +121,9 @@ def _configured(settings: Settings) -> Endpoint:
     if settings.azure_endpoint and not (settings.api_key or settings.base_url):
         return _azure_endpoint(settings)
     url = parse_base_url(settings.base_url or OPENAI_BASE_URL, "OPENAI_BASE_URL")
-    key = key_for_host(settings, url) or settings.api_key
+    key = key_for_host(settings, url)
+    if key is None and (settings.api_key == NO_KEY or _is_server_of_key(settings, url)):
+        key = settings.api_key
     if not key and priced_provider(url.geturl()) == "azure":
         # The key of an Azure resource goes only to that resource's own host. Without a resource,
         # the base URL is the only host that the user has named beside the key.
@@ -131,6 +133,13 @@ def _configured(settings: Settings) -> Endpoint:
         if _origin(url) == _origin(resource):
             key = settings.azure_key or settings.azure_ad_token
     return _endpoint_at(url, key or None, settings)
+
+
+def _is_server_of_key(settings: Settings, url: SplitResult) -> bool:
+    """Return whether `api_key` may be sent to a base URL; servers on this machine get it, too."""
+    own = urlsplit(settings.key_base_url.lower() or url.geturl())
+    is_openai = priced_provider(url.geturl()) == priced_provider(own.geturl()) == "openai"
+    return is_openai or _origin(own) == _origin(url) or is_local_server(url.geturl())
 
 
 def _azure_endpoint(settings: Settings) -> Endpoint:

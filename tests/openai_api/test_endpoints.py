@@ -161,6 +161,32 @@ def test_key_by_host_goes_to_no_other_port(entry: str, api_base: str) -> None:
     assert OTHER not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("environ", "base_url", "key"),
+    [
+        ({}, "https://gateway.example/v1", None),
+        ({}, "https://gateway.example:8443/v1", None),
+        ({"OPENAI_BASE_URL": "https://first.example/v1"}, "https://second.example/v1", None),
+        ({"OPENAI_BASE_URL": "https://first.example/v1"}, "https://api.openai.com/v1", None),
+        ({"OPENAI_BASE_URL": "https://FIRST.example/v1"}, "https://first.example/v2", KEY),
+        ({}, "https://eu.api.openai.com/v1", KEY),
+        ({}, "http://localhost:11434/v1", KEY),
+        ({"OPENAI_API_KEY": "none"}, "https://gateway.example/v1", "none"),
+    ],
+)
+def test_base_url_of_the_settings_does_not_take_the_key_to_another_host(
+    environ: dict[str, str], base_url: str, key: str | None
+) -> None:
+    settings = Settings.read({"base_url": base_url}, {"OPENAI_API_KEY": KEY, **environ})
+    if key is not None:
+        assert key_of(resolve(settings, Request(prompt="Why?"))) == key
+        return
+    with pytest.raises(MissingKeyError, match="No API key is set for") as raised:
+        resolve(settings, Request(prompt="Why?"))
+    assert "Codex.keys" in raised.value.advice or "login" in raised.value.advice
+    assert settings.secrets() == [KEY]  # a prompt that contains it is still refused
+
+
 def test_key_by_host_wins_over_the_configured_key() -> None:
     environ = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": "https://gw.example/v1"}
     assert key_of(resolved(environ, keys={"gw.example": OTHER})) == OTHER
