@@ -429,6 +429,7 @@ class UsageTotals:
         """Return what one reply adds."""
         usage, is_priced = reply.usage, reply.cost is not None and not reply.unpriced_tools
         known: dict[str, Any] = {name: getattr(usage, name) or 0 for name in SUMMED_TOKENS}
+        may_cost = reply.attempts > 0 and usage.total_tokens != 0
         return cls(
             requests=1,
             answers=int(reply.status == "done"),
@@ -437,9 +438,9 @@ class UsageTotals:
             usage=Usage(**known, estimated=usage.estimated),
             cost=reply.cost or 0.0,
             waited=reply.waited,
-            unknown=int(usage.total_tokens is None),
-            # An answer of the simulator, or one without tokens, has no price to know.
-            unpriced=int(not is_priced and not reply.simulated and usage.total_tokens != 0),
+            unknown=int(usage.total_tokens is None and may_cost),
+            # What was not sent, or has no tokens, or is simulated, has no price to know.
+            unpriced=int(not (is_priced or reply.simulated) and may_cost),
             estimated=int(usage.estimated),
         )
 

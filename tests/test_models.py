@@ -17,6 +17,7 @@ from nbcodex.models import (
     Request,
     TurnPosition,
     Usage,
+    UsageTotals,
     new_id,
 )
 
@@ -57,3 +58,9 @@ def test_repr_of_a_reply_is_short() -> None:
     shown = "usage=Usage(input_tokens=8, output_tokens=2), seconds=1.235"
     assert repr(reply) == f"Reply(id='3f2a', text='hi', {shown})"
     assert "cut='max_output_tokens'" in repr(replace(reply, cut="max_output_tokens"))
+
+
+@pytest.mark.parametrize(("attempts", "unknown"), [(0, 0), (1, 1)])
+def test_cost_of_a_request_that_was_not_sent_is_not_unknown(attempts: int, unknown: int) -> None:
+    totals = UsageTotals.of(Reply(id="3f2a", status="parked", attempts=attempts))
+    assert (totals.unknown, totals.unpriced) == (unknown, unknown)

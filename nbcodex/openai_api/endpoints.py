@@ -100,7 +100,9 @@ def resolve(settings: Settings, request: Request) -> Endpoint:
             advice="Use https://." if always_secure else advice,
         )
     if endpoint.key is None:
-        raise _missing_key(endpoint, settings, is_default=not (request.api_base or settings.api_key))
+        raise _missing_key(
+            endpoint, settings, is_default=not (request.api_base or settings.api_key)
+        )
     key = endpoint.key.reveal()
     # Typical of a key that was copied together with its quotes or a line break.
     if not key.isascii() or not key.isprintable() or any(c in key for c in " \"'"):

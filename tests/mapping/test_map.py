@@ -672,7 +672,7 @@ def test_function_is_called_once_if_no_price_is_known(simulated: SimulatedClient
         return f"[[echo: {item}]]"
 
     host.current.settings = lambda: replace(
-        Settings.read(), base_url="https://gateway.example.org/v1"
+        Settings.read(), base_url="https://gateway.example.org/v1", key_base_url=""
     )
     assert texts(nbcodex.map(prompt, ["a", "b"])) == ["a", "b"]
     assert called == ["a", "b"]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _demo_server: SimulatorServer | None = None  # one per process, shared by all shells
 # Other local users can reach the server's port, but not use it without this key.
 _DEMO_KEY = secrets.token_urlsafe(16)
+_DEMO_PORT = 27_182
 # The simulator's settings by the argument of `%codex demo`: latency in s, speed in tokens/s.
 _DEMO_SETTINGS: dict[str, dict[str, Any]] = {
     "on": {"tpm": 3_000, "rpm": 60, "latency": 0.4, "speed": 60.0},
@@ -123,7 +124,12 @@ def demo(session: Session, mode: str = "on") -> None:
                 None if seconds is None else Fault("tokens_per_minute", seconds=seconds)
                 for seconds in _DEMO_REFUSALS_S
             )
-        _demo_server = SimulatorServer(simulator)
+        # At the same address, what the demo of an earlier kernel answered is found again.
+        _demo_server = SimulatorServer(simulator, port=_DEMO_PORT)
+        try:
+            _demo_server.start()
+        except OSError:  # the demo of another kernel has this port
+            _demo_server = SimulatorServer(simulator)
     was_on = session.config.demo is not None
     # Simulated requests stay out of the user's journal and limiter files: the next simulator may
     # have the same port, and other limits.
@@ -135,7 +141,7 @@ def demo(session: Session, mode: str = "on") -> None:
         private_limits=True,
     )
     session.settings = session.config.settings()
-    effect = "no limit is reached" if mode == "calm" else "you see limits at work"
+    effect = "no limit is reached" if mode == "calm" else "you see how other programs use them up"
     is_on_disk = session.settings.journal
     kept = (
         "The journal of the demo survives the kernel; the next demo empties it if nothing in it "
