@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from nbcodex.client import Client
-from nbcodex.errors import CredentialsError, ModelError, NbcodexError, TransportError
+from nbcodex.errors import ModelError, NbcodexError, TransportError
 from nbcodex.models import Request
 from nbcodex.openai_api.api_errors import is_wrong_address
 from nbcodex.openai_api.connections import proxies, proxy_problem
@@ -172,9 +172,7 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
             yield Finding("connection", text, "Name one with -m.")
         else:
             advice = error.advice or "Try again later."
-            if isinstance(error, CredentialsError):
-                advice = f"{endpoint.host} rejects the key. Is it the key of this host?"
-            elif isinstance(error, TransportError):
+            if isinstance(error, TransportError):
                 advice = "Check the address, the proxy and the CA above."
             yield Finding("connection", error.message, advice, is_problem=True)
     else:

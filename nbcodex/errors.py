@@ -121,6 +121,8 @@ class MissingKeyError(ConfigurationError):
 class ConnectionSettingsError(ConfigurationError, title="Not connected"):
     """The address, the proxy or the certificates are wrong: no request gets to the server."""
 
+    is_unbilled = True
+
 
 class BatchUnsupportedError(ConfigurationError, title="No batches"):
     """The server has no Batch API, or does not accept this kind of batch."""

@@ -132,7 +132,7 @@ def test_what_the_first_request_will_show_is_not_ticked(
 @pytest.mark.parametrize(
     ("knobs", "values", "title", "says"),
     [
-        ({"keys": ("other",)}, {}, "connection", "rejects the key"),
+        ({"keys": ("other",)}, {}, "connection", "does not accept the key"),
         ({}, {"model": "gpt-nowhere"}, "model", "is not in the server's list"),
         ({}, {"model": None}, "model", "Set NBCODEX_MODEL to one of"),
         ({}, {"base_url": "http://127.0.0.1:9/v1"}, "connection", "Check the address"),
@@ -170,13 +170,14 @@ def test_idle_timeout_of_zero_is_refused() -> None:
 class WrongAddress(BaseHTTPRequestHandler):
     """Answers any path as LM Studio answers one that is not of its API."""
 
+    status, body = 200, b'{"error":"Unexpected endpoint or method. (GET /models)"}'
+
     def do_GET(self) -> None:
-        body = b'{"error":"Unexpected endpoint or method. (GET /models)"}'
-        self.send_response(200)
+        self.send_response(self.status)
         self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
+        self.send_header("content-length", str(len(self.body)))
         self.end_headers()
-        self.wfile.write(body)
+        self.wfile.write(self.body)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -192,3 +193,20 @@ def test_wrong_address_is_a_wrong_finding(tmp_path: Path, path: str) -> None:
     assert found.is_problem
     assert "is not an address of an API: Unexpected endpoint" in found.text
     assert "/v1" in found.advice
+
+
+class Forbidden(WrongAddress):
+    """Refuses any path without a word about the key."""
+
+    status, body = 403, b"{}"
+
+
+def test_refusal_that_is_not_about_the_key_does_not_blame_it(tmp_path: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), Forbidden) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        values = {"base_url": f"http://127.0.0.1:{server.server_port}/v1"}
+        found = findings_by_title(None, home=tmp_path / "home", **values)["connection"]
+        server.shutdown()
+    assert found.is_problem
+    assert "Access is refused" in found.text
+    assert "may lack access" in found.advice

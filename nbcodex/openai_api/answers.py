@@ -21,7 +21,7 @@ from nbcodex.models import CONTENT_FILTER, Image, Source, StreamPosition, Usage
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.dialects import WORDS, has_code
 from nbcodex.openai_api.pricing import IMAGE_TOOL
-from nbcodex.openai_api.rate_limits import dicts_in
+from nbcodex.openai_api.rate_limits import parse_number
 
 # Of tokens, events or requests: twice the longest context window. More would use up any budget.
 MAX_PLAUSIBLE_COUNT = 20_000_000
@@ -334,24 +334,21 @@ def _stated_cost(figures: dict[str, Any]) -> float | None:
     if isinstance(cost, dict):
         cost = cost.get("total_cost")  # Perplexity
     stated = plausible_cost(cost)
-    ticks = plausible_cost(figures.get("cost_in_usd_ticks"), units_per_dollar=1e10)  # xAI
-    if stated is None and ticks:
-        return ticks / 1e10
+    if stated is None:  # xAI
+        return plausible_cost(figures.get("cost_in_usd_ticks"), units_per_dollar=1e10) or None
     # On a user's own key, OpenRouter's `cost` is its fee alone.
-    if stated is not None and figures.get("is_byok"):
+    if figures.get("is_byok"):
         details = dict_member(figures, "cost_details")
         return stated + (plausible_cost(details.get("upstream_inference_cost")) or 0.0)
     return stated
 
 
 def plausible_cost(value: object, units_per_dollar: float = 1.0) -> float | None:
-    """Return the cost of one request, in the unit in which it is stated; None if absurd."""
-    with contextlib.suppress(ValueError, OverflowError):
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
-            number = float(value)
-            # The comparison is false for NaN.
-            return number if 0 <= number < MAX_STATED_COST * units_per_dollar else None
-    return None
+    """Return the cost of one request in US dollars; None if it is absurd."""
+    number = parse_number(value)
+    if number is None or number / units_per_dollar >= MAX_STATED_COST:
+        return None
+    return number / units_per_dollar
 
 
 def merge_usage(earlier: Usage, later: Usage) -> Usage:
@@ -363,15 +360,10 @@ def merge_usage(earlier: Usage, later: Usage) -> Usage:
 
 def count_value(payload: Mapping[str, Any], *names: str) -> int | None:
     """Return the largest of some members that are plausible counts."""
-    counts = []  # a gateway can state 0 beside the figure under another name (litellm #11789)
-    for value in map(payload.get, names):
-        if isinstance(value, str) and value.isdecimal() and value.isascii():
-            value = int(value[:20])
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool):
-            counts.append(value)
-    return max((count for count in counts if 0 <= count <= MAX_PLAUSIBLE_COUNT), default=None)
+    # A gateway can state 0 beside the figure under another name (litellm #11789).
+    numbers = map(parse_number, map(payload.get, names))
+    counts = [int(number) for number in numbers if number is not None and number.is_integer()]
+    return max((count for count in counts if count <= MAX_PLAUSIBLE_COUNT), default=None)
 
 
 def text_value(value: object) -> str:
@@ -400,11 +392,6 @@ def name_value(value: object) -> str | None:
 def dict_member(payload: Mapping[str, Any], *names: str) -> dict[str, Any]:
     """Return the first of some members that is an object; {} if there is none."""
     return next((payload[name] for name in names if isinstance(payload.get(name), dict)), {})
-
-
-def dict_items(payload: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """Return the objects in a list member; other elements are left out."""
-    return dicts_in(payload.get(name))
 
 
 def is_error_object(payload: Mapping[str, Any]) -> bool:

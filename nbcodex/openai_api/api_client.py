@@ -22,7 +22,7 @@ from nbcodex.openai_api.answers import CompletedAnswer, Redactor, ResponseStarte
 from nbcodex.openai_api.api_errors import AnswerFailedError
 from nbcodex.openai_api.dialects import has_match
 from nbcodex.openai_api.endpoints import Endpoint
-from nbcodex.openai_api.rate_limits import Headers, read_snapshot
+from nbcodex.openai_api.rate_limits import Headers, dicts_in, read_snapshot
 from nbcodex.openai_api.readers import AnswerReader, ChatReader, ResponsesReader, safe_response_id
 from nbcodex.openai_api.request_body import PATHS, PreparedRequest, ServerCapabilities
 from nbcodex.openai_api.stream import FIRST_TEXT_FACTOR, WHOLE_BODY_FACTOR, AnswerStream
@@ -116,7 +116,7 @@ class ApiClient:
             if answers.is_error_object(payload):  # LM Studio, with HTTP 200
                 raise AnswerFailedError(payload)
         # Ollama's own list has `models`, each with a `name`.
-        models = answers.dict_items(payload, "data") or answers.dict_items(payload, "models")
+        models = dicts_in(payload.get("data")) or dicts_in(payload.get("models"))
         stated = [answers.name_value(model.get("id") or model.get("name")) for model in models]
         return [redactor.clean(name) for name in sorted({*filter(None, stated)})]
 
@@ -237,9 +237,8 @@ class ApiClient:
             try:
                 async with contextlib.AsyncExitStack() as stack:
                     async with asyncio.timeout(settings.idle_timeout):
-                        response = await stack.enter_async_context(
-                            retrieve(position.response_id, **options)
-                        )
+                        call = retrieve(position.response_id, **options)
+                        response = await stack.enter_async_context(call)
                     yield self._start_event(response, redactor, api="responses", model=None)
                     stream = AnswerStream(
                         response.iter_bytes(),
@@ -354,9 +353,7 @@ class ApiClient:
         response = getattr(error, "response", None)
         if response is not None:
             failure.simulated = self.is_simulated(response.headers, str(response.url))
-            failure.snapshot = failure.snapshot or read_snapshot(
-                response.headers, at=self.clock.now()
-            )
+            failure.snapshot = read_snapshot(response.headers, at=self.clock.now())
         # The SDK's frames and requests hold the key, which debuggers and verbose tracebacks would
         # show: its exceptions stay reachable as the context of ours.
         for each in api_errors.exception_chain(error):

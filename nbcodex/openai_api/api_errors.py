@@ -205,9 +205,9 @@ def exception_chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def broken_connection(message: str, *, advice: str = "") -> TransportError:
+def broken_connection(message: str) -> TransportError:
     """Return the error for a connection that failed, broke or went silent."""
-    return TransportError(message, advice=advice or _ADVICE[TransportError])
+    return TransportError(message, advice=_ADVICE[TransportError])
 
 
 def invalid_answer(message: str) -> ServerError:
@@ -298,11 +298,8 @@ def _with_provider(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText) 
     if not (inner.message or inner.code):
         return info
     provider = _one_line(metadata.get("provider_name"), clean)[:60]
-    is_temporary = (
-        inner.status == 429
-        or inner.has_phrase("temporary_phrases")
-        or rate_limits.wait_in_message(inner.message) is not None
-    )
+    is_temporary = inner.status == 429 or inner.has_phrase("temporary_phrases")
+    is_temporary |= rate_limits.wait_in_message(inner.message) is not None
     return replace(
         inner,
         # OpenRouter sends HTTP 400 even if the provider is only busy.
@@ -501,11 +498,8 @@ def _limit_error(
         limit = replace(limit, resource="parallel requests")
     is_per_window = limit.resource in (None, "tokens", "requests")
     limits = rate_limits.header_limits(headers, wall_time=wall_time) if is_per_window else []
-    exhausted = max(
-        (each for each in limits if each.is_exhausted),
-        key=lambda each: each.reset_in or 0.0,
-        default=None,
-    )
+    used_up = [each for each in limits if each.is_exhausted]
+    exhausted = max(used_up, key=lambda each: each.reset_in or 0.0, default=None)
     if exhausted and limit.limit is None:
         bound, remaining = exhausted.limit, exhausted.remaining
         limit = replace(

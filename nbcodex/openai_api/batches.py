@@ -17,6 +17,7 @@ from nbcodex.models import Request
 from nbcodex.openai_api import answers, api_errors
 from nbcodex.openai_api.answers import CompletedAnswer, Redactor
 from nbcodex.openai_api.api_errors import AnswerFailedError
+from nbcodex.openai_api.rate_limits import dicts_in
 from nbcodex.openai_api.readers import ChatReader, ResponsesReader, split_reasoning
 from nbcodex.openai_api.request_body import PATHS, DetectedApi
 from nbcodex.openai_api.stream import close_body
@@ -206,7 +207,7 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
 def _read_batch(payload: dict[str, Any], redactor: Redactor) -> Batch:
     counts = answers.dict_member(payload, "request_counts")
     metadata = answers.dict_member(payload, "metadata")
-    listed = answers.dict_items(answers.dict_member(payload, "errors"), "data")[:_MAX_LISTED_ERRORS]
+    listed = dicts_in(answers.dict_member(payload, "errors").get("data"))[:_MAX_LISTED_ERRORS]
     files = (payload.get("output_file_id"), payload.get("error_file_id"))
     reasons = []
     for error in listed:

@@ -146,6 +146,7 @@ def factory_error(error: Exception) -> ConfigurationError:
 def _open_pool(transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClient:
     import httpx2
 
+    limits = httpx2.Limits(max_connections=1000, max_keepalive_connections=MAX_IDLE_CONNECTIONS)
     try:
         return httpx2.AsyncClient(
             transport=transport,
@@ -153,9 +154,7 @@ def _open_pool(transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClien
             # No cookies: a jar is shared by all keys, and by all ports of a machine.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S, write=WRITE_TIMEOUT_S),
-            limits=httpx2.Limits(
-                max_connections=1000, max_keepalive_connections=MAX_IDLE_CONNECTIONS
-            ),
+            limits=limits,
             # The key for a server on this machine must not go through the proxy.
             mounts={f"all://{name}": None for name in ("localhost", "127.0.0.1", "[::1]")},
             event_hooks={"response": [_read_bounded_body]},

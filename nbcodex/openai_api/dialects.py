@@ -9,9 +9,8 @@ from typing import Any
 
 from nbcodex.models import Resource
 
-_TABLE: dict[str, Any] = tomllib.loads(
-    files("nbcodex.openai_api").joinpath("dialects.toml").read_text("utf-8")
-)
+_TEXT = files("nbcodex.openai_api").joinpath("dialects.toml").read_text("utf-8")
+_TABLE: dict[str, Any] = tomllib.loads(_TEXT)
 # The table's lists, by name: codes, phrases, names of JSON members, and regular expressions.
 WORDS: dict[str, list[str]] = {name: v for name, v in _TABLE.items() if isinstance(v, list)}
 REASONING_TAGS: dict[str, str] = _TABLE["reasoning_tags"]

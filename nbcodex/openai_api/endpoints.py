@@ -129,9 +129,8 @@ def _configured(settings: Settings) -> Endpoint:
     if not key and priced_provider(url.geturl()) == "azure":
         # The key of an Azure resource goes only to that resource's own host. Without a resource,
         # the base URL is the only host that the user has named beside the key.
-        resource = url
-        if settings.azure_endpoint:
-            resource = parse_base_url(settings.azure_endpoint, "AZURE_OPENAI_ENDPOINT")
+        named = settings.azure_endpoint or url.geturl()
+        resource = parse_base_url(named, "AZURE_OPENAI_ENDPOINT")
         if _origin(url) == _origin(resource):
             key = settings.azure_key or settings.azure_ad_token
     return _endpoint_at(url, key or None, settings)
@@ -202,10 +201,8 @@ def key_for_host(settings: Settings, url: SplitResult) -> Secret | None:
     # Without a scheme an entry means https: anyone on the network path can read a key sent by http.
     if _is_secure(url):
         entries += names
-    for entry in entries:
-        if (key := settings.keys.get(entry)) is not None:
-            return key or NO_KEY
-    return None
+    keys = (settings.keys.get(entry) for entry in entries)
+    return next((key or NO_KEY for key in keys if key is not None), None)
 
 
 def _name_in_keys(url: SplitResult) -> str:

@@ -215,9 +215,7 @@ def _call_price(tool: str, model: str | None, provider: str) -> float | None:
 def estimate_text_tokens(text: str) -> int:
     """Return about how many tokens `text` has."""
     narrow = len(text.encode("ascii", "ignore"))
-    if narrow == len(text):
-        return round(narrow * ASCII_TOKENS + _ROUND_UP)
-    wide = sum(map(len, _WIDE.findall(text)))
+    wide = 0 if text.isascii() else sum(map(len, _WIDE.findall(text)))
     other = len(text) - narrow - wide
     return round(narrow * ASCII_TOKENS + other * OTHER_TOKENS + wide * WIDE_TOKENS + _ROUND_UP)
 

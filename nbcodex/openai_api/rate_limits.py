@@ -55,15 +55,14 @@ _POLICY_PART = re.compile(r"([a-z]+)=(\d{1,15})")  # "w=300"
 _EPOCH_S, _EPOCH_MS = 1e9, 1e12  # larger numbers are instants in s or ms, not durations
 
 
-def parse_number(text: str | None) -> float | None:
-    """Return a finite number that is not negative; None for anything else."""
-    if not text or len(text) > _MAX_VALUE_CHARS:
-        return None
+def parse_number(value: object) -> float | None:
+    """Return a finite number that is not negative, of a number or a text; else None."""
+    text = str(value) if isinstance(value, int | float | str) else ""
     try:
-        value = float(text)
+        number = float(text) if len(text) <= _MAX_VALUE_CHARS else math.nan
     except ValueError:
         return None
-    return value if math.isfinite(value) and value >= 0 else None
+    return number if math.isfinite(number) and number >= 0 else None
 
 
 def parse_duration(text: str | None) -> float | None:
@@ -269,7 +268,7 @@ def limit_in_google_details(details: list[dict[str, Any]]) -> Limit | None:
     for detail in details:
         for violation in dicts_in(detail.get("violations")):
             quota = f"{violation.get('quotaId')} {violation.get('quotaMetric')}"[:400]
-            value = parse_number(str(violation.get("quotaValue")))
+            value = parse_number(violation.get("quotaValue"))
             limits.append(replace(limit_in_message(quota), limit=value))
     return max(limits, key=lambda limit: limit.window or 0.0, default=None)
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from nbcodex.models import StreamPosition, Usage
 from nbcodex.openai_api import answers, dialects, pricing
-from nbcodex.openai_api.answers import RawAnswer, count_value, dict_items, dict_member, text_value
+from nbcodex.openai_api.answers import RawAnswer, count_value, dict_member, text_value
 from nbcodex.openai_api.api_errors import AnswerFailedError, broken_connection
+from nbcodex.openai_api.rate_limits import dicts_in
 
 # Event types of OpenAI's reference "Streaming events" of the Responses API.
 _REFUSAL_DELTA = "response.refusal.delta"  # of the text by which the model declines to answer
@@ -22,10 +23,6 @@ _TEXT_DELTAS = {"response.output_text.delta", _REFUSAL_DELTA}
 _REASONING_DELTAS = {"response.reasoning_summary_text.delta", "response.reasoning_text.delta"}
 _DONE_TEXTS = {"response.output_text.done", "response.refusal.done", "response.content_part.done"}
 _FINAL_EVENTS = {"response.completed", "response.incomplete", "response.done"}
-
-# Where a choice of Chat Completions has its text: some servers put a message into a chunk, a delta
-# into a body, or the text of the older API into both.
-_MESSAGE_MEMBERS = ("delta", "message", "text")
 
 TextAndReasoning = tuple[str, str]  # what an event, or a part of an answer, adds
 
@@ -117,7 +114,7 @@ class ResponsesReader(_Reader):
         parts = [
             text_value(part.get("text"))
             for item in self.answer.reasoning
-            for part in dict_items(item, "summary") + dict_items(item, "content")
+            for part in dicts_in(item.get("summary")) + dicts_in(item.get("content"))
         ]
         self.answer.reasoning_text = "\n\n".join(filter(None, [*parts, self.answer.reasoning_text]))
 
@@ -163,7 +160,7 @@ class ResponsesReader(_Reader):
         elif event_type == "response.output_item.added":
             self._items.append({})
             if item.get("phase") == "commentary":
-                self._commentary.add(count_value(event, "output_index"))
+                self._commentary.add(indexes[0])
         elif event_type == "response.output_item.done":
             self._items.append(item)
             self._read_items([item], response={})
@@ -203,7 +200,7 @@ class ResponsesReader(_Reader):
         if status in ("queued", "in_progress"):
             raise broken_connection("The answer is still being generated.")
         self._identify(response)
-        answer, output = self.answer, dict_items(response, "output")
+        answer, output = self.answer, dicts_in(response.get("output"))
         reason = dict_member(response, "incomplete_details").get("reason")
         if not (answer.read_ending(reason) or answer.read_ending(status)):
             answer.cut = answers.CUT_NO_ENDING
@@ -249,7 +246,9 @@ class ChatReader(_Reader):
     _unrecognized_chunk: dict[str, Any] | None = None  # the last one without choices and usage
     _service_tier: object = None
     _has_choices: bool | None = None  # None before the first chunk
-    _text_member: str = ""  # which of `_MESSAGE_MEMBERS` has the text
+    # Where a choice can have its text: some servers put a message into a chunk, a delta into a
+    # body, or the text of the older API into both. Only the first one with a text is read on.
+    _text_members: tuple[str, ...] = ("delta", "message", "text")
     _first_reasoning: str = ""  # the first delta of it
     _has_snapshots: bool = False  # whether later ones repeat those before
     _has_ending: bool = False
@@ -273,7 +272,7 @@ class ChatReader(_Reader):
     def read_body(self, payload: dict[str, Any]) -> None:
         """Read an answer that came in one piece."""
         # The answer to a blocked prompt has no error, but `choices: null`.
-        if not dict_items(payload, "choices") and payload.get("choices", True):
+        if not dicts_in(payload.get("choices")) and payload.get("choices", True):
             raise AnswerFailedError(payload)
         text, self.answer.reasoning_text = self._read(payload)
         self.answer.text, self.is_closed = text_value(text), True
@@ -295,7 +294,7 @@ class ChatReader(_Reader):
     def _read(self, payload: dict[str, Any]) -> TextAndReasoning:
         if answers.is_error_object(payload):
             raise AnswerFailedError(payload)
-        answer, choices = self.answer, dict_items(payload, "choices")
+        answer, choices = self.answer, dicts_in(payload.get("choices"))
         if answer.model is None:
             answer.model = answers.name_value(payload.get("model"))
             answer.response_id = answers.name_value(payload.get("id"))
@@ -316,16 +315,15 @@ class ChatReader(_Reader):
         answer.add_sources(payload.get("search_results"))
         if "choices" in payload:
             self._has_choices = bool(choices or self._has_choices)
-        text = reasoning = ""
-        is_ending = answer.read_ending(_finish_reason(payload))
         # Only one is requested. Its index can be that of a token (TGI #1648).
-        for choice in choices[:1]:
-            # OpenRouter puts an upstream error into the choice, beside `finish_reason: error`.
-            if answers.is_error_object(choice):
-                raise AnswerFailedError(choice, is_final=False)
-            is_ending |= answer.read_ending(_finish_reason(choice))
-            more_text, more_reasoning = self._read_choice(choice)
-            text, reasoning = text + more_text, reasoning + more_reasoning
+        choice = choices[0] if choices else {}
+        # OpenRouter puts an upstream error into the choice, beside `finish_reason: error`.
+        if answers.is_error_object(choice):
+            raise AnswerFailedError(choice, is_final=False)
+        is_ending = False
+        for part in (payload, choice):
+            is_ending |= answer.read_ending(part.get("finish_reason") or part.get("finishReason"))
+        text, reasoning = self._read_choice(choice)
         # Some servers state an ending in each chunk (litellm #2195). One beside or before a text
         # does not complete the answer: `read_end` decides. After any other, usage may still follow.
         if text or reasoning:
@@ -338,13 +336,13 @@ class ChatReader(_Reader):
         return text, reasoning
 
     def _read_choice(self, choice: dict[str, Any]) -> TextAndReasoning:
-        for name in (self._text_member,) if self._text_member else _MESSAGE_MEMBERS:
+        for name in self._text_members:
             message = choice.get(name)
             if isinstance(message, str):
                 message = {"content": message}
             text, reasoning = self._read_message(message) if isinstance(message, dict) else ("", "")
             if text or reasoning:
-                self._text_member = name
+                self._text_members = (name,)
                 return text, reasoning
         return "", ""
 
@@ -352,7 +350,7 @@ class ChatReader(_Reader):
         answer = self.answer
         # The older `function_call` has the same members as a call's `function`.
         old_call = {"function": message.get("function_call")}
-        for call in [*dict_items(message, "tool_calls"), old_call]:
+        for call in [*dicts_in(message.get("tool_calls")), old_call]:
             function = dict_member(call, "function")
             # Only the first delta of a call has its id, and a name if the server gives one.
             default_name = "a function" if call.get("id") and not answer.tool_calls else None
@@ -381,10 +379,6 @@ class ChatReader(_Reader):
 
 
 AnswerReader = ResponsesReader | ChatReader
-
-
-def _finish_reason(payload: dict[str, Any]) -> object:
-    return payload.get("finish_reason") or payload.get("finishReason")
 
 
 def safe_response_id(value: object) -> str | None:

@@ -201,13 +201,12 @@ class PreparedRequest:
 
     def _responses_body(self) -> Body:
         request, system = self._place_instructions()
-        schema, is_bare = _schema_format(request.schema), not (request.turns or request.images)
+        schema = _schema_format(request.schema)
+        messages = _messages(request, "responses", self.unsupported)
         has_reasoning = self.endpoint.kind == "openai" and self.model.startswith(_REASONING_MODELS)
         return {
             "model": self.model,
-            "input": request.prompt
-            if is_bare
-            else _messages(request, "responses", self.unsupported),
+            "input": messages if request.turns or request.images else request.prompt,
             "stream": True,
             "store": self.durable,  # OpenAI's default is true
             "background": self.durable or None,

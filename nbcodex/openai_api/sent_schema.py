@@ -32,13 +32,9 @@ _KEPT_KEYWORDS = (
     "title description enum const multipleOf minimum maximum exclusiveMinimum exclusiveMaximum "
     "minItems maxItems"
 )
-_KNOWN_FORMATS = frozenset(
-    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
-)
+_KNOWN_FORMATS = "date-time time date duration email hostname ipv4 ipv6 uuid"
 # Strict mode lacks these; without them, it would forbid what the user's schema requires.
-_FATAL_KEYWORDS = frozenset(
-    ("patternProperties", "if", "then", "else", "dependentSchemas", "$dynamicRef", "$recursiveRef")
-)
+_FATAL_KEYWORDS = "patternProperties if then else dependentSchemas $dynamicRef $recursiveRef"
 _TYPE_NAMES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
@@ -71,11 +67,9 @@ def as_object(schema: Mapping[str, Any]) -> JsonSchema:
     name = next(n for n in ("Answer", "Answer_", "Answer__") if n not in names)
     has_references = False
     for subschema in (*subschemas(inner), *subschemas(definitions)):
-        ref = subschema.get("$ref")
-        if isinstance(ref, str) and (
-            ref == "#" or (ref.startswith("#/") and ref.split("/")[1] not in _DEFINITIONS)
-        ):
-            subschema["$ref"] = f"#/$defs/{name}{ref[1:]}"
+        root, *path = str(subschema.get("$ref")).split("/")
+        if root == "#" and not (path and path[0] in _DEFINITIONS):
+            subschema["$ref"] = "/".join(["#/$defs", name, *path])
             has_references = True
     if has_references:
         definitions["$defs"] = {**names, name: inner}
@@ -142,7 +136,11 @@ def _sent_form(text: str, strict: bool) -> tuple[str, bool]:
 
 def _strict(schema: Any, depth: int) -> JsonSchema:
     """Return a schema in the terms of strict mode, without its definitions."""
-    if not isinstance(schema, dict) or depth > MAX_SCHEMA_DEPTH or _FATAL_KEYWORDS & {*schema}:
+    if (
+        not isinstance(schema, dict)
+        or depth > MAX_SCHEMA_DEPTH
+        or {*_FATAL_KEYWORDS.split()} & {*schema}
+    ):
         raise _NotStrictError
     if "$ref" in schema:
         return {"$ref": schema["$ref"]}
@@ -161,7 +159,7 @@ def _strict(schema: Any, depth: int) -> JsonSchema:
         return {**sent, "anyOf": [_strict(choice, depth + 1) for choice in choices[0]]}
     types = _types_of(schema)
     sent["type"] = types if len(types) > 1 else types[0]
-    if schema.get("format") in _KNOWN_FORMATS:
+    if schema.get("format") in _KNOWN_FORMATS.split():
         sent["format"] = schema["format"]
     # Strict mode compiles patterns without lookaround and inline flags.
     if "pattern" in schema and "(?" not in schema["pattern"]:

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from typing import Any
 
-from nbcodex.errors import ServerError
 from nbcodex.models import StreamPosition
 from nbcodex.openai_api import answers
 from nbcodex.openai_api.answers import ReasoningDelta, Redactor, Reset, StreamEvent, TextDelta
@@ -51,18 +50,16 @@ class SseDecoder:
     # which serve a browser's reconnection; `AnswerStream` removes the byte order mark.
 
     def __init__(self) -> None:
-        # Of the unfinished line: joined once, so that many small chunks take linear time.
-        self._line_parts: list[bytes] = []
-        self._data: list[bytes] = []  # lines of the unfinished event
+        # Extended in place, so that many small chunks take linear time.
+        self._line = bytearray()  # the unfinished line
+        self._data = bytearray()  # of the unfinished event, with a newline after each line
         self._event_name = b""
-        self._data_bytes = self._line_bytes = 0
         self._after_cr = False
 
     @property
     def pending_bytes(self) -> int:
         """Bytes of data in the unfinished event; comments do not count."""
-        is_comment = self._line_parts and self._line_parts[0][:1] == b":"
-        return self._data_bytes + (0 if is_comment else self._line_bytes)
+        return len(self._data) + (0 if self._line.startswith(b":") else len(self._line))
 
     def feed(self, chunk: bytes) -> list[SseEvent]:
         """Return the events that `chunk` completes."""
@@ -76,38 +73,31 @@ class SseDecoder:
         lines = chunk.splitlines()  # bytes are split at LF, CR and CRLF only, as the standard asks
         rest = b"" if chunk[-1:] in b"\r\n" else lines.pop()
         events: list[SseEvent] = []
-        if lines and self._line_parts:
-            lines[0] = b"".join([*self._line_parts, lines[0]])
-            self._line_parts.clear()
-            self._line_bytes = 0
+        if lines and self._line:
+            lines[0] = bytes(self._line + lines[0])
+            self._line.clear()
         for line in lines:
             name, _, value = line.partition(b":")
             if not line:
                 if self._data:
-                    data = b"\n".join(self._data).decode("utf-8", "replace")
+                    data = self._data[:-1].decode("utf-8", "replace")
                     events.append((self._event_name[:100].decode("utf-8", "replace"), data))
                     self._data.clear()
-                    self._data_bytes = 0
                 self._event_name = b""
             elif name == b"data":
-                value = value.removeprefix(b" ")
-                self._data.append(value)
-                self._data_bytes += len(value) + 1
+                self._data += value.removeprefix(b" ") + b"\n"
             elif name == b"event":
                 self._event_name = value.removeprefix(b" ")
-        if rest:
-            self._line_parts.append(rest)
-            self._line_bytes += len(rest)
-        if self._data_bytes + self._line_bytes > MAX_BODY_BYTES:
-            raise ServerError(
-                f"The server sent an event of more than {MAX_BODY_BYTES >> 20} MB.",
-                advice="The server or a gateway is broken; the request is retried automatically.",
+        self._line += rest
+        if len(self._data) + len(self._line) > MAX_BODY_BYTES:
+            raise invalid_answer(
+                f"The server sent an event of more than {MAX_BODY_BYTES >> 20} MB."
             )
         return events
 
     def flush(self) -> list[SseEvent]:
         """Return the event that the end of the stream left without its empty line, if any."""
-        return self.feed(b"\n\n") if self._line_parts or self._data else []
+        return self.feed(b"\n\n") if self._line or self._data else []
 
 
 class AnswerStream:
@@ -134,8 +124,7 @@ class AnswerStream:
         self._has_restarted = False  # all text so far turned out to be reasoning
         self._first_chunk = b""  # the first chunk, which shows what kind of body it is
         self._payload: dict[str, Any] | None = None  # a body in one piece
-        self._resumed_text = resumed_text
-        self._texts: list[str] = []
+        self._texts = [resumed_text] if resumed_text else []
         self._has_text = bool(resumed_text)
         self._withheld_text = ""  # text of a durable answer after its last position
         self._half_character = ""  # of a surrogate pair that two deltas share
@@ -149,7 +138,7 @@ class AnswerStream:
     @property
     def text(self) -> str:
         """All the text so far."""
-        return self._resumed_text + "".join(self._texts)
+        return "".join(self._texts)
 
     async def prefetch(self) -> None:
         """Read the first chunk, and the rest of a body in one piece."""
@@ -222,7 +211,7 @@ class AnswerStream:
             if differs:
                 self._has_restarted = not final.startswith(earlier_text)
                 text = final if self._has_restarted else final.removeprefix(earlier_text)
-                self._resumed_text, self._texts = "", [final]
+                self._texts = [final]
             reasoning += answer.reasoning_text if differs or self._payload else ""
             reasoning += "" if self._char_count or reasoning else final_reasoning
             shown = self._reasoning_redactor.feed(reasoning) + self._reasoning_redactor.flush()
@@ -282,10 +271,9 @@ class AnswerStream:
 
     def _deadline(self) -> float:
         """Return the loop's time until which the server may stay silent."""
+        allowed_silence = self._idle_timeout * (1 if self._has_text else FIRST_TEXT_FACTOR)
         if self._reader.is_complete or self._unfinished_failure:
             allowed_silence = min(self._idle_timeout, TRAILER_TIMEOUT_S)
-        else:
-            allowed_silence = self._idle_timeout * (1 if self._has_text else FIRST_TEXT_FACTOR)
         return asyncio.get_running_loop().time() + allowed_silence
 
     async def _next_chunk(self, deadline: float) -> bytes:

@@ -106,6 +106,7 @@ def test_wrong_connection_setting_is_final_with_the_thing_to_change(
     failure.__cause__ = httpx2.ConnectError(reason)
     error = api_errors.from_exception(failure, wall_time=WALL)
     assert isinstance(error, errors.ConnectionSettingsError)
+    assert error.is_unbilled  # else a map that it ends would show the cost as unknown
     assert reason in error.message
     assert advice in error.advice
 
