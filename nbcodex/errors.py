@@ -165,7 +165,6 @@ class AnswerLostError(TransientError, title="Answer lost"):
 class TransportError(TransientError, title="Connection lost"):
     """There was no connection, or it broke, or nothing was received for too long."""
 
-    was_sent = True  # the request may have reached the server, which then works on it
     ended_early = False  # the server itself ended the stream before the answer was complete
 
 

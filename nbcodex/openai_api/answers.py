@@ -55,9 +55,7 @@ MASK = "[secret]"  # stands where a text contained one
 MIN_SECRET_CHARS = 8  # a shorter string occurs by chance, and no provider's keys are that short
 
 # Keys that users set where a local server requires any key at all: answers may contain them.
-_PLACEHOLDERS = frozenset(
-    {"lm-studio", "not-needed", "not-used", "no-key-required", "sk-no-key-required", "anything"}
-)
+_PLACEHOLDERS = "lm-studio not-needed not-used no-key-required sk-no-key-required anything"
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,7 +414,8 @@ def json_object(data: str) -> dict[str, Any]:
 
 def effective_secrets(secrets: Iterable[str]) -> list[str]:
     """Return the secrets but for placeholders and those that are too short, the longest first."""
-    kept = {s for s in secrets if len(s) >= MIN_SECRET_CHARS and s.lower() not in _PLACEHOLDERS}
+    words = _PLACEHOLDERS.split()
+    kept = {s for s in secrets if len(s) >= MIN_SECRET_CHARS and s.lower() not in words}
     return sorted(kept, key=len, reverse=True)
 
 

@@ -327,7 +327,6 @@ class ApiClient:
     async def _connect(
         self, request: Request, settings: Settings
     ) -> tuple[Endpoint, AsyncOpenAI, Redactor]:
-        """Return a request's endpoint, the client for it, and a redactor of all secrets in use."""
         made: AsyncOpenAI | None = None
         if settings.client is not None and request.api_base is None:
             made = await self._connections.custom_client(settings.client)

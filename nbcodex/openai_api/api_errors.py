@@ -268,13 +268,12 @@ def _describe(
         if start < 0 or not isinstance(payload, dict) or payload is text:
             continue
         inner = _describe(payload, clean, max_depth=max_depth - 1)
-        if inner.message and (
-            inner.status or (member is text and (start == 0 or "error" in payload))
-        ):
+        is_whole_error = member is text and (start == 0 or "error" in payload)
+        if inner.message and (inner.status or is_whole_error):
             words = _one_line(text[:start] if member is text else text, clean)
             # A refusal of the relay's own key at the provider is not one of ours.
-            is_wrapped = info.status in {400, 424, 500, 502, 503} and inner.status
-            is_wrapped = is_wrapped and inner.status not in {401, 403, 407}
+            is_ours = inner.status not in {None, 401, 403, 407}
+            is_wrapped = is_ours and info.status in {400, 424, 500, 502, 503}
             return replace(
                 inner,
                 status=inner.status if is_wrapped or info.status is None else info.status,
@@ -292,9 +291,7 @@ def _with_provider(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText) 
     if isinstance(headers, dict):
         lower = {str(n).lower(): _one_line(v, clean) for n, v in list(headers.items())[:50]}
         info = replace(info, headers=lower)
-    if not metadata.get("raw"):
-        return info
-    inner = _describe(metadata["raw"], clean)
+    inner = _describe(metadata.get("raw"), clean)
     if not (inner.message or inner.code):
         return info
     provider = _one_line(metadata.get("provider_name"), clean)[:60]
@@ -564,7 +561,6 @@ def _disconnected(error: BaseException, message: str) -> TransportError:
     unconnected = httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout
     failure = broken_connection(message)
     failure.is_unbilled = isinstance(error, unconnected) or isinstance(error.__cause__, unconnected)
-    failure.was_sent = not failure.is_unbilled
     return failure
 
 

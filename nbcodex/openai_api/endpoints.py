@@ -100,9 +100,8 @@ def resolve(settings: Settings, request: Request) -> Endpoint:
             advice="Use https://." if always_secure else advice,
         )
     if endpoint.key is None:
-        raise _missing_key(
-            endpoint, settings, is_default=not (request.api_base or settings.api_key)
-        )
+        is_default = not (request.api_base or settings.api_key)
+        raise _missing_key(endpoint, settings, is_default=is_default)
     key = endpoint.key.reveal()
     # Typical of a key that was copied together with its quotes or a line break.
     if not key.isascii() or not key.isprintable() or any(c in key for c in " \"'"):
@@ -224,11 +223,10 @@ def _missing_key(endpoint: Endpoint, settings: Settings, *, is_default: bool) ->
     elif is_local_server(endpoint.base_url):
         entry = f'`%config Codex.keys = {{"{endpoint.host}": ""}}`'
         entry += ", or set OPENAI_API_KEY=none" * is_default
+        script = "Set OPENAI_API_KEY, or OPENAI_API_KEY=none if it needs no key."
         advice = Advice(
             f"If it needs no key: {entry}. Otherwise type `%codex login {endpoint.host}`.",
-            script="Set OPENAI_API_KEY, or OPENAI_API_KEY=none if it needs no key."
-            if is_default
-            else _OTHER_HOST_SCRIPT_ADVICE,
+            script=script if is_default else _OTHER_HOST_SCRIPT_ADVICE,
         )
     elif is_default:
         advice = join_advice(_NO_KEY_ADVICE, "For a server without keys, set OPENAI_API_KEY=none.")

@@ -136,9 +136,8 @@ def token_rates(model: str | None, base_url: str, service_tier: str | None = Non
 
 def is_price_unknown(model: str | None, base_url: str) -> bool:
     """Return whether it is certain that no price is known."""
-    if priced_provider(base_url) is None:
-        return True
-    return _loaded.is_set() and _token_rates(model, base_url) is None
+    has_prices = priced_provider(base_url) is not None
+    return not has_prices or (_loaded.is_set() and _token_rates(model, base_url) is None)
 
 
 @cache
@@ -186,8 +185,7 @@ def unpriced_parts(usage: Usage, model: str | None, base_url: str) -> tuple[str,
     provider = priced_provider(base_url)
     if provider is None:  # another provider's own figure includes all of it
         return ()
-    tools = {*usage.hosted_tool_calls}
-    missing = [tool for tool in tools if not _call_price(tool, model, provider)]
+    missing = [t for t in {*usage.hosted_tool_calls} if not _call_price(t, model, provider)]
     # Where a model has no price for audio, the tables count it as text.
     of_text = replace(usage, input_audio_tokens=None, output_audio_tokens=None)
     if of_text != usage and cost(of_text, model, base_url) == cost(usage, model, base_url):

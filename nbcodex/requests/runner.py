@@ -449,7 +449,10 @@ class RequestRunner:
         """Charge the patience and the retry budget for a failed attempt."""
         state, now, wait = self.state, self._clock.now(), error.wait
         state.is_sent = False
-        if state.is_accepted or getattr(error, "was_sent", False):
+        # The request may have reached a server whose connection broke, which then works on it.
+        if state.is_accepted or (
+            isinstance(error, errors.TransportError) and not error.is_unbilled
+        ):
             state.note_unknown_response(NOTE_POSSIBLY_PAID_TWICE)
         state.error, state.retry_budget_wait = error, 0.0
         state.stated_wait = None if wait is None else backoff.with_jitter(wait, self._services.rng)

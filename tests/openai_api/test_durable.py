@@ -388,21 +388,21 @@ def test_final_event_with_the_whole_text_repeats_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "was_sent"),
+    ("error", "is_unbilled"),
     [
-        (httpx2.ConnectError("refused"), False),
-        (httpx2.ConnectTimeout("slow"), False),
-        (httpx2.ReadError("reset"), True),
-        (httpx2.ReadTimeout("slow"), True),
+        (httpx2.ConnectError("refused"), True),
+        (httpx2.ConnectTimeout("slow"), True),
+        (httpx2.ReadError("reset"), False),
+        (httpx2.ReadTimeout("slow"), False),
     ],
 )
-def test_unmade_connection_counts_as_not_sent(error: Exception, was_sent: bool) -> None:
+def test_unmade_connection_counts_as_not_sent(error: Exception, is_unbilled: bool) -> None:
     async def operation(reader: Reader) -> NbcodexError | None:
         return await reader.ask()
 
     failure = with_server(operation, Server(error))
     assert isinstance(failure, TransportError)
-    assert failure.was_sent is was_sent
+    assert failure.is_unbilled is is_unbilled
 
 
 REFUSALS = {

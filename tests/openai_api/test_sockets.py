@@ -116,7 +116,6 @@ def after(*parts: bytes, reset: bool = False) -> Behaviour:
 def test_closed_connection_counts_as_possibly_sent(sent: bytes, reset: bool) -> None:
     error, _ = fails(after(sent, reset=reset))
     assert isinstance(error, TransportError)
-    assert error.was_sent
     assert not error.is_unbilled
     assert "in time" not in error.message
 
@@ -131,7 +130,6 @@ def test_refused_connection_counts_as_not_sent() -> None:
 
     with pytest.raises(TransportError, match="connection to the server failed") as caught:
         asyncio.run(run())
-    assert not caught.value.was_sent
     assert caught.value.is_unbilled
     assert "Is the server running?" in caught.value.message
 
@@ -149,7 +147,6 @@ def test_connect_timeout_counts_as_not_sent(monkeypatch: pytest.MonkeyPatch) -> 
 
             with pytest.raises(TransportError, match="in time") as caught:
                 asyncio.run(run())
-    assert not caught.value.was_sent
     assert caught.value.is_unbilled
 
 

@@ -417,7 +417,7 @@ def test_resumed_reply_keeps_the_note_of_possible_double_payment() -> None:
 def test_no_note_when_nothing_was_sent() -> None:
     """A refusal costs nothing, nor does a server that cannot be reached."""
     unsent = TransportError("refused")
-    unsent.was_sent = False
+    unsent.is_unbilled = True
 
     async def main() -> tuple[str, ...]:
         scripted = ScriptedServices([unsent], answer("hi"))
