@@ -173,9 +173,8 @@ def explain_wrong_address(error: NbcodexError, base_url: str, path: str) -> None
     """Name the address in an error about a wrong one, and advise one that is probably right."""
     if error.advice != _ADDRESS_ADVICE:
         return
-    detail = error.message.partition(": ")[2]
-    reason = f": {detail}" if detail else "."
-    error.message = shorten(f"{base_url}{path} {_NOT_AN_ADDRESS}{reason}")
+    _, colon, detail = error.message.partition(": ")
+    error.message = shorten(f"{base_url}{path} {_NOT_AN_ADDRESS}{colon}{detail or '.'}")
     error.args = (error.message,)
     if not urlsplit(base_url).path.strip("/"):
         error.advice = f"Set the base URL to {base_url}/v1."

@@ -31,8 +31,6 @@ MAX_BATCH_BYTES = 190_000_000  # OpenAI allows 200 MB, the multipart form of the
 
 _MAX_LINE_BYTES = 32_000_000  # of a result file: one answer
 _MAX_LISTED_ERRORS = 3
-_FINAL_STATUSES = frozenset({"completed", "failed", "expired", "cancelled"})
-_QUEUE_FULL_CODE = "token_limit_exceeded"  # of all that is enqueued for the model
 _STREAM_PARAMS = ("stream", "stream_options")  # the Batch API refuses them
 
 
@@ -54,12 +52,12 @@ class Batch:
     @property
     def ended(self) -> bool:
         """Whether its status is final."""
-        return self.status in _FINAL_STATUSES
+        return self.status in {"completed", "failed", "expired", "cancelled"}
 
     @property
     def is_queue_full(self) -> bool:
         """Whether it failed because too many tokens of this key are enqueued already."""
-        return self.status == "failed" and _QUEUE_FULL_CODE in self.error_codes
+        return self.status == "failed" and "token_limit_exceeded" in self.error_codes
 
 
 class BatchClient:

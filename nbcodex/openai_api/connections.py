@@ -39,7 +39,6 @@ MAX_JSON_BODY_BYTES = 4 * 1024 * 1024  # a list of a hundred batches, or of mode
 
 _MAX_CLIENTS = 64  # each Entra ID token, valid for an hour, has a client of its own
 _PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-_PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 _OTHER_PROBLEM = "comes from the proxy or certificate settings of the environment."
 _SETTINGS_ADVICE = "Check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE."
 # The environment variables that a pool of connections obeys.
@@ -178,7 +177,7 @@ def proxy_problem(value: str) -> tuple[str, str] | None:
     with contextlib.suppress(ValueError):  # of a port that is not a number
         url = urlsplit(value if "://" in value else f"http://{value}")
         scheme, has_host = url.scheme, bool(url.hostname) and url.port != 0
-    if not has_host or scheme not in _PROXY_SCHEMES:
+    if not has_host or scheme not in {"http", "https", "socks5", "socks5h"}:
         usable = "socks5" if scheme.startswith("socks") else "http"
         return "is not a valid address.", f"Write {usable}://HOST:PORT."
     if scheme.startswith("socks") and find_spec("socksio") is None:

@@ -36,7 +36,6 @@ _OTHER_HOST_SCRIPT_ADVICE = (
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _CALL_PATHS = ("/responses", "/chat/completions", "/completions", "/models")  # of API calls
 
 
@@ -299,7 +298,7 @@ def check_for_secrets(request: Request, secrets: Iterable[str]) -> None:
     # JSON escapes a quote or a backslash in a secret.
     forms = {*plain_secrets, *(_to_json(secret)[1:-1] for secret in plain_secrets)}
     for name, text in texts:
-        if not text.isascii() and _SURROGATE.search(text):
+        if not text.isascii() and re.search("[\ud800-\udfff]", text):
             raise ConfigurationError(
                 f"The {name} contains half a character (a lone surrogate).",
                 advice="Read the text with its real encoding.",

@@ -76,12 +76,9 @@ _OUTPUT_PARAMS = ("max_completion_tokens", "max_tokens")
 # Parameters of ours that can be left out, or sent under another name, where they are refused.
 _OPTIONAL_PARAMS = ("stream_options", *_OUTPUT_PARAMS, "include")
 
-_STORAGE_WORDS = ("background", "store", "retention")
 # Forms of earlier turns, listed among the parameters that a server refuses: never both of them.
 _BARE_TURNS, _REASONING_IN_TURNS = "turns without reasoning", "reasoning in turns"
-_NO_SUCH_CALL_STATUSES = {404, 405, 501}
 _REJECTED_STATUSES = {400, 422}
-_STORAGE_DENIED_STATUSES = {*_REJECTED_STATUSES, 403}
 _UNREAD_STATUSES = {401, 402, 408, 413, 425, 429}  # those of refusals that are about no parameter
 _MAX_ADAPTATIONS = 6  # of one request; a refused attempt costs no tokens
 
@@ -157,15 +154,15 @@ class PreparedRequest:
             is_refused = dialects.has_phrase(words, "unsupported_phrases")
             if is_refused and _refused_param(words, self.request, self.body):
                 status = 400
-        no_such_call = status in _NO_SUCH_CALL_STATUSES
+        no_such_call = status in {404, 405, 501}
         if no_such_call and dialects.has_code(codes, "model_codes"):
             return False
         # Ollama, llama.cpp and most gateways have Chat Completions only.
         if self.is_api_assumed and self.api == "responses" and no_such_call:
             self.api, self.durable = "chat", False
             return True
-        is_about_storage = any(word in words for word in _STORAGE_WORDS)
-        denies_storage = status in _STORAGE_DENIED_STATUSES and is_about_storage
+        is_about_storage = any(word in words for word in ("background", "store", "retention"))
+        denies_storage = status in {*_REJECTED_STATUSES, 403} and is_about_storage
         if self.durable and (no_such_call or denies_storage):
             self.durable = False
             return True

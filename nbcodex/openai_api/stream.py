@@ -302,8 +302,7 @@ class AnswerStream:
 
     def _read_events(self, events: list[SseEvent]) -> tuple[str, str]:
         """Return the text and the reasoning that events add; keep an error for `_read_stream`."""
-        texts: list[str] = []
-        reasonings: list[str] = []
+        text = reasoning = ""
         for name, data in _split_lines(events):
             if self._reader.is_closed:
                 break
@@ -315,7 +314,7 @@ class AnswerStream:
                     # keep-alives can be words or times. Anything else is a damaged event.
                     if "{" not in data and "}" not in data:
                         continue
-                text, reasoning = self._reader.read_event(name, data)
+                more_text, more_reasoning = self._reader.read_event(name, data)
             except (AnswerFailedError, ValueError, RecursionError) as error:
                 if self._reader.is_complete:
                     # What goes wrong after the end of an answer does not undo it.
@@ -329,18 +328,17 @@ class AnswerStream:
                     # A failure without a reason says more than invalid JSON after it.
                     self._error = self._unfinished_failure or error
                 break
-            texts.append(text)
-            reasonings.append(reasoning)
-        text, self._half_character = answers.whole_characters(self._half_character + "".join(texts))
+            text += more_text
+            reasoning += more_reasoning
+        text, self._half_character = answers.whole_characters(self._half_character + text)
         if text:
             text, tagged = self._splitter.feed(text)
             # Some servers send the same reasoning in both places.
-            reasonings.append("" if self._reader.reasoning_chars else tagged)
+            reasoning += "" if self._reader.reasoning_chars else tagged
             if self._splitter.has_restarted:
                 self._texts.clear()
                 self._redactor.flush()
                 self._withheld_text, self._has_restarted = "", True
-        reasoning = "".join(reasonings)
         self._char_count += len(text) + len(reasoning)
         if text:
             self._has_text = True
