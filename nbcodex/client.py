@@ -114,7 +114,7 @@ class Client:
             return self._services
 
     def endpoint(self, request: Request, settings: Settings) -> Endpoint:
-        """Return where a request goes, after an async factory has made the client, if one does."""
+        """Return where a request goes, once an async factory has made the custom client."""
         return event_loop.run(self.services().api_client.await_endpoint(request, settings))
 
     def limiter(self, settings: Settings) -> Limiter:
@@ -273,7 +273,7 @@ class Client:
             handle.park_at_exit()
         concurrent.futures.wait([handle.ending for handle in handles], timeout=PARK_TIMEOUT_S)
         for journal in self._journals.values():
-            journal.shut_down(park_interrupted_within=SHUTDOWN_TIMEOUT_S)
+            journal.shut_down(max_interruption_age=SHUTDOWN_TIMEOUT_S)
         for limiter in self._limiters.values():
             limiter.close()
 

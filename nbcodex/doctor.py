@@ -52,6 +52,7 @@ def report(settings: Settings, client: Client) -> Iterator[Finding]:
     except NbcodexError as error:
         yield Finding("server", error.message, error.advice, is_problem=True)
     else:
+        # A custom client that an async factory makes is known only then.
         where = endpoint.base_url or "at an address that is known after the first request"
         yield Finding("server", f"{endpoint.kind}, {where}")  # such as "azure, https://…"
         yield Finding("key", _key_source(settings, endpoint))
@@ -192,7 +193,8 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
         yield Finding("limits", "unknown until the first request", is_known=False)
         return
     declared = any(state.is_declared for state in limits)
-    policies = {each.policy for each in limits if each.output_share is not None}  # observed
+    # How answers are charged is known as soon as enough of them have ended.
+    policies = {each.policy for each in limits if each.output_share is not None}
     charging = f"charged: {', '.join(sorted(policies))}" if policies else "charging not known yet"
     headers = "stated by x-ratelimit headers" if declared else "not stated by headers"
     yield Finding("limits", f"{headers}; {charging}; details: `%codex limits`")

@@ -14,6 +14,7 @@ durable        kept by the server, so that a broken stream can be continued
 event          something that happens to a request; `emit` sends it to the listeners, callables
 ending         the last event: finished, parked, interrupted (by Stop), cancelled or failed
 handle         a request as the calling thread holds it; its runner is on the event loop
+custom client  the user's own OpenAI client in `Codex.client`, or a factory, async or not, for it
 limit          the server's cap on tokens or requests in a window of time, such as a minute
 budget, cap    the user's own caps on tokens or dollars; one of them
 quota          credit with the provider: a matter of billing, so waiting does not help
@@ -21,6 +22,8 @@ snapshot       the limits as the headers of one response state them
 cooldown       a model is closed to all requests until an instant, because of a limit
 probe          an attempt during a cooldown, to find out whether it is over
 bucket         a token bucket, by which a limit is modelled: it is refilled at a constant rate
+hidden window  a second limit over a shorter time, which no header states
+mark           a bucket's level just after a charge, to compare with what a response states
 reservation    capacity taken from a rate limit for one attempt, or from a budget for a request
 permit         the data of a reservation of a rate limit
 charge policy  whether a server gives back what an answer did not use: kept (no), refunded (yes),

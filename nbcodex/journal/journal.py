@@ -207,8 +207,8 @@ class Journal(JournalReads):
         await self._worker.run(lambda _: None, default=None)
         return deleted
 
-    def shut_down(self, *, park_interrupted_within: float) -> None:
-        """Close as the process ends; park what was interrupted at most so many seconds ago."""
+    def shut_down(self, *, max_interruption_age: float) -> None:
+        """Close as the process ends; park what was interrupted in its last seconds."""
 
         # A front end interrupts a kernel before it restarts it: the user did not press Stop then.
         def park_interrupted(connection: Connection) -> None:
@@ -216,7 +216,7 @@ class Journal(JournalReads):
             connection.execute(
                 """UPDATE entries SET status = 'parked', updated_at = ?
                 WHERE owner = ? AND status = 'interrupted' AND updated_at >= ?""",
-                (at, connection.owner.id, at - park_interrupted_within),
+                (at, connection.owner.id, at - max_interruption_age),
             )
 
         if self._has_interrupted:

@@ -184,7 +184,7 @@ class PendingRows:
             # Unlike a live request, a row is not asked for a second time.
             parsed = parse_final_answer(request, result.text)
         except errors.AnswerError as error:
-            state.partial.add_note(error.note)
+            state.partial.add_note(error.note)  # `partial` has the notes of the reply, too
             return Failed(request_id=request.id, at=now, error=error, reply=state.reply("failed"))
         if result.declined:
             state.partial.add_note(NOTE_DECLINED)

@@ -246,7 +246,7 @@ class FrameInput(InputData):
             column_name(field): ("", [each.get(field) for each in objects])
             for field in self.schema_fields or ()
         }
-        # A function of a row may state a schema where the map has none.
+        # A template that is a function may state a schema for a row where the map has none.
         if self.schema_fields is not None or any(each is not None for each in parsed):
             fields[column_name("parsed")] = "", parsed
         answer, *others = results.items()

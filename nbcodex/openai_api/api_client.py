@@ -71,7 +71,7 @@ class ApiClient:
         return endpoint
 
     async def await_endpoint(self, request: Request, settings: Settings) -> Endpoint:
-        """Return what `endpoint` does, after an async factory has made the client, if one does."""
+        """Return what `endpoint` does, once an async factory has made the custom client."""
         if settings.client is None:
             return self.endpoint(request, settings)
         endpoint, *_ = await self._connect(request, settings)

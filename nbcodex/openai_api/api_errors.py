@@ -45,7 +45,7 @@ _CALL = re.compile(r"(/chat/completions|/responses|/models|/files|/batches)?/*([
 
 
 class AnswerFailedError(Exception):
-    """The server states that the answer failed; else than `is_final`, more about it may follow."""
+    """The server states that the answer failed; unless `is_final`, a later event may say why."""
 
     def __init__(self, payload: object, *, is_final: bool = True) -> None:
         super().__init__()
@@ -394,13 +394,14 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     is_exhausted = bool(limit.window and limit.limit and (limit.used or 0.0) >= limit.limit)
     if status in {None, 400, 403, 500, 502}:
         is_limit_error |= is_exhausted or info.has_phrase("limit_phrases")
+    # `quota_phrases` count with any status, `credit_phrases` not with that of a fault.
     # Limits per minute are refused in the same words (Gemini) or with the same codes (DashScope):
     # waiting helps if the message states so.
     is_quota = has_quota_phrase and not (wait or limit.limit)
     is_quota |= (status or 400) < 500 and info.has_phrase("credit_phrases")
-    is_passing = status == 429 and (worded_wait or info.has_phrase("passing_phrases"))
+    waiting_helps = status == 429 and (worded_wait or info.has_phrase("minute_limit_phrases"))
     is_quota |= info.has_code("quota_codes")
-    if status == 402 or (is_quota and not is_passing):
+    if status == 402 or (is_quota and not waiting_helps):
         return _quota_error(info, wall_time)
     excess = limit.requested - limit.limit if limit.limit and limit.requested else 0.0
     # A 5xx page can talk about a context window that has nothing to do with the request.

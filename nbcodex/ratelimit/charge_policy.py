@@ -135,7 +135,7 @@ class ChargePolicyEstimator:
             bucket.undo(amount, now)
 
     def observe(
-        self, permit: Permit, remaining: float, elapsed: float, now: float, *, by_others: bool
+        self, permit: Permit, remaining: float, elapsed: float, now: float, *, others_took: bool
     ) -> None:
         """Correct the buckets by the `remaining` tokens stated `elapsed` seconds after a permit."""
         taken_at = permit.issued_at + elapsed
@@ -144,7 +144,7 @@ class ChargePolicyEstimator:
             error = bucket.error(mark, remaining, elapsed=elapsed)
             if bucket.is_known:  # its limit
                 self.period_errors[index] += error
-            bucket.correct(error, now, taken_at=taken_at, by_others=by_others)
+            bucket.correct(error, now, taken_at=taken_at, others_took=others_took)
 
     def score_period(self, at: float) -> None:
         """End the period at a snapshot, if its errors differ enough to score the policies."""

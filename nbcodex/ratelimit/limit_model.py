@@ -318,13 +318,13 @@ class LimitModel:
         taken_at = permit.issued_at + elapsed
         bucket = self.requests if resource == "requests" else self.tokens.bucket
         # A changed limit, or the lack of snapshots between refusals, causes errors by itself.
-        by_others = not self.is_headerless and bucket.has_limit(limit)
+        others_took = not self.is_headerless and bucket.has_limit(limit)
         if resource == "requests":
             error = bucket.error(permit.request_mark, remaining, elapsed=elapsed)
-            bucket.correct(error, now, taken_at=taken_at, by_others=by_others)
+            bucket.correct(error, now, taken_at=taken_at, others_took=others_took)
             bucket.set_limit(limit, rate, now=now, stated_at=taken_at)
         else:
-            self.tokens.observe(permit, remaining, elapsed, now, by_others=by_others)
+            self.tokens.observe(permit, remaining, elapsed, now, others_took=others_took)
             self._set_token_limit(limit, rate, now=now, stated_at=taken_at)
             self.tokens.score_period(taken_at)
 

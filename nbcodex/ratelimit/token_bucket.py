@@ -116,9 +116,9 @@ class TokenBucket:
         projected = min(self.limit, mark.level + max(0.0, elapsed) * self.rate)
         return remaining - projected - (self.correction - mark.correction)
 
-    def correct(self, error: float, now: float, *, taken_at: float, by_others: bool) -> None:
-        """Correct the level by a snapshot's `error`; `by_others`: other clients have caused it."""
-        if self.is_known and by_others:
+    def correct(self, error: float, now: float, *, taken_at: float, others_took: bool) -> None:
+        """Correct the level by a snapshot's `error`; `others_took`: other clients caused it."""
+        if self.is_known and others_took:
             expected = -self.foreign_rate * max(0.0, taken_at - self.observed_at)
             rate = self.foreign_rate - FOREIGN_LEARNING_RATE * (error - expected)
             self.foreign_rate = min(self.rate / 2, max(0.0, rate))

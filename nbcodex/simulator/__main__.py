@@ -49,7 +49,7 @@ async def main() -> None:
     simulator = Simulator(Knobs(**options))
     async with serve(simulator, host, port) as url:
         sys.stdout.write(f'{url}\nIn a notebook: %config Codex.base_url = "{url}/v1"\n')
-        base = f"{url}/_simulator/{simulator.control_secret}/"  # of ``log``, ``script``, ``knobs``
+        base = f"{url}/_simulator/{simulator.control_secret}/"  # and a command
         sys.stdout.write(f"Control paths: {base}\n")
         sys.stdout.flush()
         await asyncio.Event().wait()

@@ -30,7 +30,7 @@ _correct = TokenBucket.correct
 
 
 def _correct_ignoring_others(bucket: TokenBucket, *args: Any, **options: Any) -> None:
-    _correct(bucket, *args, **options | {"by_others": False})
+    _correct(bucket, *args, **options | {"others_took": False})
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -223,7 +223,7 @@ def test_request_interrupted_by_shutdown_is_parked(
     clock.advance(60.0)
     just_now = added(journal, status="interrupted", text="half", notebook="a")
     answered = added(journal, status="done", notebook="a")
-    journal.shut_down(park_interrupted_within=5.0)
+    journal.shut_down(max_interruption_age=5.0)
     entries = {entry.id: entry for entry in open_journal().recent_entries()}
     statuses = [entries[asked.id].status for asked in (long_ago, just_now, answered)]
     assert statuses == ["interrupted", "parked", "done"]

@@ -49,7 +49,7 @@ def test_first_snapshot_counts_what_was_taken_and_flowed_in_since() -> None:
     bucket = TokenBucket()
     mark = bucket.take(100, 10.0)
     bucket.take(50, 11.0)
-    bucket.correct(bucket.error(mark, 500, elapsed=0.0), 20.0, taken_at=10.0, by_others=True)
+    bucket.correct(bucket.error(mark, 500, elapsed=0.0), 20.0, taken_at=10.0, others_took=True)
     bucket.set_limit(600, 10, now=20.0, stated_at=10.0)
     assert bucket.level_at(20.0) == pytest.approx(500 - 50 + 100)
 
@@ -75,7 +75,7 @@ def test_error_is_corrected_once(events: list[tuple[float, float]], wrong: float
         now += wait
         marks.append((bucket.take(amount, now), bucket.level + wrong))
     for mark, level in marks[:1]:
-        bucket.correct(bucket.error(mark, level, elapsed=0), now, taken_at=now, by_others=True)
+        bucket.correct(bucket.error(mark, level, elapsed=0), now, taken_at=now, others_took=True)
     for mark, level in marks:
         assert bucket.error(mark, level, elapsed=0) == pytest.approx(0, abs=1e-6)
 
@@ -96,7 +96,7 @@ def test_drain_by_others_slows_the_projection() -> None:
             bucket.error(mark, 7 * (second - 100.0), elapsed=0),
             second,
             taken_at=second,
-            by_others=True,
+            others_took=True,
         )
     assert bucket.foreign_rate == pytest.approx(3, rel=0.1)
     assert math.isclose(bucket.available_at(bucket.level + 70, 159), 159 + 10, rel_tol=0.01)
@@ -106,7 +106,7 @@ def test_drain_by_others_is_trusted_only_briefly() -> None:
     """One large surprise slows nothing for longer."""
     bucket = full()
     mark = bucket.take(0, 100)
-    bucket.correct(bucket.error(mark, 0, elapsed=0), 100, taken_at=100, by_others=True)
+    bucket.correct(bucket.error(mark, 0, elapsed=0), 100, taken_at=100, others_took=True)
     assert bucket.foreign_rate == bucket.rate / 2
     assert bucket.available_at(30, 100) == pytest.approx(106)
     assert bucket.available_at(600, 100) == pytest.approx(160 + FOREIGN_TRUST_S / 2, rel=1e-3)

@@ -11,7 +11,7 @@ from typing import Any
 
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, MapStats
-from nbcodex.notebook.display.panel import unfinished_hint
+from nbcodex.notebook.display.panel import hint_if_left_open
 from nbcodex.rendering.figures import format_dollars, join_figures, token_figures, total_cost
 from nbcodex.runtime.clock import format_duration, format_time
 
@@ -151,7 +151,7 @@ def map_data(state: MapState, wall: float) -> dict[str, Any]:
         "stage": cooldown or shorten(stats.stage, 120),
         "elapsed": _rounded_duration(state.elapsed),
         "failures": failure_lines(stats),
-        "text": f"Codex map {stats.map_id} · {unfinished_hint(stats.map_id)}",
+        "text": f"Codex map {stats.map_id} · {hint_if_left_open(stats.map_id)}",
         **_short_texts(state),
     }
 

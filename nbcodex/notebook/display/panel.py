@@ -272,7 +272,7 @@ def _progress(state: PanelState, now: float, wall: float) -> str:
     return "answering" if state.phase == "streaming" else f"{state.phase} {elapsed}"
 
 
-def unfinished_hint(id_: str) -> str:
+def hint_if_left_open(id_: str) -> str:
     """Return the hint for readers of an output that may never show the request's end."""
     return f"if it stays open: `%codex journal {id_}` shows it, `%codex resume {id_}` continues it"
 

@@ -23,8 +23,8 @@ from nbcodex.notebook.display.panel import (
     GrowingText,
     PanelState,
     disabled_reason,
+    hint_if_left_open,
     status_line,
-    unfinished_hint,
 )
 from nbcodex.notebook.display.text_views import MAX_LIVE_CHARS, MapView, OutputSlot, RequestView
 from nbcodex.notebook.widget_base import CodexWidget
@@ -129,7 +129,8 @@ class WidgetView(RequestView):
         """Leave the final MIME bundle instead of the panel."""
         widget, self._widget = self._widget, None
         try:
-            self._slot.finish(bundle, as_update=self.in_background)  # see `finish`
+            # In the background, a new output would land below the cell that runs by then.
+            self._slot.finish(bundle, as_update=self.in_background)
         finally:
             line = f"If no answer is shown here, `%codex journal {self._state.id}` prints it."
             _end_widget(widget, line)
@@ -203,7 +204,7 @@ def panel_data(state: PanelState) -> dict[str, Any]:
         reasoning = "…" + reasoning[-REASONING_PREVIEW_CHARS:].partition(" ")[2]
     return {
         "id": state.id,
-        "text": f"Codex request {state.id} · {unfinished_hint(state.id)}",  # without widgets
+        "text": f"Codex request {state.id} · {hint_if_left_open(state.id)}",  # without widgets
         "phase": state.phase,
         "stale": state.stale,  # whether the text shown comes from a failed attempt
         "model": join_figures(shorten(state.model or "", 80), "simulated" * state.simulated),
@@ -253,7 +254,7 @@ class WidgetMapView(MapView):
         """Leave the final MIME bundle instead of the widget."""
         widget, self._widget = self._widget, None
         try:
-            self._slot.finish(bundle, as_update=False)  # no other cell runs meanwhile
+            self._slot.finish(bundle, as_update=False)  # the map's own cell still runs
         finally:
             _end_widget(widget, "If no result is shown here, `nbcodex.map.last` is the result.")
 

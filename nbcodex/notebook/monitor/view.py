@@ -209,7 +209,7 @@ def _request_data(id_: str, request: PanelState) -> dict[str, Any]:
         "prompt": request.prompt,
         "phase": request.phase,
         "why": request.limit.name if request.limit else request.reason,
-        "details": panel.wait_reason(request),
+        "details": panel.wait_reason(request),  # the same with the limit's figures
         "due": _milliseconds(request.resume_at),
         "since": _milliseconds(request.phase_started_at),
         "attempt": request.attempt,
