@@ -170,8 +170,7 @@ class RawAnswer:
 
     def read_ending(self, reason: object) -> bool:
         """Set `cut` by the stated reason of the end, if any; return whether there is one."""
-        # ``EndTurn`` and ``END-TURN`` are ``end_turn``. Google's enum has a prefix:
-        # ``FINISH_REASON_STOP``.
+        # ``EndTurn`` and ``END-TURN`` are ``end_turn``; Google's begin with ``FINISH_REASON_``.
         if not isinstance(reason, str):
             return False
         words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason)
@@ -197,8 +196,7 @@ class RawAnswer:
         self, text: str, redactor: Redactor, request: models.Request, server_kind: str
     ) -> CompletedAnswer:
         """Return the answer without secrets; `text` has been cleaned as it arrived."""
-        # Some servers whose `Endpoint.kind` is ``compatible`` say that an answer ended normally
-        # where they cut it (openclaw #142778).
+        # Some compatible servers call an ending normal where they cut it (openclaw #142778).
         is_at_bound = 0 < (self.usage.output_tokens or 0) == request.max_output
         if server_kind == "compatible" and is_at_bound:
             self.cut = self.cut or CUT_MAX_OUTPUT
@@ -297,8 +295,7 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
     """Return the token figures of either API; implausible ones are unknown."""
     if not isinstance(figures, dict):
         return Usage()
-    # Source: ``usage`` in OpenAI's references of Responses (``input_tokens``) and Chat Completions
-    # (``prompt_tokens``).
+    # Source: ``usage`` in OpenAI's references of Responses and of Chat Completions.
     of_input = dict_member(figures, "input_tokens_details", "prompt_tokens_details")
     of_output = dict_member(figures, "output_tokens_details", "completion_tokens_details")
     # Names of OpenAI, DeepSeek, and Anthropic's (also through LiteLLM).
@@ -443,8 +440,7 @@ class Redactor:
             if at >= 0:
                 safe_end = min(safe_end, at)
         if safe_end < len(text):
-            # A complete match that reaches over this end is held back whole, else its first half
-            # would be shown.
+            # A match that reaches over this end is held back whole, else its first half is shown.
             matches = self._pattern.finditer(text)
             crossing = (m.start() for m in matches if m.start() < safe_end < m.end())
             safe_end = next(crossing, safe_end)

@@ -64,8 +64,7 @@ class ApiClient:
         request_body.check_params(request.params)
         if settings.client is None or request.api_base is not None:
             return endpoints.resolve(settings, request)
-        # Codex.client is a user's own SDK client, or a factory of one. What an async factory makes
-        # is known only after `await_endpoint`.
+        # A client or a factory; what an async one makes is known only after `await_endpoint`.
         endpoint, client_secrets = self._connections.custom_endpoint(settings.client)
         endpoints.check_for_secrets(request, [*settings.secrets(), *client_secrets])
         return endpoint
@@ -261,9 +260,8 @@ class ApiClient:
                 status = getattr(error, "status_code", None)
                 is_lost = isinstance(error, AnswerFailedError) or status in _ANSWER_UNKNOWN_STATUSES
                 is_disconnected = isinstance(failure, errors.TransportError | errors.ServerError)
-                # The answer may still be there when its stream fails: the server may have dropped
-                # its events, a cancelled answer's stream merely ends, and an `error` event may
-                # concern the stream or the answer.
+                # The answer may still be there when its stream fails: its events may be dropped,
+                # a cancelled one's merely end, and an `error` may concern the stream alone.
                 if streamed and (is_lost or (is_disconnected and position == stored_position)):
                     continue
                 if is_lost:
@@ -346,9 +344,8 @@ class ApiClient:
         self, error: Exception, redactor: Redactor, headers: Headers | None = None
     ) -> NbcodexError:
         """Return one of our errors, to be raised without its cause, which holds secrets."""
-        failure = api_errors.from_exception(
-            error, wall_time=self.clock.wall(), headers=headers, clean=redactor.clean
-        )
+        clean, now = redactor.clean, self.clock.wall()
+        failure = api_errors.from_exception(error, wall_time=now, headers=headers, clean=clean)
         response = getattr(error, "response", None)
         if response is not None:
             failure.simulated = self.is_simulated(response.headers, str(response.url))

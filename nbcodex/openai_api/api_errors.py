@@ -371,8 +371,7 @@ def _one_line(value: object, clean: CleanText) -> str:
 
 def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexError:
     """Decide which error it is, the most specific first."""
-    # The order matters: quota and size errors arrive as HTTP 429 with the codes of rate limits, and
-    # must never be retried.
+    # The order matters: quota and size errors come as HTTP 429 with limit codes; no retry helps.
     status = info.status
     # A relay can answer HTTP 500 for a provider's 400. OpenAI's SDK obeys this header, too.
     is_wrapped = headers.get("x-should-retry") == "false"
@@ -395,8 +394,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     if status in {None, 400, 403, 500, 502}:
         is_limit_error |= is_exhausted or info.has_phrase("limit_phrases")
     # `quota_phrases` count with any status, `credit_phrases` not with that of a fault.
-    # Limits per minute are refused in the same words (Gemini) or with the same codes (DashScope):
-    # waiting helps if the message states so.
+    # Limits per minute have the same words (Gemini) or codes (DashScope), but a wait that helps.
     is_quota = has_quota_phrase and not (wait or limit.limit)
     is_quota |= (status or 400) < 500 and info.has_phrase("credit_phrases")
     waiting_helps = status == 429 and (worded_wait or info.has_phrase("minute_limit_phrases"))
@@ -514,8 +512,7 @@ def _limit_error(
     if info.is_google and limit.window == DAY:
         wait = max(wait or 0.0, rate_limits.seconds_to_pacific_midnight(wall_time))
     if limit.resource == "parallel requests" and (wait or 0.0) > MAX_PARALLEL_WAIT_S:
-        # LiteLLM states when the minute of its other limits ends; the next request may start when
-        # one of those in progress ends.
+        # LiteLLM states the end of its other limits' minute; a slot is free when any request ends.
         wait = None
     message = info.sentence("The server's rate limit is reached")
     if limit.resource == "traffic growth":

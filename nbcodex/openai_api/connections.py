@@ -80,8 +80,7 @@ class Connections:
             except Exception as error:
                 raise factory_error(error) from None
             if inspect.iscoroutine(made):
-                # Python would warn of a coroutine that was never awaited. `custom_client` calls
-                # the factory again.
+                # Else Python warns that it is not awaited; `custom_client` calls the factory again.
                 made.close()
             if not inspect.isawaitable(made):
                 self._keep_client(factory, made)
@@ -201,8 +200,7 @@ def _make_client(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:
         )
     else:
         client = openai.AsyncOpenAI(base_url=f"{endpoint.base_url}/", api_key=key, **shared)
-    # The SDK fills these from the environment for any server, OPENAI_CUSTOM_HEADERS (which may hold
-    # credentials) included.
+    # The SDK fills these from the environment for any server; custom headers may hold credentials.
     client.organization = endpoint.organization
     client.project = endpoint.project
     client._custom_headers = {}

@@ -38,8 +38,7 @@ ASCII_TOKENS, OTHER_TOKENS, WIDE_TOKENS = 1 / 4, 1 / 2.5, 0.9
 _ROUND_UP = 0.49  # tokens that are added before rounding, so that a part of a token counts as one
 _WIDE = re.compile("[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\U00010000-\U0010ffff]+")
 
-# Tokens that frame each message, and that open the answer (OpenAI's cookbook, "How to count tokens
-# with tiktoken").
+# Tokens that frame each message, and that open the answer (OpenAI's cookbook on tiktoken).
 MESSAGE_TOKENS, ANSWER_TOKENS = 4, 3
 
 BATCH_TIER = "batch"  # `Usage.service_tier` of what went through the Batch API
@@ -94,8 +93,7 @@ def paid_tools(request: Request, model: str | None) -> tuple[str, ...]:
     tools = request.params.get("tools")
     listed = tools if isinstance(tools, list | tuple) else ()
     given = [tool.get("type") for tool in listed if isinstance(tool, Mapping)]
-    # Chat Completions has models with ``-search-`` in their name, which search before each answer
-    # (OpenAI's guide "Web search").
+    # Models with ``-search-`` in their name search before each answer (OpenAI's "Web search").
     if "web_search_options" in request.params or "-search-" in (model or ""):
         given.append("web_search")
     return tuple(dict.fromkeys(filter(None, map(paid_tool, given))))
@@ -190,8 +188,7 @@ def unpriced_parts(usage: Usage, model: str | None, base_url: str) -> tuple[str,
     of_text = replace(usage, input_audio_tokens=None, output_audio_tokens=None)
     if of_text != usage and cost(of_text, model, base_url) == cost(usage, model, base_url):
         missing.append("audio")
-    # Newer models cost 10 % more at eu.api.openai.com and the like (OpenAI's price list), which
-    # genai-prices does not have.
+    # Newer models cost 10 % more at regional hosts (OpenAI's price list); genai-prices lacks that.
     if provider == "openai" and _hostname(base_url) != _OPENAI_HOST:
         missing.append("the regional surcharge")
     return tuple(sorted(missing))

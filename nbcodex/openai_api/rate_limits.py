@@ -224,8 +224,7 @@ def _tightest_reading(stated: list[HeaderLimit], resource: Resource) -> LimitRea
         # Azure sends -1 or 0 where it states no limit.
         if not is_read or not limit or remaining is None or limit > MAX_LIMIT:
             continue
-        # The reset is the time until the bucket is FULL, not the time to wait. That of a fixed
-        # window says nothing about a rate.
+        # The reset is when the bucket is FULL, not a wait; a fixed window's says nothing of rates.
         is_plausible = each.window is None and (each.reset_in or 0.0) <= 31 * DAY
         full_in = each.reset_in if is_plausible else None
         readings.append(LimitReading(limit=limit, remaining=min(remaining, limit), full_in=full_in))
@@ -234,15 +233,13 @@ def _tightest_reading(stated: list[HeaderLimit], resource: Resource) -> LimitRea
 
 def limit_in_message(message: str, *, error_type: str = "") -> Limit:
     """Return the limit that a message names, with its figures; OpenAI's type names a resource."""
-    # "Rate limit reached for M in organization O on tokens per min (TPM): Limit 30000, Used 22999,
-    # Requested 12528."
+    # "Rate limit reached for M on tokens per min (TPM): Limit 30000, Used 22999, Requested 12528."
     stated: dict[str, str] = {}
     # The patterns are compiled at the first refusal, not at import: that takes 20 ms.
     for pattern in WORDS["limit_patterns"]:
         for match in re.finditer(pattern, message[:MAX_SEARCHED_CHARS], re.IGNORECASE):
             groups = {name: text for name, text in match.groupdict().items() if text}
-            # LiteLLM and DIAL list all limits: one that is not used up has not refused the request,
-            # nor has one that is absurdly large.
+            # LiteLLM and DIAL list all limits: one not used up or absurdly large did not refuse it.
             used, bound = _figure(groups.get("used")) or 0.0, _figure(groups.get("limit"))
             if not {"used", "limit"} <= groups.keys() or (bound is not None and used >= bound):
                 stated = groups | stated

@@ -65,9 +65,8 @@ RESERVED_PARAMS = {
     for name in names.split()
 }
 
-# Prefixes of OpenAI's models that reason. For others OpenAI refuses
-# ``reasoning.encrypted_content``. With a model that is missing here, the next turn is sent without
-# the reasoning of this one.
+# Prefixes of OpenAI's models that reason: for others it refuses ``reasoning.encrypted_content``.
+# After a model that is missing here, the next turn is sent without the reasoning of this one.
 _REASONING_MODELS = ("gpt-5", "gpt-6", "o1", "o3", "o4", "codex")
 
 # Our parameter for a schema. After a refusal of it, the schema is sent in the prompt instead.
@@ -262,8 +261,7 @@ class ServerCapabilities:
 
     def __init__(self) -> None:
         self.detected_apis: dict[str, DetectedApi] = {}  # by base URL
-        # By server, API and model; what concerns a schema, by the text of its definition, too:
-        # another schema may be accepted.
+        # By server, API, model and, for what concerns a schema, its definition: another may pass.
         self._unsupported: dict[tuple[str, ...], frozenset[str]] = {}
         self._not_durable: set[tuple[str, str, str]] = set()  # base URLs, accounts and models
 
@@ -324,8 +322,7 @@ def _definition_text(request: Request) -> str:
 
 def _refused_param(words: str, request: Request, body: Body) -> str | None:
     """Return the parameter of ours that a refusal names, if the request can go without it."""
-    # It is never ``store``, without which the provider would store what was sent, and never one
-    # that the user set.
+    # Never ``store``, without which the provider stores what is sent, nor one that the user set.
     is_streamed = "stream" in body and "stream_options" not in words
     if is_streamed and dialects.has_match(words, "no_stream_patterns"):
         return "stream"

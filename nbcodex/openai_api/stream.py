@@ -90,9 +90,7 @@ class SseDecoder:
                 self._event_name = value.removeprefix(b" ")
         self._line += rest
         if len(self._data) + len(self._line) > MAX_BODY_BYTES:
-            raise invalid_answer(
-                f"The server sent an event of more than {MAX_BODY_BYTES >> 20} MB."
-            )
+            raise invalid_answer(f"The server sent an event of over {MAX_BODY_BYTES >> 20} MB.")
         return events
 
     def flush(self) -> list[SseEvent]:
