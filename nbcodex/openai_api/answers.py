@@ -112,9 +112,8 @@ class CompletedAnswer:
     sources: tuple[Source, ...] = ()  # the web pages that the answer cites
 
 
-# A `StreamPosition` states where a durable answer continues, after all text that was yielded before
-# it; it follows that text at once, so that the two can be stored together. The first one comes
-# before any text and has only the answer's id.
+# A `StreamPosition` states where a durable answer continues; it follows the text before it at once,
+# so that both can be stored together. The first comes before any text and has only the id.
 StreamEvent = (
     ResponseStarted | StreamPosition | Reset | TextDelta | ReasoningDelta | Notice | CompletedAnswer
 )
@@ -324,7 +323,6 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
 
 
 def _stated_cost(figures: dict[str, Any]) -> float | None:
-    """Return the provider's own figure in US dollars, or None if it states none."""
     cost = figures.get("cost", figures.get("estimated_cost"))  # OpenRouter, DeepInfra
     if isinstance(cost, dict):
         cost = cost.get("total_cost")  # Perplexity

@@ -185,8 +185,7 @@ class ApiClient:
             # treated as an answer that does not fit its schema, which the caller can repair.
             if headers is None:
                 snapshot = failure.snapshot or LimitSnapshot(at=self.clock.now())
-                is_simulated = failure.simulated
-                yield ResponseStarted(prepared.api, model, snapshot, is_simulated, request_id=None)
+                yield ResponseStarted(prepared.api, model, snapshot, failure.simulated, None)
             text = redactor.clean(generated)
             yield answers.Reset()
             yield answers.TextDelta(text)
@@ -295,8 +294,7 @@ class ApiClient:
                 self.connected(request, settings) as (client, _),
             ):
                 responses = client.responses.with_streaming_response
-                # A server answers 404 if it lacks the answer, or if it lacks this call: whether it
-                # has the answer then shows when that is retrieved.
+                # A server answers 404 if it lacks the answer or this call: a retrieval shows which.
                 for call, is_gone in ((responses.delete, True), (responses.retrieve, False)):
                     with contextlib.suppress(openai.NotFoundError):
                         async with call(id_):

@@ -100,11 +100,7 @@ def from_status(
 
 
 def from_exception(
-    error: BaseException,
-    *,
-    wall_time: float,
-    headers: Headers | None = None,
-    clean: CleanText = str,
+    error: Exception, *, wall_time: float, headers: Headers | None = None, clean: CleanText = str
 ) -> NbcodexError:
     """Return the error for an exception of the SDK, of HTTP or of decoding."""
     import httpx2
@@ -196,11 +192,9 @@ def failed_generation(error: Exception) -> str | None:
 
 def exception_chain(error: BaseException) -> list[BaseException]:
     """Return an exception and its causes, the deepest last."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and len(chain) < _MAX_CAUSES:
+    chain = [error]
+    while len(chain) < _MAX_CAUSES and (cause := chain[-1].__cause__ or chain[-1].__context__):
         chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
     return chain
 
 

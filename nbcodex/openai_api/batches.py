@@ -30,7 +30,6 @@ MAX_BATCH_REQUESTS = 50_000
 MAX_BATCH_BYTES = 190_000_000  # OpenAI allows 200 MB, the multipart form of the upload included
 
 _MAX_LINE_BYTES = 32_000_000  # of a result file: one answer
-_MAX_LISTED_ERRORS = 3
 _STREAM_PARAMS = ("stream", "stream_options")  # the Batch API refuses them
 
 
@@ -205,7 +204,7 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
 def _read_batch(payload: dict[str, Any], redactor: Redactor) -> Batch:
     counts = answers.dict_member(payload, "request_counts")
     metadata = answers.dict_member(payload, "metadata")
-    listed = dicts_in(answers.dict_member(payload, "errors").get("data"))[:_MAX_LISTED_ERRORS]
+    listed = dicts_in(answers.dict_member(payload, "errors").get("data"))[:3]
     files = (payload.get("output_file_id"), payload.get("error_file_id"))
     reasons = []
     for error in listed:

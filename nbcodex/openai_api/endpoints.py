@@ -204,7 +204,6 @@ def key_for_host(settings: Settings, url: SplitResult) -> Secret | None:
 
 
 def _name_in_keys(url: SplitResult) -> str:
-    """Return how `Codex.keys` names the host of a URL."""
     return url.netloc if _is_secure(url) else _origin(url)
 
 

@@ -369,8 +369,7 @@ def _messages(request: Request, api: DetectedApi, unsupported: frozenset[str]) -
         reasoning = _reasoning_items(turn, api)
         if api == "responses":
             messages += [] if _REASONING_IN_TURNS in unsupported else reasoning
-            # OpenAI accepts a plain string too, but llama.cpp refuses an answer in any other form
-            # than that of an output item (llama.cpp #26394).
+            # OpenAI accepts a string, too, llama.cpp only the form of an output item (its #26394).
             answer["type"] = "message"
             answer["content"] = [{"type": "output_text", "text": turn.answer}]
         elif _BARE_TURNS in unsupported:

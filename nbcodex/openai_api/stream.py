@@ -23,8 +23,7 @@ from nbcodex.settings import Settings
 FIRST_TEXT_FACTOR = 5
 WHOLE_BODY_FACTOR = 10
 
-# The usage can arrive after the last delta, and the reason of a failure after the event that states
-# the failure: neither is worth a long wait.
+# The usage, or the reason of a failure, can come after all else: neither is worth a long wait.
 TRAILER_TIMEOUT_S = 5.0
 
 # Once text has begun, packets are gathered for this long, because to wake up for one costs as much
