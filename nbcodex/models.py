@@ -22,6 +22,7 @@ snapshot       the limits as the headers of one response state them
 cooldown       a model is closed to all requests until an instant, because of a limit
 probe          an attempt during a cooldown, to find out whether it is over
 bucket         a token bucket, by which a limit is modelled: it is refilled at a constant rate
+limit model    what is known of the limits of one model and account; processes share it
 hidden window  a second limit over a shorter time, which no header states
 mark           a bucket's level just after a charge, to compare with what a response states
 reservation    capacity taken from a rate limit for one attempt, or from a budget for a request
@@ -409,7 +410,7 @@ class Reply:
 # The fields of `Usage` that totals sum up.
 SUMMED_TOKENS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 # Known to be zero, while `Usage()` is unknown.
-NO_USAGE = Usage(input_tokens=0, cached_tokens=0, output_tokens=0, reasoning_tokens=0)
+ZERO_USAGE = Usage(input_tokens=0, cached_tokens=0, output_tokens=0, reasoning_tokens=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -420,7 +421,7 @@ class UsageTotals:
     answers: int = 0  # Requests with a finished answer
     attempts: int = 0  # HTTP attempts
     refusals: int = 0  # Attempts that a limit refused
-    usage: Usage = NO_USAGE  # The sums of all known tokens
+    usage: Usage = ZERO_USAGE  # The sums of all known tokens
     cost: float = 0.0  # US dollars, as far as prices are known
     waited: float = 0.0  # Sum of the requests' waits in seconds; they may wait at the same time
     unknown: int = 0  # Requests with unknown tokens

@@ -18,9 +18,9 @@ from nbcodex.journal.conversations import resolve_turns
 from nbcodex.journal.owner import Connection, is_abandoned
 from nbcodex.journal.sqlite_worker import SqliteWorker, blocking_transaction
 from nbcodex.models import (
-    NO_USAGE,
     NOTE_POSSIBLY_PAID,
     NOTE_POSSIBLY_PAID_TWICE,
+    ZERO_USAGE,
     Origin,
     Reply,
     Request,
@@ -49,7 +49,7 @@ class Entry:
     error: str | None = None  # why there is no answer
     # The durable response at the server, and its last event that is in the text.
     stream_position: StreamPosition | None = None
-    batch_job: str | None = None  # the tag of the batch job that the row of a map is in
+    batch_job: str | None = None  # our tag of the batch job that the row of a map is in
 
     @property
     def id(self) -> str:
@@ -106,7 +106,7 @@ def find_answer(connection: Connection, key: bytes, *, reply_id: str) -> Reply |
     )
     # If the answer is damaged, there is no entry, and the request is sent.
     for entry in entries_of(connection, rows):
-        free = replace(entry.reply, usage=NO_USAGE, cost=0.0, attempts=0, notes=())
+        free = replace(entry.reply, usage=ZERO_USAGE, cost=0.0, attempts=0, notes=())
         return replace(free, id=reply_id, reused=True, waited=0.0, queued=0.0, seconds=0.0)
     return None
 
@@ -246,8 +246,8 @@ def _entry(row: sqlite3.Row, *, abandoned: bool) -> Entry:
     if isinstance(response_id := row["response_id"], str) and response_id:
         sequence = row["sequence"] if isinstance(row["sequence"], int) else None
         stream_position = StreamPosition(response_id, sequence)
-    # The columns take precedence: a renamed entry has another id, and a turn gets its number when
-    # it is inserted.
+    # The columns take precedence: an entry is renamed if another process has drawn its id, and a
+    # turn gets its number when it is inserted.
     position = TurnPosition(
         chapter=row["chapter"], number=row["place"], starts_new=bool(row["begins"])
     )

@@ -18,7 +18,7 @@ from nbcodex.events import Ending, Event, Failed, Finished, Listener, Parked
 from nbcodex.journal.maps import BatchJobs
 from nbcodex.journal.reads import Entry
 from nbcodex.mapping.batch_api import BatchApi, PendingJob, RowResult
-from nbcodex.models import NO_USAGE, Reply, Request
+from nbcodex.models import ZERO_USAGE, Reply, Request
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import judge
 from nbcodex.openai_api.pricing import BATCH_TIER
@@ -122,7 +122,7 @@ class PendingRows:
         if isinstance(error, errors.ParkedError):
             reply = Reply(id=request.id, status="parked", attempts=attempts)
             return Parked(request_id=request.id, at=now, error=error, reply=reply)
-        reply = Reply(id=request.id, status="failed", attempts=1, usage=NO_USAGE, cost=0.0)
+        reply = Reply(id=request.id, status="failed", attempts=1, usage=ZERO_USAGE, cost=0.0)
         return Failed(request_id=request.id, at=now, error=error, reply=reply)
 
     async def read_results(self, job: PendingJob) -> None:

@@ -69,7 +69,7 @@ class Waiter:
         self._probes_next = self._reported_wait is None
         self.wake.set()
 
-    def record_cooldown(self, until: float) -> None:
+    def record_reported_wait(self, until: float) -> None:
         """Record a cooldown that the caller has reported; ignore an earlier `retry_now`."""
         self._reported_cooldown_until, self._probes_next = until, False
         self.wake.clear()

@@ -35,14 +35,14 @@ class EntryWriter:
         self._journal, self._request, self._clock = journal, request, clock
         self._answer = answer
         self._stored_response_id: str | None = None
-        # Inserts the entry; None before `insert`, and once the insertion has begun.
+        # Inserts the entry; None before `schedule_insert`, and once the insertion has begun.
         self._insert: Callable[..., Coroutine[Any, Any, None]] | None = None
         self._insert_timer: asyncio.TimerHandle | None = None
         self._inserting: asyncio.Future[None] | None = None
         self._on_committed: Callable[[], object] = lambda: None
         self._update_task: asyncio.Task[None] | None = None
 
-    async def insert(
+    async def schedule_insert(
         self, base_url: str, server: str | None, *, on_committed: Callable[[], object]
     ) -> Reply | None:
         """Schedule the insertion; return the answer to an equal request if it is to be reused.

@@ -13,8 +13,8 @@ from nbcodex.errors import Advice, LimitError, NbcodexError, ParkedError, Transi
 from nbcodex.events import BackingOff, CoolingDown, Event
 from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import (
-    NO_USAGE,
     SUMMED_TOKENS,
+    ZERO_USAGE,
     CarriedReasoning,
     Limit,
     Reply,
@@ -112,7 +112,7 @@ class RequestState:
     queued: float = 0.0  # seconds in the queue for capacity, which use no patience
     unbilled_attempts: int = 0  # those that the server refused before any answer
     # Of attempts without a part in the reply's text: as the server states it, else estimated.
-    broken_usage: Usage = NO_USAGE
+    broken_usage: Usage = ZERO_USAGE
     last_event: Event | None = None
     # How the last attempt failed, and the waits that follow from it, in seconds.
     error: TransientError = field(init=False, repr=False)
@@ -147,7 +147,7 @@ class RequestState:
     @property
     def broken_spend(self) -> SpendAmount:
         """What broken attempts have cost."""
-        if self.broken_usage == NO_USAGE:
+        if self.broken_usage == ZERO_USAGE:
             return SpendAmount()
         cost = pricing.cost(self.broken_usage, self.model, self.base_url)
         return SpendAmount(tokens=self.broken_usage.total_tokens or 0, dollars=cost or 0.0)
@@ -196,7 +196,7 @@ class RequestState:
                 items=completed.reasoning, model=self.model, base_url=self.base_url
             )
         unpriced = pricing.unpriced_parts(usage, model, self.base_url)
-        all_calls_known = completed and self.broken_usage == NO_USAGE
+        all_calls_known = completed and self.broken_usage == ZERO_USAGE
         if not all_calls_known and pricing.priced_provider(self.base_url):
             # No server states the tool calls of an attempt that broke off.
             unpriced = tuple(sorted({*unpriced, *pricing.paid_tools(self.request, model)}))
@@ -246,9 +246,9 @@ class RequestState:
     def _total_usage(self, last: Usage) -> Usage:
         """Return what all attempts have used; `last` is the usage of the last one."""
         if last == Usage() and 0 < self.attempts == self.unbilled_attempts:
-            return NO_USAGE
+            return ZERO_USAGE
         broken = self.broken_usage
-        if broken == NO_USAGE:
+        if broken == ZERO_USAGE:
             return last
         # What one of them does not state adds nothing to what the other states.
         names = (*SUMMED_TOKENS, "stated_cost")

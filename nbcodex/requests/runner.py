@@ -210,7 +210,7 @@ class RequestRunner:
         # What is spent is read while the request is being committed, not after it.
         self._services.budget.start_reading(self._services.spending_journal(self._settings))
         if resumption is None:
-            return await self._entry.insert(
+            return await self._entry.schedule_insert(
                 state.base_url, endpoint.server, on_committed=self._on_committed
             )
         if resumption.not_before is not None:
@@ -466,7 +466,7 @@ class RequestRunner:
         error, attempt, waited = self.state.error, self.state.attempts, self.state.waited
         failed_at = self._clock.now()
         resume_at = await self._start_cooldown(error, failed_at + seconds)
-        self._waiter.record_cooldown(resume_at)
+        self._waiter.record_reported_wait(resume_at)
         self._emit(
             events.BackingOff, error=error, attempt=attempt, resume_at=resume_at, waited=waited
         )

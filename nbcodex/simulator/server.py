@@ -187,7 +187,7 @@ class SimulatorServer:
     """Serves a simulator from its own daemon thread; port 0 selects a free one."""
 
     def __init__(self, simulator: Simulator, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.simulator = simulator  # any thread may use its `script` and `log`
+        self.simulator = simulator  # any thread may use its log, and its script of faults
         self.url = ""
         self._serving = serve(simulator, host, port)
         self._loop: EventLoop | None = None

@@ -16,7 +16,7 @@ from nbcodex import events, host
 from nbcodex.client import Client
 from nbcodex.errors import BudgetError, LimitError, OverloadedError, ParkedError
 from nbcodex.journal.reads import OtherKernels
-from nbcodex.models import NO_USAGE, Limit, LimitReading, Reply, Request, Usage, UsageTotals
+from nbcodex.models import ZERO_USAGE, Limit, LimitReading, Reply, Request, Usage, UsageTotals
 from nbcodex.notebook import monitor as monitor_package
 from nbcodex.notebook import widget_base
 from nbcodex.notebook.display import panel
@@ -511,7 +511,7 @@ def test_equal_data_are_not_sent_again(live_monitor: Any) -> None:
 
 def test_refused_request_has_no_unknown_cost() -> None:
     """A request without tokens cost nothing: the total of the others stays certain."""
-    refused = UsageTotals.of(Reply(id="a", status="parked", usage=NO_USAGE, attempts=1))
+    refused = UsageTotals.of(Reply(id="a", status="parked", usage=ZERO_USAGE, attempts=1))
     assert refused.unpriced == 0
     assert (refused + UsageTotals.of(Reply(id="b", usage=USED, attempts=1))).unpriced == 1
 
