@@ -81,7 +81,7 @@ def estimate(
     counted, base_url = _count(rows, requests, client)
     sent_rows = counted.rows - counted.answered - counted.equal - counted.invalid
     # A provider is a server with known prices. Without any request there is no server.
-    cost = 0.0 if pricing.priced_provider(base_url) or not base_url else None
+    cost = 0.0 if pricing.known_provider(base_url) or not base_url else None
     if sent_rows > 0:
         # From the mean row, not from the sums: some models cost more above a length of prompt.
         mean_usage = Usage(
@@ -131,7 +131,7 @@ def _count(rows: Iterable[Row], requests: RowRequests, client: Client) -> tuple[
                 counted.input_tokens += pricing.estimate_request_tokens(request)
                 counted.output_tokens += request.max_output or DEFAULT_OUTPUT_TOKENS
     counted.model = (first and first.model) or settings.model
-    if counted.model is None and pricing.priced_provider(base_url) == "openai":
+    if counted.model is None and pricing.known_provider(base_url) == "openai":
         counted.model = DEFAULT_MODEL
     if first:
         counted.paid_tools = pricing.paid_tools(first, counted.model)
@@ -184,7 +184,7 @@ def confirm_start(
         return
     # Where no price is known, the user's function is not called for an estimate.
     any_request = Request(prompt="?", api_base=requests.options.api_base)
-    if pricing.priced_provider(client.endpoint(any_request, settings).base_url) is None:
+    if pricing.known_provider(client.endpoint(any_request, settings).base_url) is None:
         return
     expected = estimate(data, requests, client, from_sample=True)
     if expected.cost is not None and expected.cost > settings.ask_above:

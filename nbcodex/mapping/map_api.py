@@ -76,7 +76,7 @@ def prepare_map(
         inputs.refills_columns = _is_rerun(inputs, requests, client.journal(settings))
     if dry_run:
         return estimate(inputs, requests, client)
-    if confirm is not True:
+    if confirm is not True:  # the caller has not agreed yet
         confirm_start(inputs, requests, client, host.current.confirm)
     backend = BACKENDS[engine](client, settings, map_id=map_id)
     return MapRun(inputs, requests, backend, origin=origin, on_error=on_error)

@@ -124,7 +124,7 @@ class RowRequests:
 
     def fingerprint(self, row: Row) -> int | None:
         """Return a number that rows with equal requests share; None where there is none."""
-        # The user's functions are not called, because the user has not agreed to the map yet.
+        # For an estimate, before the user agrees to the map: the user's functions are not called.
         # Without `reuse`, equal rows are sent one by one.
         if self.template is None or callable(self.row_key) or not self.options.reuse:
             return None

@@ -156,7 +156,7 @@ class BatchUploader:
         )
         ended: list[events.Ending] = []
         for row in unclaimed:
-            row.entry = None
+            row.entry = None  # claimed, so it is this process's now
             request, id_ = row.request, row.request.id
             if id_ in inserted.unavailable_ids:
                 lost = errors.EntryError(f"Row {id_} is done, or another kernel is working on it.")

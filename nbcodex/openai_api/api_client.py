@@ -435,7 +435,7 @@ def _improve_advice(failure: NbcodexError, prepared: PreparedRequest) -> None:
 
 def _prompt_cut_notice(prepared: PreparedRequest, read_tokens: int | None) -> str:
     """Return a notice if the server has read far less than the prompt, as Ollama does."""
-    if read_tokens is None or pricing.priced_provider(prepared.endpoint.base_url):
+    if read_tokens is None or pricing.known_provider(prepared.endpoint.base_url):
         return ""
     # Only text: servers count pictures, schemas and tools in other ways, or not at all.
     turns = tuple(replace(turn, images=(), carried=()) for turn in prepared.turns)

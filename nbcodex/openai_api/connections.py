@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from nbcodex.errors import ConfigurationError, ConnectionSettingsError, ServerError, shorten
 from nbcodex.openai_api.endpoints import Endpoint, ServerKind, fingerprint
-from nbcodex.openai_api.pricing import priced_provider
+from nbcodex.openai_api.pricing import known_provider
 
 if TYPE_CHECKING:
     import httpx2
@@ -97,7 +97,7 @@ class Connections:
             return Endpoint(kind="compatible", base_url="", host="", account=account), []
         base_url = str(client.base_url).rstrip("/")
         is_azure = isinstance(client, openai.AsyncAzureOpenAI)
-        kind: ServerKind = "azure" if is_azure else priced_provider(base_url) or "compatible"
+        kind: ServerKind = "azure" if is_azure else known_provider(base_url) or "compatible"
         host = client.base_url.netloc.decode("ascii", "replace").rpartition("@")[2]
         endpoint = Endpoint(kind=kind, base_url=base_url, host=host, account=account)
         return endpoint, secrets_of(client)

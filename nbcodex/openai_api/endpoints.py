@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 from nbcodex.errors import Advice, ConfigurationError, EntryError, MissingKeyError, join_advice
 from nbcodex.models import Request
 from nbcodex.openai_api.answers import effective_secrets
-from nbcodex.openai_api.pricing import is_local_server, priced_provider
+from nbcodex.openai_api.pricing import is_local_server, known_provider
 from nbcodex.settings import OPENAI_BASE_URL, Secret, Settings
 
 ServerKind = Literal["openai", "azure", "compatible"]
@@ -124,7 +124,7 @@ def _configured(settings: Settings) -> Endpoint:
     key = key_for_host(settings, url)
     if key is None and (settings.api_key == NO_KEY or _is_server_of_key(settings, url)):
         key = settings.api_key
-    if not key and priced_provider(url.geturl()) == "azure":
+    if not key and known_provider(url.geturl()) == "azure":
         # The key of an Azure resource goes only to that resource's own host. Without a resource,
         # the base URL is the only host that the user has named beside the key.
         named = settings.azure_endpoint or url.geturl()
@@ -136,8 +136,9 @@ def _configured(settings: Settings) -> Endpoint:
 
 def _is_server_of_key(settings: Settings, url: SplitResult) -> bool:
     """Return whether `api_key` may be sent to a base URL; servers on this machine get it, too."""
+    # `key_base_url` is empty only in settings that were not read from an environment.
     own = urlsplit(settings.key_base_url.lower() or url.geturl())
-    is_openai = priced_provider(url.geturl()) == priced_provider(own.geturl()) == "openai"
+    is_openai = known_provider(url.geturl()) == known_provider(own.geturl()) == "openai"
     return is_openai or _origin(own) == _origin(url) or is_local_server(url.geturl())
 
 
@@ -155,7 +156,7 @@ def _azure_endpoint(settings: Settings) -> Endpoint:
 def _endpoint_at(
     url: SplitResult, key: Secret | None, settings: Settings, kind: ServerKind | None = None
 ) -> Endpoint:
-    kind = kind or priced_provider(url.geturl()) or "compatible"
+    kind = kind or known_provider(url.geturl()) or "compatible"
     # Other servers have no use for OpenAI's account names, and must not learn them.
     organization = settings.organization if kind == "openai" else None
     project = settings.project if kind == "openai" else None

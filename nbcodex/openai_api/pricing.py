@@ -49,7 +49,7 @@ _loaded = threading.Event()
 _loader: threading.Thread | None = None
 
 
-def priced_provider(base_url: str) -> Literal["openai", "azure"] | None:
+def known_provider(base_url: str) -> Literal["openai", "azure"] | None:
     """Return ``openai`` or ``azure``, or None for a server without known prices."""
     hostname = _hostname(base_url).rstrip(".")
     if f".{hostname}".endswith(f".{_OPENAI_HOST}"):
@@ -109,7 +109,7 @@ def load_prices() -> None:
 def start_loading(base_url: str) -> None:
     """Start to load the tables in a thread, unless the server's prices are in none of them."""
     global _loader
-    if priced_provider(base_url) and not (_loaded.is_set() or (_loader and _loader.is_alive())):
+    if known_provider(base_url) and not (_loaded.is_set() or (_loader and _loader.is_alive())):
         _loader = threading.Thread(target=load_prices, daemon=True)
         _loader.start()
 
@@ -133,7 +133,7 @@ def token_rates(model: str | None, base_url: str, service_tier: str | None = Non
 
 def is_price_unknown(model: str | None, base_url: str) -> bool:
     """Return whether it is certain that no price is known."""
-    has_prices = priced_provider(base_url) is not None
+    has_prices = known_provider(base_url) is not None
     return not has_prices or (_loaded.is_set() and _token_rates(model, base_url) is None)
 
 
@@ -149,7 +149,7 @@ def _token_rates(model: str | None, base_url: str, service_tier: str | None = No
 
 def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
     """Return US dollars for a request that `model` answered; None if unknown, 0 only if stated."""
-    provider = priced_provider(base_url)
+    provider = known_provider(base_url)
     if provider is None:
         return usage.stated_cost  # the provider's own figure (OpenRouter, Perplexity)
     if not model or usage.input_tokens is None or usage.output_tokens is None:
@@ -179,7 +179,7 @@ def cost(usage: Usage, model: str | None, base_url: str) -> float | None:
 
 def unpriced_parts(usage: Usage, model: str | None, base_url: str) -> tuple[str, ...]:
     """Return what `cost` cannot count: paid tools, audio, a regional surcharge; sorted."""
-    provider = priced_provider(base_url)
+    provider = known_provider(base_url)
     if provider is None:  # another provider's own figure includes all of it
         return ()
     missing = [t for t in {*usage.hosted_tool_calls} if not _call_price(t, model, provider)]

@@ -1,4 +1,4 @@
-"""Computes when a request may be sent, from what is known of a model's limits. Pure."""
+"""Computes when a request may be sent, from what is known of a model's limits."""
 
 from __future__ import annotations
 
@@ -158,6 +158,6 @@ def _tokens_available_at(
     available_at = bucket.available_at(tokens, now)
     if not output.in_flight:
         return available_at
-    # If more than a full bucket is needed, the rest has to be refilled afterwards.
+    # What answers in flight still owe beyond a full bucket has to be refilled after it is full.
     excess = min(owed - MAX_OWED_SHARE * bucket.burst_capacity, tokens - bucket.burst_capacity)
     return available_at + max(0.0, excess) / bucket.rate

@@ -2,7 +2,7 @@
 
 Start-time fair queueing (Goyal, Vin and Cheng, 1996): each process's next request is scheduled
 after those of the processes that have been served fewer tokens, so none has to poll. A process has
-a lease, which its operations and heartbeats renew. Pure; `stores` keeps the numbers.
+a lease, which its operations and heartbeats renew. `stores` keeps the numbers.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ class RequestState:
             )
         unpriced = pricing.unpriced_parts(usage, model, self.base_url)
         all_calls_known = completed and self.broken_usage == ZERO_USAGE
-        if not all_calls_known and pricing.priced_provider(self.base_url):
+        if not all_calls_known and pricing.known_provider(self.base_url):
             # No server states the tool calls of an attempt that broke off.
             unpriced = tuple(sorted({*unpriced, *pricing.paid_tools(self.request, model)}))
         return Reply(

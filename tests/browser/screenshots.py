@@ -23,7 +23,7 @@ from tests.simulated import Simulated, simulated
 
 FOLDER = REPOSITORY / "notebooks" / "images"
 WARM_UP = "%%codex --no-history\nHello [[tokens=9]]"
-PRICES = "from nbcodex.openai_api import pricing\npricing.priced_provider = lambda url: 'openai'"
+PRICES = "from nbcodex.openai_api import pricing\npricing.known_provider = lambda url: 'openai'"
 """Gives the simulator's tokens OpenAI's price, so that the pictures show one."""
 PROMPT = "%%codex -o answer\nExplain what a token bucket is, with an example in Python."
 LIMIT = (

@@ -75,7 +75,7 @@ def test_an_expensive_map_asks_first(server: Simulated, tmp_path: Path) -> None:
         load_extension(cell)
         cell.run(
             "from nbcodex.openai_api import pricing\n"
-            "pricing.cost, pricing.priced_provider = lambda *_: 0.75, lambda _: 'openai'"
+            "pricing.cost, pricing.known_provider = lambda *_: 0.75, lambda _: 'openai'"
         )
         cell.client.allow_stdin = True
         for answer, error in (("y", ""), ("n", "NbcodexError")):
