@@ -5,7 +5,6 @@ The functions in `current` are those of a plain script; the notebook extension r
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import re
@@ -69,12 +68,18 @@ def _describe(wait: CoolingDown | BackingOff) -> str:
     return f"Queued for capacity of {figures}."
 
 
-def _confirm_in_terminal(question: str) -> bool | None:
-    if not (sys.stdin and sys.stdin.isatty()):
-        return None
-    with contextlib.suppress(EOFError):  # Ctrl-D
+def confirm(question: str) -> bool | None:
+    """Return the user's answer to a question; None if the front end cannot ask."""
+    try:
         return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
-    return False
+    except EOFError:  # Ctrl-D
+        return False
+    except Exception:  # each front end without an input line raises an error of its own
+        return None
+
+
+def _confirm_in_terminal(question: str) -> bool | None:
+    return confirm(question) if sys.stdin and sys.stdin.isatty() else None
 
 
 @dataclass(slots=True)

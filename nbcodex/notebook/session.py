@@ -48,7 +48,7 @@ class Session:
         host.current.follow = self._follow_ask
         host.current.origin = self.new_origin
         host.current.map_listener = self.map_listener
-        host.current.confirm = _confirm
+        host.current.confirm = host.confirm
         host.current.is_script = False
         self.settings: Settings = config.settings()
         collector_of(get_client())  # the monitor collects events from the first request on
@@ -263,13 +263,3 @@ class Session:
         now = clock.now()
         state = PanelState(id=handle.request.id, started_at=now, phase_started_at=now)
         return CellOutput(view, options, state)
-
-
-def _confirm(question: str) -> bool | None:
-    """Return the user's answer to a question; None if the front end cannot ask."""
-    try:
-        return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
-    except EOFError:  # Ctrl-D
-        return False
-    except Exception:  # each front end without an input line raises an error of its own
-        return None

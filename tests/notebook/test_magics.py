@@ -780,7 +780,7 @@ def test_forgetting_all_erases_what_is_on_disk_however_the_journal_is_set(
             return answer
 
         # A session that is made by a command registers its own way to ask.
-        monkeypatch.setattr("nbcodex.notebook.session._confirm", confirm)
+        monkeypatch.setattr("nbcodex.host.confirm", confirm)
         ip.run_line_magic("codex", "forget all")
         files = b"".join(path.read_bytes() for path in folder.glob("journal*"))
         assert (b"a rare prompt" in files) == is_left
@@ -819,7 +819,7 @@ def test_ctrl_d_at_the_question_erases_nothing(
     monkeypatch.setattr("builtins.input", end_of_input)
     if is_in_terminal:
         monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-        monkeypatch.setattr("nbcodex.notebook.session._confirm", host._confirm_in_terminal)
+        monkeypatch.setattr("nbcodex.host.confirm", host._confirm_in_terminal)
     ip.run_line_magic("codex", "forget all")
     assert "Nothing was erased." in capsys.readouterr().out
     assert len(get_client().journal(Settings.read()).recent_entries()) == 1

@@ -1,7 +1,4 @@
-"""Views without widgets: outputs of a notebook that are updated, and a terminal's lines.
-
-The base classes of all views are here. The final MIME bundle is made by the view's caller.
-"""
+"""Views without widgets: outputs of a notebook that are updated, and a terminal's lines."""
 
 from __future__ import annotations
 
@@ -146,15 +143,10 @@ class MapView:
 # because escape sequences in it could take over the terminal.
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
 def _rewrite_line(line: str) -> None:
     # A line of the full width would wrap, and the next rewrite would leave its first half behind.
     width = max(os.get_terminal_size().columns - 1, 20)
-    _write(_CLEAR_LINE + line[:width])
+    print(_CLEAR_LINE + line[:width], end="", flush=True)
 
 
 class TerminalView(RequestView):
@@ -189,7 +181,7 @@ class TerminalView(RequestView):
             line = status_line(state, self._clock.now(), self._clock.wall())
             if self._is_tty:
                 if not self._status and not self._is_at_line_start:
-                    _write("\n")
+                    print(flush=True)
                 _rewrite_line(line)
             elif line.split(" ", 1)[0] != self._status.split(" ", 1)[0]:
                 # The line starts with the phase. Without rewriting, only a new phase is printed.
@@ -201,7 +193,7 @@ class TerminalView(RequestView):
         self._clear_status()
         text, printed = bundle["text/plain"], ""
         if self.in_background:
-            _write("\n")
+            print(flush=True)
         if self._printed.chunk_count:
             printed = self._heading + printable(str(self._printed))
         if len(printed) > len(text):
@@ -215,7 +207,7 @@ class TerminalView(RequestView):
         self._print(text[len(printed) :] + "\n")
 
     def _print(self, text: str) -> None:
-        _write(text)
+        print(text, end="", flush=True)
         self._is_at_line_start = text.endswith("\n")
 
     def _print_line(self, line: str) -> None:
@@ -223,7 +215,7 @@ class TerminalView(RequestView):
 
     def _clear_status(self) -> None:
         if self._is_tty and self._status:
-            _write(_CLEAR_LINE)
+            print(_CLEAR_LINE, end="", flush=True)
             self._status, self._is_at_line_start = "", True
 
 
@@ -239,4 +231,4 @@ class TerminalMapView(MapView):
 
     def close(self, bundle: MimeBundle) -> None:
         """Print the final text."""
-        _write(f"{_CLEAR_LINE if self._status else ''}{bundle['text/plain']}\n")
+        print(f"{_CLEAR_LINE if self._status else ''}{bundle['text/plain']}", flush=True)

@@ -192,10 +192,7 @@ class Monitor:
                 runner.end(action)
         for handle in self.client.active_handles():
             if id_ in {ALL_REQUESTS, handle.request.id}:
-                if action == "retry":
-                    handle.retry_now()
-                else:
-                    handle.end(action)
+                handle.retry_now() if action == "retry" else handle.end(action)
 
 
 # A fork and `%reload_ext` create another client.
@@ -203,8 +200,5 @@ _monitor_of = functools.lru_cache(maxsize=1)(Monitor)
 
 
 def monitor() -> Monitor:
-    """Return the monitor of this process: limits, totals, open requests, retries.
-
-    In a notebook that shows widgets it is a live widget with buttons, elsewhere lines of text.
-    """
+    """Return the live view of this process: limits, totals, open requests, retries."""
     return _monitor_of(get_client())

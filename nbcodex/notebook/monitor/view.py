@@ -1,7 +1,4 @@
-"""The monitor as lines of text, and as the data that its widget draws. All functions are pure.
-
-The page computes countdowns and levels itself: it gets instants of the kernel's clock, and rates.
-"""
+"""The monitor as lines of text, and as the data that its widget draws. All functions are pure."""
 
 from __future__ import annotations
 
