@@ -123,7 +123,7 @@ def _field_at(
 def _split_field(text: str, start: int, names: Collection[str]) -> tuple[int, str, str, str] | None:
     """Return the end, expression (from `start` on), conversion and format of a field."""
     close = text.find("}", start, start + MAX_FIELD_CHARS)
-    if names and text[start : max(close, start)] in names:
+    if text[start : max(close, start)] in names:
         return close + 1, text[start:close], "", ""
     # By tokens, so that an index such as `x["}"]` may contain a brace or a colon.
     depth = 0

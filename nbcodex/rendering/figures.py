@@ -43,14 +43,13 @@ def figures_line(reply: Reply) -> str:
         cut = f"cut {'at' if cut.startswith('max') else 'by'} {shorten(cut, max_chars=40)}"
     attempts = f"{reply.attempts} attempts" if reply.attempts > 1 else ""
     waited = f"waited {format_duration(reply.waited)}" if reply.waited > 0 else ""
-    queued = f"queued {format_duration(reply.queued)}" if reply.queued >= MIN_LISTED_QUEUE_S else ""
     return join_figures(
         shorten(reply.model or "", max_chars=80),
         *token_figures(usage),
         price,
         format_duration(reply.seconds) if reply.seconds >= MIN_LISTED_S else "",
         ", ".join(filter(None, (attempts, waited))),
-        queued,
+        f"queued {format_duration(reply.queued)}" if reply.queued >= MIN_LISTED_QUEUE_S else "",
         cut,
         "" if reply.status == "done" else reply.status,
         "simulated" if reply.simulated else "",

@@ -1,7 +1,4 @@
-"""Serves a simulator over HTTP/1.1 on a socket, for the demo, browsers and other processes.
-
-It stops an answer when its client disconnects, and breaks connections where a fault asks for it.
-"""
+"""Serves a simulator over HTTP/1.1 on a socket, for the demo, browsers and other processes."""
 
 from __future__ import annotations
 
@@ -65,8 +62,6 @@ async def serve(simulator: Simulator, host: str = "127.0.0.1", port: int = 0) ->
 
 @dataclass(eq=False)
 class _Connection:
-    """One connection, which serves requests one after the other."""
-
     simulator: Simulator
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter

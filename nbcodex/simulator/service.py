@@ -278,8 +278,7 @@ class Simulator:
         continued = replace(planned, fault=fault, received_at=self.clock.wall(), knobs=self.knobs)
         raise_scripted_failure(continued, stated_tokens=0)
         chunks = deliver(stored.follow(after=int(after)), fault, self.clock)
-        headers = self._common_headers(record) | EVENT_STREAM_HEADERS
-        return HttpResponse(200, headers, chunks)
+        return HttpResponse(200, self._common_headers(record) | EVENT_STREAM_HEADERS, chunks)
 
     def _answer_batch_line(
         self, body: dict[str, Any], path: str, key_name: str

@@ -152,10 +152,7 @@ class CellOutput:
             self._call_view(self._view.prepare)
 
     def close(self, take_notice: Callable[[], str] = lambda: "") -> None:
-        """End the view, and leave the answer, or the part of it that has arrived.
-
-        If anything is left, `take_notice` is called, and its text is added to the line of figures.
-        """
+        """End the view, and leave the answer, or what arrived, with `take_notice`'s text."""
         reply = self._state.reply
         if reply is None or not self._is_open:
             self._view.discard()  # it gets no answer, or was prepared and never shown
@@ -206,7 +203,6 @@ class CellOutput:
             return formats.render_answer(answer, "text")
 
     def _call_view(self, method: Callable[[PanelState], None]) -> None:
-        # A view that fails must not lose the answer.
         try:
             method(self._state)
         except Exception:

@@ -282,5 +282,4 @@ def wait_reason(state: PanelState) -> str:
     reason = state.reason
     if state.limit is not None:
         reason = ": ".join(filter(None, (state.limit.name, state.limit.figures)))
-    in_cooldown = reason and state.phase == "cooldown"
-    return f"{reason} (reached earlier)" if in_cooldown else reason
+    return f"{reason} (reached earlier)" if reason and state.phase == "cooldown" else reason

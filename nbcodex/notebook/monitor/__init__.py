@@ -1,8 +1,4 @@
-"""`nbcodex.monitor()`: all requests of this process, shown as a widget or as lines of text.
-
-`MonitorCollector` receives all events, and looks up limits, totals and budgets, which no event
-states. `Monitor` sends changes to the page and does what its buttons ask for.
-"""
+"""`nbcodex.monitor()`: all requests of this process, shown as a widget or as lines of text."""
 
 from __future__ import annotations
 
