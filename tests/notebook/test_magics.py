@@ -805,23 +805,18 @@ def test_forgetting_an_ambiguous_id_erases_nothing(ip: Any) -> None:
     assert (own.count_entries(), demo.count_entries()) == (3, 1)
 
 
-@pytest.mark.parametrize("is_in_terminal", [True, False])
 def test_ctrl_d_at_the_question_erases_nothing(
-    ip: Any,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    is_in_terminal: bool,
+    ip: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def end_of_input(_question: str) -> str:
         raise EOFError
 
     ip.run_cell_magic("codex", "--no-history", "a rare prompt")
     monkeypatch.setattr("builtins.input", end_of_input)
-    if is_in_terminal:
-        monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-        monkeypatch.setattr("nbcodex.host.confirm", host._confirm_in_terminal)
     ip.run_line_magic("codex", "forget all")
     assert "Nothing was erased." in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert host._confirm_in_terminal("Erase all?") is False  # a script in a terminal
     assert len(get_client().journal(Settings.read()).recent_entries()) == 1
 
 
