@@ -19,7 +19,7 @@ from nbcodex import models
 from nbcodex.errors import AnswerError, shorten
 from nbcodex.models import CONTENT_FILTER, Image, Source, StreamPosition, Usage
 from nbcodex.openai_api.api_errors import AnswerFailedError
-from nbcodex.openai_api.dialects import WORDS, has_code
+from nbcodex.openai_api.dialects import WORDS, bare, has_code
 from nbcodex.openai_api.pricing import IMAGE_TOOL
 from nbcodex.openai_api.rate_limits import parse_number
 
@@ -106,6 +106,7 @@ class CompletedAnswer:
     response_id: str | None  # the server's id of the answer
     reasoning: tuple[dict[str, Any], ...] = ()  # what the next turn can send back of it
     images: tuple[Image, ...] = ()
+    is_reasoning: bool = False  # all the text came as reasoning, and none as the answer
     declined: bool = False  # the model itself declined to answer
     simulated: bool = False  # only set for batches: for a stream, `ResponseStarted` states it
     tool_calls: tuple[str, ...] = ()  # the names of the functions that the model asked to call
@@ -128,7 +129,7 @@ class RawAnswer:
     cut: str | None = None
     response_id: str | None = None
     text: str = ""
-    reasoning_text: str = ""  # to show, of an answer in one piece
+    reasoning_text: str = ""  # to show; of a stream, once it has ended
     reasoning: list[dict[str, Any]] = field(default_factory=list)  # items for the next turn
     reasoning_content: list[str] = field(default_factory=list)  # deltas of DeepSeek's member
     images: list[Image] = field(default_factory=list)
@@ -169,19 +170,18 @@ class RawAnswer:
 
     def read_ending(self, reason: object) -> bool:
         """Set `cut` by the stated reason of the end, if any; return whether there is one."""
-        # ``EndTurn`` and ``END-TURN`` are ``end_turn``; Google's begin with ``FINISH_REASON_``.
         if not isinstance(reason, str):
             return False
-        words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason)
-        name = words.strip().lower().replace("-", "_").removeprefix("finish_reason_")
-        if name in WORDS["absent_endings"]:
+        # Google's enum has a prefix: ``FINISH_REASON_STOP``.
+        name = bare(reason.strip()).removeprefix("finishreason")
+        if has_code([name], "absent_endings"):
             return False
-        known = (cut for endings, cut in _CUT_BY_ENDINGS.items() if name in WORDS[endings])
+        known = (cut for endings, cut in _CUT_BY_ENDINGS.items() if has_code([name], endings))
         cut = next(known, shorten(reason, 100))
         if cut not in _CUT_BY_ENDINGS.values() and has_code([name], "failed_endings"):
             raise failed_ending(cut)
         # The first ending that is not normal counts.
-        if not self.cut and name not in WORDS["normal_endings"]:
+        if not self.cut and not has_code([name], "normal_endings"):
             self.cut = cut
         return True
 
@@ -206,6 +206,9 @@ class RawAnswer:
             text = clean("".join(self.tool_arguments))
             self.tool_calls = []
             self.cut = None if self.cut == CUT_TOOL_CALLS else self.cut
+        # Where thinking is off, a server's reasoning parser can take the answer for reasoning.
+        is_bare = not (text.strip() or self.images or self.tool_calls)
+        is_reasoning = is_bare and self.cut in (None, CUT_NO_ENDING) and self.reasoning_text != ""
         reasoning, remaining_chars = [], MAX_REASONING_CHARS
         chat_item = {"reasoning_content": text_value("".join(self.reasoning_content))}
         for item in [*self.reasoning, chat_item]:
@@ -220,7 +223,8 @@ class RawAnswer:
         unlisted_images = len(self.images) - self.hosted_tool_calls.count(IMAGE_TOOL)
         hosted_calls = self.hosted_tool_calls + (IMAGE_TOOL,) * unlisted_images
         return CompletedAnswer(
-            text=text,
+            text=clean(self.reasoning_text) if is_reasoning else text,
+            is_reasoning=is_reasoning,
             usage=replace(self.usage, hosted_tool_calls=hosted_calls[:MAX_HOSTED_TOOL_CALLS]),
             model=clean(self.model) if self.model else None,
             cut=clean(self.cut) if self.cut else None,
@@ -272,6 +276,12 @@ def judge(answer: CompletedAnswer) -> None:
             reason = "The server did not state how the answer ended."
         kept = "Ask again, or rephrase the prompt" if is_empty else "The text so far is kept"
         raise AnswerError(reason, advice=f"{kept}; the server's log may say why it ended.")
+    if answer.is_reasoning and not is_empty:
+        raise AnswerError(
+            "All the text came as reasoning and none as the answer; it is kept as the text.",
+            advice="Switch thinking on, correct the server's reasoning parser, or send it again.",
+            note="all the text came as reasoning",
+        )
     if not is_empty:
         return
     if answer.cut == CUT_MAX_OUTPUT:
@@ -280,7 +290,7 @@ def judge(answer: CompletedAnswer) -> None:
         where = "went into reasoning" if reasoning or output else "were used up"
         raise AnswerError(
             f"The answer is empty: the {count} {where}.",
-            advice="Raise --max-output, or lower --effort.",
+            advice="Raise --max-output if it is set, lower --effort, or shorten the prompt.",
             note=NOTE_EMPTY,
         )
     raise AnswerError(

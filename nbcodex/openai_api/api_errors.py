@@ -69,7 +69,7 @@ class ErrorInfo:
 
     def has_code(self, list_name: str) -> bool:
         """Return whether its code or type is in a list of `dialects`."""
-        return dialects.has_code((self.code.lower(), self.error_type.lower()), list_name)
+        return dialects.has_code((self.code, self.error_type), list_name)
 
     def has_phrase(self, list_name: str) -> bool:
         """Return whether its message contains a phrase of a list of `dialects`."""
@@ -174,6 +174,8 @@ def explain_wrong_address(error: NbcodexError, base_url: str, path: str) -> None
     error.args = (error.message,)
     if not urlsplit(base_url).path.strip("/"):
         error.advice = f"Set the base URL to {base_url}/v1."
+    elif path == "/responses":
+        error.advice = f"Use --api chat if the server lacks the Responses API. {error.advice}"
 
 
 def is_wrong_address(error: NbcodexError) -> bool:
@@ -412,8 +414,13 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
             info.sentence("The plan does not include this model: its limit is 0"),
             advice="Choose another model (`%codex models`, `nbcodex doctor`), or another plan.",
         )
-    if info.has_code("model_codes") or info.has_phrase("model_phrases"):
-        return _new_error(errors.ModelError, info, "The server does not have this model")
+    words = info.message.lower()
+    for cause, (class_name, happened, advice) in dialects.REFUSALS.items():
+        is_about = info.has_code(f"{cause}_codes") or dialects.has_match(words, f"{cause}_patterns")
+        if is_about and worded_wait is None:
+            refusal = _new_error(getattr(errors, class_name), info, happened)
+            refusal.advice = advice or refusal.advice
+            return refusal
     if info.has_code("growth_codes"):
         return _limit_error(info, Limit(resource="traffic growth"), wait, headers, wall_time)
     # Before limits: overload also arrives as 429, but no limit of this account is used up.
@@ -436,11 +443,6 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
     if (status or 400) < 500 and advice:
         words = "The address of the proxy or the server is wrong"
         return errors.ConnectionSettingsError(info.sentence(words), advice=advice)
-    is_unserved = info.has_code("region_codes") or info.has_phrase("region_phrases")
-    if (status or 400) < 500 and is_unserved:
-        words = "The provider does not serve this country or network"
-        advice = "Use another provider (--api-base), or check the VPN or the proxy."
-        return errors.RequestError(info.sentence(words), advice=advice)
     is_key_rejected = status in {None, 400, 403} and info.has_phrase("credentials_phrases")
     is_key_rejected |= status == 401 or info.has_code("credentials_codes")
     if is_key_rejected or status == 403:
@@ -448,18 +450,18 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
         return _new_error(errors.CredentialsError, info, words)
     if status == 404 and info.has_phrase("unknown_param_phrases"):
         status = 400
+    # The SDK retries 408 and 409, too; 425 is "Too Early" (RFC 8470).
+    if status in {408, 409, 425}:
+        return _new_error(ServerError, info, "The server asks to try again", wait=wait)
     # If the message does not name the model, a 404 usually means a wrong base URL.
-    names_model = info.code or "model" in info.message.lower()
-    is_page = status is None and info.message.startswith(_WEB_PAGE)
+    names_model = info.code.strip("0123456789") or "model" in info.message.lower()
+    is_page = (status or 400) < 500 and info.message.startswith(_WEB_PAGE)
     has_no_such_call = is_page or info.has_phrase("no_such_call_phrases")
     if has_no_such_call or (status in {404, 405} and not names_model):
         words = "The server does not have this address"
         return errors.ModelError(info.sentence(words), advice=_ADDRESS_ADVICE)
     if status == 404:
         return _new_error(errors.ModelError, info, "The server does not have this model or address")
-    # The SDK retries 408 and 409, too; 425 is "Too Early" (RFC 8470).
-    if status in {408, 409, 425}:
-        return _new_error(ServerError, info, "The server asks to try again", wait=wait)
     is_rejected = info.has_code("request_codes") if status is None else 400 <= status < 500
     if is_rejected:
         return _new_error(errors.RequestError, info, "The server rejects the request")

@@ -16,15 +16,22 @@ WORDS: dict[str, list[str]] = {name: v for name, v in _TABLE.items() if isinstan
 REASONING_TAGS: dict[str, str] = _TABLE["reasoning_tags"]
 QUOTA_TEXTS: dict[str, tuple[str, str]] = _TABLE["quota_texts"]  # what happened, what to do
 SETTING_ADVICE: dict[str, str] = _TABLE["setting_advice"]  # by a phrase
+REFUSALS: dict[str, tuple[str, str, str]] = _TABLE["refusals"]  # by the cause
 ERROR_ADVICE: dict[str, str] = _TABLE["error_advice"]  # by the error's class
 LIMIT_ADVICE: dict[str, str] = _TABLE["limit_advice"]  # by what the limit counts
 RESOURCES: dict[str, Resource] = _TABLE["resources"]
 UNITS_S: dict[str, float] = _TABLE["units_s"]
 
 
+def bare(word: str) -> str:
+    """Return a code or an ending without what servers spell differently: case and separators."""
+    return re.sub("[_ -]", "", word.lower())
+
+
 def has_code(codes: Iterable[str], list_name: str) -> bool:
-    """Return whether any lower-case code matches a pattern of the list named `list_name`."""
-    return any(fnmatchcase(code, pattern) for code in codes for pattern in WORDS[list_name])
+    """Return whether any code matches a pattern of the list named `list_name`."""
+    patterns = [bare(pattern) for pattern in WORDS[list_name]]
+    return any(fnmatchcase(bare(code), pattern) for code in codes for pattern in patterns)
 
 
 def has_phrase(text: str, list_name: str) -> bool:

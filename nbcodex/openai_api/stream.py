@@ -123,6 +123,7 @@ class AnswerStream:
         self._payload: dict[str, Any] | None = None  # a body in one piece
         self._texts = [resumed_text] if resumed_text else []
         self._has_text = bool(resumed_text)
+        self._reasonings: list[str] = []
         self._withheld_text = ""  # text of a durable answer after its last position
         self._half_character = ""  # of a surrogate pair that two deltas share
         self._position = self._emitted_position = reader.position
@@ -214,6 +215,7 @@ class AnswerStream:
             shown = self._reasoning_redactor.feed(reasoning) + self._reasoning_redactor.flush()
             for event in self._emit(text, shown):
                 yield event
+            answer.reasoning_text = "".join(self._reasonings)
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(DRAIN_TIMEOUT_S):
                     remaining_bytes = _DRAIN_BYTES
@@ -362,6 +364,7 @@ class AnswerStream:
             self._has_restarted = False
             yield Reset()
         if reasoning:
+            self._reasonings.append(reasoning)
             yield ReasoningDelta(reasoning)
         if text:
             yield TextDelta(text)

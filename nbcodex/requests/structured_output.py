@@ -183,7 +183,8 @@ def check_repairable(
             f"The model refuses: {shorten(answer.text, 200)}", advice="Rephrase the prompt."
         )
     if answer.cut:
-        advice = "Raise --max-output." if answer.cut == CUT_MAX_OUTPUT else "Rephrase the prompt."
+        is_long, longer = answer.cut == CUT_MAX_OUTPUT, "Raise --max-output if it is set."
+        advice = longer if is_long else "Rephrase the prompt."
         raise AnswerError(
             f"The answer was cut ({shorten(answer.cut, 40)}): {mismatch}", advice=advice
         )

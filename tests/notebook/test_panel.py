@@ -366,7 +366,10 @@ def test_status_line_accepts_any_resume_time(resume_at: float) -> None:
         (Reply(id="1", waited=72.0), "waited 1 min 12 s"),
         (Reply(id="1", waited=72.0, queued=9.0), "waited 1 min 12 s · queued 9.0 s"),
         (Reply(id="1", queued=0.9), ""),
-        (Reply(id="1", cut="max_output_tokens"), "cut at max_output_tokens"),
+        (
+            Reply(id="1", cut="max_output_tokens"),
+            "cut at max_output_tokens or the model's own limit",
+        ),
         (
             Reply(id="1", cut="content_filter"),
             "cut by content_filter: this is not the whole answer",
