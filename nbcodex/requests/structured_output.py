@@ -183,8 +183,9 @@ def check_repairable(
             f"The model refuses: {shorten(answer.text, 200)}", advice="Rephrase the prompt."
         )
     if answer.cut:
-        is_long, longer = answer.cut == CUT_MAX_OUTPUT, "Raise --max-output if it is set."
-        advice = longer if is_long else "Rephrase the prompt."
+        advice = "Rephrase the prompt."
+        if answer.cut == CUT_MAX_OUTPUT:
+            advice = "Raise --max-output. If none is set, ask for less."
         raise AnswerError(
             f"The answer was cut ({shorten(answer.cut, 40)}): {mismatch}", advice=advice
         )
