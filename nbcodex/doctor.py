@@ -189,10 +189,10 @@ def _check_server(settings: Settings, client: Client, endpoint: Endpoint) -> Ite
     server = f" at {endpoint.base_url}"
     limits = [state for label, state in by_label.items() if label.endswith(server)]
     # A list of models may state limits before any request was sent.
-    if not any(state.was_used or state.is_declared for state in limits):
+    if not any(state.was_used or state.has_limit_headers for state in limits):
         yield Finding("limits", "unknown until the first request", is_known=False)
         return
-    declared = any(state.is_declared for state in limits)
+    declared = any(state.has_limit_headers for state in limits)
     # How answers are charged is known as soon as enough of them have ended.
     policies = {each.policy for each in limits if each.output_share is not None}
     charging = f"charged: {', '.join(sorted(policies))}" if policies else "charging not known yet"

@@ -115,7 +115,7 @@ class Origin:
     variable: str | None = None  # The variable that the reply is assigned to
     map_id: str | None = None  # The map run that it is a row of
     row_index: int | None = None  # Its index in that map, from 0
-    row_count: int | None = None  # The number of rows of that map, where known
+    row_count: int | None = None  # The number of rows of that map; None for an iterator
     engine: str = "live"  # How the map's rows are answered: as ``live`` requests, or by ``batch``
     data_kind: str = "list"  # The map's data: ``list``, ``tuple``, ``pandas`` or ``polars``
     position: TurnPosition = TurnPosition()  # Of the answer, if it joins a conversation
@@ -459,7 +459,7 @@ class MapStats:
 
     map_id: str
     at: float  # The instant, in seconds since boot
-    total: int | None = None  # Rows; None where the number is not known yet
+    total: int | None = None  # Rows; None for the rows of an iterator, which has no length
     done: int = 0  # Rows with an answer
     reused: int = 0  # Of `done`: with an answer from the journal
     cut: int = 0  # Of `done`: with an answer that ends early

@@ -1,7 +1,8 @@
 """The two ways for rows to be answered: each as a request of its own, or through the Batch API.
 
 A backend decides how many rows are active at once, counts what they use, and hands their endings to
-the thread that executes the map.
+the thread that executes the map. Live rows are written to the journal by `requests.entry_writer`,
+like any request; rows of batch jobs by `upload` and `batch_rows`.
 """
 
 from __future__ import annotations

@@ -185,7 +185,7 @@ def describe_unstored_rows(run: MapRun) -> str:
 
 
 class LastMap(Sequence[Reply]):
-    """`nbcodex.map.last`, `map.recent[ID]`: a map's replies in order, false without an answer.
+    """`nbcodex.map.last`, `map.recent[ID]`: a map's replies in order; one without answer is false.
 
     For an iterator it is empty, because those replies are not kept. `id` is the map's id.
     """

@@ -104,14 +104,12 @@ class MapRun:
         self._unreturned: deque[RowState] = deque()
         self._unanswered: dict[int, RowState] = {}  # rows that were read, by index
         self._reported_at = float("-inf")
-        self._reset()
+        self._prepare_execution()
 
     def _read_rows(self) -> Iterator[Row]:
-        """Return the rows that have not been read yet."""
         return itertools.islice(self.inputs.rows() if self.requests else (), self._read_count, None)
 
-    def _reset(self) -> None:
-        """Prepare an execution of the map."""
+    def _prepare_execution(self) -> None:
         self.outcome: MapOutcome = ""  # empty while the map is executed
         # How the user ends the map: nothing is started any more. Any thread may set it.
         self.end_action: EndAction | None = None
@@ -127,8 +125,8 @@ class MapRun:
         self._budget_error: NbcodexError | None = None  # ends the map when no row is active
 
     def advance(self) -> bool:
-        """Start as many rows as the backend accepts; return whether there is more to wait for."""
-        self.collect_endings(timeout=0.0)
+        """Apply endings and start rows, without waiting; return whether the map has to go on."""
+        self.apply_endings(timeout=0.0)
         if error := self.backend.counter.common_fault(len(self._active)):
             # If the user has set a shorter patience, that decides how long a fault may last.
             requests = [row.request for row in self._active.values() if row.request]
@@ -202,8 +200,8 @@ class MapRun:
         assert row.request is not None  # noqa: S101 - a row has its data or its request
         return row.request
 
-    def collect_endings(self, *, timeout: float) -> None:
-        """Apply the endings that have arrived, each once; wait for one if a row is active."""
+    def apply_endings(self, *, timeout: float) -> None:
+        """Apply the endings that have arrived, each once; wait up to `timeout` for the first."""
         for ending in self.backend.next_endings(timeout=timeout if self._active else 0.0):
             if row := self._active.get(ending.request_id):
                 self._apply_ending(row, ending)
@@ -313,7 +311,7 @@ class MapRun:
         """Wait until no row is active, at most `timeout` seconds; return whether none is."""
         deadline = time.monotonic() + timeout
         while self._active and time.monotonic() < deadline:
-            self.collect_endings(timeout=0.05)
+            self.apply_endings(timeout=0.05)
         return not self._active
 
     def _park_remaining(self, *, until: float) -> None:
@@ -345,7 +343,7 @@ class MapRun:
         """Prepare to execute the rows without an answer; return whether anything is left to do."""
         self.backend.settings = settings
         self.backend.counter.reset_unanswered()
-        self._reset()
+        self._prepare_execution()
         unanswered = [self._unanswered[index] for index in sorted(self._unanswered)]
         for row in unanswered:
             entry = entries.get(f"{self.id}-{row.index}")

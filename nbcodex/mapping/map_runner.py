@@ -41,7 +41,7 @@ class MapRunner:
         self._executing_thread, self._is_advancing = threading.get_ident(), False
 
     def advance(self) -> bool:
-        """Advance the run; return whether there is more to wait for."""
+        """Advance the run, unless its user has ended it; return whether it has to go on."""
         self._check_end_action()
         # While this is true, the executing thread is not suspended, and sees `end_action` itself.
         self._is_advancing = True
@@ -144,7 +144,8 @@ def stream_map(run: MapRun) -> Iterator[Any]:
             for reply in run.pop_ready():
                 yield reply
                 runner.advance()
-            run.collect_endings(timeout=REPORT_INTERVAL_S)
+            # Waits for the next ending, which `advance` never does.
+            run.apply_endings(timeout=REPORT_INTERVAL_S)
 
 
 async def stream_map_async(run: MapRun) -> AsyncIterator[Any]:
@@ -156,9 +157,6 @@ async def stream_map_async(run: MapRun) -> AsyncIterator[Any]:
                 yield reply
                 runner.advance()
             await asyncio.sleep(ASYNC_POLL_S)
-
-
-# What the user reads about a map that ended early.
 
 
 def describe_outcome(run: MapRun) -> str:

@@ -129,11 +129,12 @@ class BatchUploader:
         for number, row in enumerate(rows):
             # A batch job's answer is kept in its file; `durable` would keep it a second time.
             request = row.request = replace(row.request, durable=False)
-            if row.entry:  # as `Client.resume` does for a live row
+            if row.entry:  # it was stored with the patience of the settings at that time
                 patience = max(request.patience, settings.patience)
                 request = row.request = replace(request, patience=patience)
             try:
-                model = await api_client.resolve_model(request, settings)  # makes the client, too
+                # Also makes the SDK's client, which the next two lines need.
+                model = await api_client.resolve_model(request, settings)
                 endpoint = api_client.endpoint(request, settings)
                 if not self._cancels_jobs:  # what is only cancelled stays with its own server
                     row.request = request.with_server(endpoint.server)

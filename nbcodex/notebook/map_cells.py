@@ -86,10 +86,7 @@ def _preview(run: MapRun, replies: list[Any]) -> tuple[str, str]:
 def resume_one(
     session: Session, id_or_prefix: str, *, any_server: bool = False, cancel_jobs: bool = False
 ) -> bool:
-    """Resume a map; return whether there is one with this id.
-
-    With `cancel_jobs`, only what its batch jobs have answered is fetched, and they are cancelled.
-    """
+    """Resume a map as `resume_map` does, and show it; return whether there is one with this id."""
     run = resume_map(id_or_prefix, any_server=any_server, cancel_jobs=cancel_jobs)
     if run is None:
         return False

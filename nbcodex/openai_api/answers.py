@@ -179,7 +179,7 @@ class RawAnswer:
         known = (cut for endings, cut in _CUT_BY_ENDINGS.items() if has_code([name], endings))
         cut = next(known, shorten(reason, 100))
         if cut not in _CUT_BY_ENDINGS.values() and has_code([name], "failed_endings"):
-            raise failed_ending(cut)
+            raise failed_answer_error(cut)
         # The first ending that is not normal counts.
         if not self.cut and not has_code([name], "normal_endings"):
             self.cut = cut
@@ -237,8 +237,8 @@ class RawAnswer:
         )
 
 
-def failed_ending(ending: str) -> AnswerFailedError:
-    """Return the error for an answer with this ending; its usage may follow."""
+def failed_answer_error(ending: str) -> AnswerFailedError:
+    """Return the error for an answer with this ending; not final, because its usage may follow."""
     message = f'the server ended the answer with "{ending}"'
     return AnswerFailedError({"error": {"message": message}}, is_final=False)
 

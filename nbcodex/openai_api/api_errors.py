@@ -45,7 +45,7 @@ _CALL = re.compile(r"(/chat/completions|/responses|/models|/files|/batches)?/*([
 
 
 class AnswerFailedError(Exception):
-    """The server states that the answer failed; unless `is_final`, a later event may say why."""
+    """The server states that the answer failed. If not `is_final`, reason or usage may follow."""
 
     def __init__(self, payload: object, *, is_final: bool = True) -> None:
         super().__init__()

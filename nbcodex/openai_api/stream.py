@@ -205,7 +205,7 @@ class AnswerStream:
                 # Like one without any ending, it is charged: the second in a row is accepted.
                 self._reader.lacks_ending = not self._reader.accepts_missing_ending
                 if self._reader.lacks_ending:
-                    raise answers.failed_ending(answer.cut or "")
+                    raise answers.failed_answer_error(answer.cut or "")
             if differs:
                 self._has_restarted = not final.startswith(earlier_text)
                 text = final if self._has_restarted else final.removeprefix(earlier_text)

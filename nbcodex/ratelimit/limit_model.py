@@ -77,7 +77,7 @@ class Refusal:
 
 
 def stated_bucket(reading: LimitReading) -> TokenBucket:
-    """Return the bucket with the limit, level and refill rate that headers state."""
+    """Return the bucket that headers state: its limit and refill rate, and its level at 0.0."""
     limit, remaining = max(MIN_LIMIT, reading.limit), reading.remaining
     full_in, rate = reading.full_in, limit / MINUTE
     # Headers state no negative level. But if an empty bucket takes longer than its window to fill,

@@ -202,7 +202,7 @@ class LimitState:
     undeclared: tuple[Limit, ...]  # limits that only refusals state, as projected
     policy: ChargePolicy
     output_share: float | None  # of `max_output` that answers use; None before enough answers
-    is_declared: bool  # the server's headers state limits
+    has_limit_headers: bool  # whether the server's headers state limits
     burst_tokens: float | None  # most that a hidden window admits at once; None without one
     foreign_rate: float  # tokens per second that others on the same key take
     margin: float  # share of the limit that is kept free
@@ -229,7 +229,7 @@ def limit_state(shared: SharedModel, process: str, now: float) -> LimitState:
         undeclared=tuple(describe_limit(e.resource, e.bucket, now) for e in model.undeclared),
         policy=model.tokens.policy,
         output_share=model.output.used_share(now) if has_answers else None,
-        is_declared=tokens.is_known and not model.is_headerless,
+        has_limit_headers=tokens.is_known and not model.is_headerless,
         burst_tokens=tokens.burst_capacity if tokens.hidden_floor else None,
         foreign_rate=tokens.foreign_rate,
         margin=model.margin,

@@ -27,14 +27,10 @@ Period = Literal["session", "day", "month"]
 
 # Fewer tokens are a mistake: a dollar sign was forgotten, or `%config` has expanded it.
 MIN_CAP_TOKENS = 100
-
 WARNING_SHARES = (0.75, 0.90, 0.95)  # of a cap: when so much is used, the reply gets a note
-
 # Between two reads of the journal's counters: a read waits until writes before it are on disk.
 REFRESH_INTERVAL_S = 5.0
-
 DEFAULT_OUTPUT_TOKENS = 500  # expected of an answer until the session has had one
-
 # Reserved from rate limits without `max_output`; the limiter learns which share is really used.
 UNBOUNDED_OUTPUT_TOKENS = 1_000
 

@@ -17,12 +17,10 @@ from nbcodex.openai_api import pricing
 from nbcodex.settings import DEFAULT_MODEL, Settings
 
 MAIN_THREAD = "main"  # of cells that name no thread
-
 # So few are assumed to fit every model: the first look-up of a context window takes 0.2 s.
 SMALL_CONVERSATION_TOKENS = 16_000
 DEFAULT_CONTEXT_TOKENS = 32_000  # of a model whose context window is unknown
 USABLE_CONTEXT_SHARE = 0.85  # because our token counts are estimates
-
 # Left for the answer to a request without `max_output`; but at most an eighth of the window.
 FREE_ANSWER_TOKENS = 16_000
 
@@ -109,6 +107,7 @@ def _turns_before(
     """Return the newest `count` turns (None: all) before a position in its chapter, in order."""
     if position.starts_new:
         return []
+    # Candidates are the thread's entries, answered or not; several can have the same number.
     of_chapter = [turn for turn in stored.candidates if turn.chapter == position.chapter]
     earlier = [t for t in of_chapter if position.number is None or t.number < position.number]
     newest = {turn.number: turn for turn in earlier}  # later entries overwrite earlier ones

@@ -18,7 +18,6 @@ from nbcodex.runtime.clock import Clock
 
 # If the first attempt starts within this time, one commit stores both the request and the attempt.
 INSERT_DELAY_S = 0.02
-
 # With the time that a commit takes, a crash loses less than one second of text.
 UPDATE_INTERVAL_S = 0.8
 # Each update writes the whole text, so one that is longer than 64,000 characters is updated less
@@ -62,7 +61,7 @@ class EntryWriter:
         return await self._journal.find_answer(key, reply_id=self._request.id)
 
     async def claim(self, base_url: str, server: str | None, *, reuse: bool) -> Reply | None:
-        """Claim the entry; return an equal request's answer if `reuse` and the request allow it."""
+        """Become the entry's owner; return an equal request's answer, if both `reuse` permit it."""
         if not await self._journal.claim(self._request.id, server=server):
             raise not_resumable(self._request.id)
         if not (reuse and self._request.reuse):

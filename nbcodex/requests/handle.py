@@ -19,18 +19,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from nbcodex import events
-from nbcodex.errors import (
-    Advice,
-    CancelledError,
-    ConfigurationError,
-    NbcodexError,
-    Stopped,
-    shorten,
-)
+from nbcodex import errors, events
 from nbcodex.events import Delta, EndAction, Ending, Event, Listener
 from nbcodex.models import Reply, Request, Resumption, Status
 from nbcodex.runtime import event_loop
@@ -100,7 +93,8 @@ class EventQueue:
     def next_batch(self, timeout: float | None = None) -> tuple[Event, ...]:
         """Return the next batch of events, or an empty one after `timeout` seconds."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        interval_s = INTERRUPT_CHECK_INTERVAL_S or threading.TIMEOUT_MAX  # None: needs no check
+        # On Windows an interrupt does not wake this thread, so it wakes regularly; None elsewhere.
+        interval_s = INTERRUPT_CHECK_INTERVAL_S or threading.TIMEOUT_MAX
         while True:
             left = max(0.0, deadline - time.monotonic())
             try:
@@ -131,7 +125,10 @@ class Handle:
         self._listeners: Sequence[Listener] = (self._queue, *listeners)
         self._resumption = resumption
         self._runner: RequestRunner | None = None
-        self._committed = threading.Event()  # the request is in the journal, or cannot be
+        # Set once the request is in the journal, as a resumed one is, or will never be in it.
+        self._committed = threading.Event()
+        if resumption is not None:
+            self._committed.set()
         self.ending: Future[Ending] = Future()  # of the request's last event
         # A future that is marked as running cannot be cancelled by a caller that waits for it.
         self.ending.set_running_or_notify_cancel()
@@ -159,8 +156,9 @@ class Handle:
                 on_committed=self._committed.set,
             ).start()
         except Exception as error:
-            failure = NbcodexError(
-                f"nbcodex cannot start: {shorten(repr(error))}.", advice="Try `nbcodex doctor`."
+            failure = errors.NbcodexError(
+                f"nbcodex cannot start: {errors.shorten(repr(error))}.",
+                advice="Try `nbcodex doctor`.",
             )
             reply = Reply(id=self.request.id, status="failed", attempts=0)
             # At 0.0, because the clock is one of the services.
@@ -173,10 +171,10 @@ class Handle:
                 listener(event)
             except Exception:
                 log.exception("a listener failed on %s", type(event).__name__)
-        if not isinstance(event, events.Queued):
-            self._committed.set()
-        if isinstance(event, Ending) and not self.ending.done():
-            self.ending.set_result(event)
+        if isinstance(event, Ending):
+            self._committed.set()  # a request that was not written before its ending never will be
+            if not self.ending.done():
+                self.ending.set_result(event)
 
     def end(self, action: EndAction) -> None:
         """Ask the request to end, and return at once; later calls have no effect."""
@@ -217,7 +215,7 @@ class Handle:
             if not self.done:
                 self.end("stop")
         if stop_pressed and not isinstance(ending, events.Interrupted):
-            raise Stopped("Stopped when the request had just ended.", reply=ending.reply)
+            raise errors.Stopped("Stopped when the request had just ended.", reply=ending.reply)
         return ending
 
     def _render_all(
@@ -274,7 +272,7 @@ class Handle:
 
     def _check_thread(self) -> None:
         if event_loop.shared().is_current_thread and not self.done:
-            raise ConfigurationError(
+            raise errors.ConfigurationError(
                 "This call would never end: it would wait for its own event loop.",
                 advice="Use `await nbcodex.aask(…)` there.",
             )
@@ -321,6 +319,10 @@ class PendingReply(Reply):
             return self._handle.wait().reply
         return Reply(id=self.id, status="running", attempts=0)
 
+    @property
+    def _waited_reply(self) -> Reply:
+        return self._handle.wait().reply
+
     def __repr__(self) -> str:
         return repr(self._now()) if self._handle.done else f"<Reply {self.id}: running>"
 
@@ -349,13 +351,9 @@ class PendingReply(Reply):
     __eq__, __hash__ = object.__eq__, object.__hash__
 
 
-def _waiting_property(name: str) -> Any:
-    return property(lambda self: getattr(self._handle.wait().reply, name))
-
-
 # Properties, because completers and inspectors evaluate slots, but not properties.
 for _name in {_field.name for _field in dataclasses.fields(Reply)} - {"id", "status"}:
-    setattr(PendingReply, _name, _waiting_property(_name))
+    setattr(PendingReply, _name, property(attrgetter(f"_waited_reply.{_name}")))
 
 
 def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
@@ -364,15 +362,15 @@ def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:
     if isinstance(ending, events.Finished):
         return reply
     if isinstance(ending, events.Cancelled):
-        error = CancelledError("Cancelled by you.", advice=advice)
+        error = errors.CancelledError("Cancelled by you.", advice=advice)
     if error is not None:
         error.reply = reply
         raise error
     kept = "the text so far is kept" if reply.text else "nothing had arrived"
     if request and request.durable:
         command = f"`%codex resume {reply.id}`"
-        advice = Advice(f"{command} continues it.", f"{command} in a notebook continues it.")
-    raise Stopped(f"Stopped; {kept}.", reply=reply, advice=advice)
+        advice = errors.Advice(f"{command} continues it.", f"{command} in a notebook continues it.")
+    raise errors.Stopped(f"Stopped; {kept}.", reply=reply, advice=advice)
 
 
 def ignore_repeated_stop() -> None:

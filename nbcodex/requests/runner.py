@@ -113,7 +113,8 @@ class RequestRunner:
         self.state = RequestState(request, services.clock, simulators=services.simulators)
         journal = services.journal(settings)
         self._entry = EntryWriter(journal, request, self.state.partial, self._clock)
-        # The cooldown that parked a resumed request may be hours old, so one probe is allowed.
+        # Does all waits of the request, and counts them as patience. The cooldown that parked a
+        # resumed request may be hours old, so one probe is allowed.
         self._waiter = Waiter(self._clock, self.state.patience, may_probe=resumption is not None)
         # While a resumed request has not claimed its entry, its failure leaves the entry as it is.
         self._is_unclaimed = resumption is not None
@@ -466,7 +467,7 @@ class RequestRunner:
         error, attempt, waited = self.state.error, self.state.attempts, self.state.waited
         failed_at = self._clock.now()
         resume_at = await self._start_cooldown(error, failed_at + seconds)
-        self._waiter.record_reported_wait(resume_at)
+        self._waiter.record_reported_wait(resume_at)  # so that `acquire` does not report it again
         self._emit(
             events.BackingOff, error=error, attempt=attempt, resume_at=resume_at, waited=waited
         )

@@ -49,8 +49,9 @@ async def main() -> None:
     simulator = Simulator(Knobs(**options))
     async with serve(simulator, host, port) as url:
         sys.stdout.write(f'{url}\nIn a notebook: %config Codex.base_url = "{url}/v1"\n')
-        base = f"{url}/_simulator/{simulator.control_secret}/"  # and a command
-        sys.stdout.write(f"Control paths: {base}\n")
+        base = f"{url}/_simulator/{simulator.control_secret}/"
+        # A list of faults for the next requests is posted to the second, settings to the third.
+        sys.stdout.write(f"Control paths: {base} with log (GET), script or knobs (POST JSON)\n")
         sys.stdout.flush()
         await asyncio.Event().wait()
 

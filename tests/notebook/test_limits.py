@@ -16,7 +16,7 @@ KNOWN = LimitState(
     requests=None,
     undeclared=(),
     policy="kept",
-    is_declared=True,
+    has_limit_headers=True,
     burst_tokens=None,
     foreign_rate=0.0,
     margin=0.005,
@@ -28,7 +28,7 @@ KNOWN = LimitState(
     cooldown_limit=None,
     output_share=None,
 )
-NOTHING = replace(KNOWN, tokens=None, is_declared=False, was_used=False)
+NOTHING = replace(KNOWN, tokens=None, has_limit_headers=False, was_used=False)
 TPM = Limit(resource="tokens", window=60.0)
 RPD = Limit(resource="requests", window=86_400.0, limit=200, used=30)
 
@@ -45,7 +45,10 @@ RPD = Limit(resource="requests", window=86_400.0, limit=200, used=30)
             replace(KNOWN, cooldown_until=110.0, cooldown_limit=TPM),
             "closed for another 10.0 s (tokens per minute",
         ),
-        (replace(KNOWN, is_declared=False), "inferred: the server sends no rate-limit headers"),
+        (
+            replace(KNOWN, has_limit_headers=False),
+            "inferred: the server sends no rate-limit headers",
+        ),
         (replace(KNOWN, burst_tokens=5_000.0), "at most about 5,000 tokens at once"),
         (
             replace(KNOWN, undeclared=(RPD,)),

@@ -188,7 +188,7 @@ def limits(at: float = 0.0, *labels: str, **details: Any) -> dict[str, Any]:
     unknown = limit_state(SharedModel(), "", at)
     tokens = LimitReading(limit=30_000, remaining=24_000, full_in=12.0)
     requests = LimitReading(limit=500, remaining=499, full_in=0.12)
-    known = {"tokens": tokens, "requests": requests, "is_declared": True, "policy": "kept"}
+    known = {"tokens": tokens, "requests": requests, "has_limit_headers": True, "policy": "kept"}
     state = replace(unknown, **known | details)
     return {"limits": dict.fromkeys(labels or [LABEL], state), "limits_at": at}
 
@@ -273,7 +273,7 @@ UNCERTAIN = {"policy": "refunded"}
     [
         (in_queue(), 142.0),
         (in_queue(**UNCERTAIN), None),
-        (in_queue(is_declared=False), None),
+        (in_queue(has_limit_headers=False), None),
         (in_queue(cooldown_until=150.0), 150.0),
         (in_queue(queued(90), cooldown(91, 160), **UNCERTAIN), 160.0),
         (in_queue(queued(90), cooldown(91, 160, limit=None, queued=True), **UNCERTAIN), 160.0),

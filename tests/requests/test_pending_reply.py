@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nbcodex.events import Finished
-from nbcodex.models import Reply, Request
+from nbcodex.events import CoolingDown, Finished
+from nbcodex.models import Reply, Request, Resumption
 from nbcodex.requests.handle import Handle, PendingReply
 from nbcodex.settings import Settings
 
@@ -79,3 +79,18 @@ def test_reading_waits(handle: Handle, read: Any) -> None:
     finish(handle)
     assert read(pending) is not None
     assert str(pending) == f"{pending}" == "an answer"
+
+
+def test_wait_in_the_queue_does_not_show_that_a_request_is_committed(handle: Handle) -> None:
+    wait = CoolingDown(
+        request_id="3f2a", at=0.0, limit=None, resume_at=None, waited=0.0, queued=True
+    )
+    handle._on_event(wait)
+    assert not handle._committed.is_set()
+    finish(handle)
+    handle.wait_until_committed()
+
+
+def test_resumed_request_is_in_the_journal_from_the_start() -> None:
+    handle = Handle(Request(prompt="x"), Settings(), services=no_services, resumption=Resumption())
+    handle.wait_until_committed()

@@ -106,7 +106,7 @@ def limit_lines(label: str, state: LimitState, now: float) -> list[str]:
         return []
     if not lines:
         lines.append("no limits stated yet")
-    if state.tokens and not state.is_declared:
+    if state.tokens and not state.has_limit_headers:
         lines.append("inferred: the server sends no rate-limit headers")
     charged = _CHARGED[state.policy]
     if state.output_share is not None:

@@ -11,12 +11,11 @@ from typing import Any
 
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, MapStats
-from nbcodex.notebook.display.panel import hint_if_left_open
+from nbcodex.notebook.display.panel import stale_output_hint
 from nbcodex.rendering.figures import format_dollars, join_figures, token_figures, total_cost
 from nbcodex.runtime.clock import format_duration, format_time
 
 SPEED_WINDOW_S = 10.0
-
 # With fewer answers than these, the cost of all rows and the time left would be guesses.
 MIN_ANSWERED_SHARE = 0.02
 MIN_ANSWERED_ROWS = 3
@@ -151,7 +150,8 @@ def map_data(state: MapState, wall: float) -> dict[str, Any]:
         "stage": cooldown or shorten(stats.stage, 120),
         "elapsed": _rounded_duration(state.elapsed),
         "failures": failure_lines(stats),
-        "text": f"Codex map {stats.map_id} · {hint_if_left_open(stats.map_id)}",
+        # In place of the widget, where no kernel updates it.
+        "text": f"Codex map {stats.map_id} · {stale_output_hint(stats.map_id)}",
         **_short_texts(state),
     }
 

@@ -272,8 +272,8 @@ def _progress(state: PanelState, now: float, wall: float) -> str:
     return "answering" if state.phase == "streaming" else f"{state.phase} {elapsed}"
 
 
-def hint_if_left_open(id_: str) -> str:
-    """Return the hint for readers of an output that may never show the request's end."""
+def stale_output_hint(id_: str) -> str:
+    """Return the hint below an output that stays as it is if its kernel or page goes away."""
     return f"if it stays open: `%codex journal {id_}` shows it, `%codex resume {id_}` continues it"
 
 

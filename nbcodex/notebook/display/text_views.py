@@ -12,7 +12,7 @@ from IPython.display import display, update_display
 
 from nbcodex.notebook.display.map_panel import MapState
 from nbcodex.notebook.display.map_panel import status_line as map_status_line
-from nbcodex.notebook.display.panel import GrowingText, PanelState, hint_if_left_open, status_line
+from nbcodex.notebook.display.panel import GrowingText, PanelState, stale_output_hint, status_line
 from nbcodex.notebook.identity import cell_number
 from nbcodex.rendering.figures import join_figures
 from nbcodex.rendering.formats import MimeBundle
@@ -109,7 +109,7 @@ class TextView(RequestView):
         interval = max(MIN_TEXT_INTERVAL_S, state.text.utf8_bytes / MAX_TEXT_BYTES_PER_S)
         self._shown_phase, self._next_render_at = state.phase, now + interval
         status = status_line(state, self._clock.now(), self._clock.wall())
-        line = join_figures(status, hint_if_left_open(state.id))
+        line = join_figures(status, stale_output_hint(state.id))
         text = str(state.text)
         if len(text) > MAX_LIVE_CHARS:
             text = f"…{text[-MAX_LIVE_CHARS:]}"
@@ -131,7 +131,7 @@ class MapView:
         """Show `state` if it has changed; `wall` is in seconds since the epoch."""
         if (line := map_status_line(state, wall)) != self._status:
             self._status = line
-            line = join_figures(line, hint_if_left_open(state.stats.map_id))
+            line = join_figures(line, stale_output_hint(state.stats.map_id))
             self._slot.show({"text/plain": f"[{line}]\n"})
 
     def close(self, bundle: MimeBundle) -> None:

@@ -23,7 +23,7 @@ from nbcodex.notebook.display.panel import (
     GrowingText,
     PanelState,
     disabled_reason,
-    hint_if_left_open,
+    stale_output_hint,
     status_line,
 )
 from nbcodex.notebook.display.text_views import MAX_LIVE_CHARS, MapView, OutputSlot, RequestView
@@ -204,7 +204,7 @@ def panel_data(state: PanelState) -> dict[str, Any]:
         reasoning = "…" + reasoning[-REASONING_PREVIEW_CHARS:].partition(" ")[2]
     return {
         "id": state.id,
-        "text": f"Codex request {state.id} · {hint_if_left_open(state.id)}",  # without widgets
+        "text": f"Codex request {state.id} · {stale_output_hint(state.id)}",  # without widgets
         "phase": state.phase,
         "stale": state.stale,  # whether the text shown comes from a failed attempt
         "model": join_figures(shorten(state.model or "", 80), "simulated" * state.simulated),

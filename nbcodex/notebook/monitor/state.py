@@ -53,8 +53,9 @@ class MonitorState:
     minutes: Mapping[int, MinuteStats] = field(default_factory=dict)
     log: tuple[LogEntry, ...] = ()
     last_reply: Reply | None = None  # of the last request that was sent, without its text
-    # Looked up, because no event states it: the limits at the instant `limits_at`, by "MODEL at
-    # SERVER"; this process's totals, at first unknown, and those in the journal; the budgets.
+    # Looked up, because no event states it: the limits as of the instant `limits_at`, by "MODEL at
+    # SERVER"; the totals of this process, at first unknown, and of the journal; how many requests
+    # are open in other kernels; how much of each budget is used. None: not read yet.
     limits: Mapping[str, LimitState] = field(default_factory=dict)
     limits_at: float = 0.0
     session: UsageTotals = field(default_factory=lambda: UsageTotals(usage=Usage()))
@@ -155,7 +156,8 @@ def earliest_last_send(state: MonitorState, label: str) -> float | None:
         return None
     instants = [limits.cooldown_until]
     for request in state.open_requests.values():
-        # A cooldown without a limit is no wait in this queue: `%codex resume --at-reset` delays.
+        # A cooldown without a limit is the delay of `%codex resume --at-reset`, not a wait in this
+        # queue. Batch jobs have such cooldowns, too, but their rows are not among these requests.
         in_cooldown = request.phase == "cooldown" and request.limit is not None
         if request.phase != "queued" and not in_cooldown:
             continue
@@ -168,10 +170,10 @@ def earliest_last_send(state: MonitorState, label: str) -> float | None:
         ]
         if possible_queues == [label]:
             instants.append(request.resume_at)
-    # A server that refunds unused tokens lets the queue go sooner than this. Only headers that
-    # declare the limits can show that it does not.
-    if limits.policy == "kept" and limits.is_declared and limits.tokens is not None:
-        bucket = stated_bucket(limits.tokens)
+    # A server that refunds unused tokens lets the queue go sooner than this. Only where headers
+    # state the limits is it known that it keeps them.
+    if limits.policy == "kept" and limits.has_limit_headers and limits.tokens is not None:
+        bucket = stated_bucket(limits.tokens)  # at its instant 0.0, as it is at `limits_at`
         if bucket.rate > 0:
             seconds = (limits.waiting_tokens - bucket.level_at(0.0)) / bucket.rate
             instants.append(state.limits_at + seconds)

@@ -45,7 +45,7 @@ def _limits_line(state: MonitorState, label: str, now: float) -> str:
     limits, parts = state.limits[label], []
     for resource, reading in (("tokens", limits.tokens), ("requests", limits.requests)):
         if reading is not None:
-            # As it is now, if nothing has been sent since.
+            # As it is now, if nothing has been sent since. Its instant 0.0 is `limits_at`.
             bucket = stated_bucket(reading)
             left = max(0.0, bucket.level_at(max(0.0, now - state.limits_at)))
             parts.append(f"~{left:,.0f} of {bucket.limit:,.0f} {resource} left")
@@ -167,9 +167,9 @@ def _totals_row(totals: UsageTotals | None) -> list[str]:
     cost = "unknown" if totals.unpriced and totals.usage.total_tokens is not None else ""
     if totals.cost:
         cost = figures.total_cost(totals, at_least="≥ ")  # the column is narrow
-    usage, mark = totals.usage, "≥ " if totals.unknown else "~" if totals.usage.estimated else ""
+    usage, prefix = totals.usage, "≥ " if totals.unknown else "~" if totals.usage.estimated else ""
     counts = (usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.reasoning_tokens)
-    tokens = ["" if count is None else f"{mark}{count:,}" for count in counts]
+    tokens = ["" if count is None else f"{prefix}{count:,}" for count in counts]
     waited = format_duration(totals.waited) if totals.waited else ""
     return [f"{totals.answers:,}", *tokens, cost, waited]
 
