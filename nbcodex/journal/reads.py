@@ -12,23 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from nbcodex import models
 from nbcodex.errors import EntryError, EntryNotFoundError
 from nbcodex.journal.codec import decode, sqlite_text
 from nbcodex.journal.conversations import resolve_turns
 from nbcodex.journal.owner import Connection, is_abandoned
 from nbcodex.journal.sqlite_worker import SqliteWorker, blocking_transaction
-from nbcodex.models import (
-    NOTE_POSSIBLY_PAID,
-    NOTE_POSSIBLY_PAID_TWICE,
-    ZERO_USAGE,
-    Origin,
-    Reply,
-    Request,
-    Status,
-    StreamPosition,
-    TurnPosition,
-    Usage,
-)
+from nbcodex.models import ZERO_USAGE, Reply, Request, Status, StreamPosition, TurnPosition, Usage
 
 # For an `equality_key`; the file holds keys only as hashes, with a random salt that is its own.
 # SQLite uses the index `entries_answered` only if its condition is repeated.
@@ -74,12 +64,12 @@ class Entry:
     @property
     def cost_uncertainty(self) -> str:
         """What is not known of its cost, in two or three words; empty if all is known."""
-        for note in (NOTE_POSSIBLY_PAID_TWICE, NOTE_POSSIBLY_PAID):
+        for note in (models.NOTE_POSSIBLY_PAID_TWICE, models.NOTE_POSSIBLY_PAID):
             if note in self.reply.notes:
                 return note
         # A kernel that died between sending and the first event has not stored any cost.
         died = self.abandoned and self.status == "running" and self.stream_position is None
-        return NOTE_POSSIBLY_PAID if died else ""
+        return models.NOTE_POSSIBLY_PAID if died else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,7 +224,7 @@ def _entry(row: sqlite3.Row, *, abandoned: bool) -> Entry:
     if not (
         request
         and isinstance(request.prompt, str)
-        and isinstance(request.origin, Origin)
+        and isinstance(request.origin, models.Origin)
         and isinstance(request.turns, tuple)
         and reply is not None  # one without an answer is false
         and isinstance(reply.usage, Usage)

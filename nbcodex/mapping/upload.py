@@ -19,14 +19,9 @@ from nbcodex.errors import NbcodexError
 from nbcodex.events import Listener
 from nbcodex.journal.codec import equality_key
 from nbcodex.journal.maps import BatchJobs
+from nbcodex.mapping import batch_rows
 from nbcodex.mapping.batch_api import BatchApi, PendingJob
-from nbcodex.mapping.batch_rows import (
-    COMMIT_CHUNK_ROWS,
-    Destination,
-    PendingRow,
-    PendingRows,
-    parked_error,
-)
+from nbcodex.mapping.batch_rows import Destination, PendingRow, PendingRows, parked_error
 from nbcodex.models import Request
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.batches import MAX_BATCH_BYTES, MAX_BATCH_REQUESTS
@@ -186,7 +181,9 @@ class BatchUploader:
         while ready := list(filter(None, self._ready.values())):
             rows = min(ready, key=lambda each: each[0].upload_until)
             if self._cancels_jobs:
-                taken = [rows.popleft() for _ in range(min(len(rows), COMMIT_CHUNK_ROWS))]
+                taken = [
+                    rows.popleft() for _ in range(min(len(rows), batch_rows.COMMIT_CHUNK_ROWS))
+                ]
                 await self._pending.park([row.request for row in taken], "Not uploaded.")
                 continue
             self._stage = "uploading"

@@ -9,20 +9,11 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
+from nbcodex import models
 from nbcodex.errors import Advice, LimitError, NbcodexError, ParkedError, TransientError
 from nbcodex.events import BackingOff, CoolingDown, Event
 from nbcodex.journal.spending import SpendAmount
-from nbcodex.models import (
-    SUMMED_TOKENS,
-    ZERO_USAGE,
-    CarriedReasoning,
-    Limit,
-    Reply,
-    Request,
-    Status,
-    StreamPosition,
-    Usage,
-)
+from nbcodex.models import ZERO_USAGE, Limit, Reply, Request, Status, StreamPosition, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.ratelimit.limiter import Patience, Reservation
@@ -192,7 +183,7 @@ class RequestState:
         carried = None
         # Only turns of a conversation are sent again.
         if completed and completed.reasoning and self.model and self.request.thread:
-            carried = CarriedReasoning(
+            carried = models.CarriedReasoning(
                 items=completed.reasoning, model=self.model, base_url=self.base_url
             )
         unpriced = pricing.unpriced_parts(usage, model, self.base_url)
@@ -251,7 +242,7 @@ class RequestState:
         if broken == ZERO_USAGE:
             return last
         # What one of them does not state adds nothing to what the other states.
-        names = (*SUMMED_TOKENS, "stated_cost")
+        names = (*models.SUMMED_TOKENS, "stated_cost")
         pairs = {name: (getattr(broken, name), getattr(last, name)) for name in names}
         sums = {n: sum(filter(None, pair)) for n, pair in pairs.items() if pair != (None, None)}
         is_estimated = broken.estimated or last.estimated or last == Usage()

@@ -18,19 +18,11 @@ from typing import Any, TypeVar
 
 import tenacity
 
-from nbcodex import errors, events
+from nbcodex import errors, events, models
 from nbcodex.events import EndAction, Listener
 from nbcodex.journal.journal import Journal
 from nbcodex.journal.spending import SpendAmount
-from nbcodex.models import (
-    NOTE_POSSIBLY_PAID,
-    NOTE_POSSIBLY_PAID_TWICE,
-    Rates,
-    Reply,
-    Request,
-    Resumption,
-    StreamPosition,
-)
+from nbcodex.models import Rates, Reply, Request, Resumption, StreamPosition
 from nbcodex.openai_api import answers, pricing
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.api_client import ApiClient
@@ -176,7 +168,7 @@ class RequestRunner:
             if self._end_action is None:
                 raise  # the event loop shuts down with the process
             if state.is_sent:
-                state.note_unknown_response(NOTE_POSSIBLY_PAID)
+                state.note_unknown_response(models.NOTE_POSSIBLY_PAID)
             if self._end_action == "cancel":
                 return self._event(events.Cancelled, reply=state.reply("cancelled"))
             if self._end_action == "stop":
@@ -454,7 +446,7 @@ class RequestRunner:
         if state.is_accepted or (
             isinstance(error, errors.TransportError) and not error.is_unbilled
         ):
-            state.note_unknown_response(NOTE_POSSIBLY_PAID_TWICE)
+            state.note_unknown_response(models.NOTE_POSSIBLY_PAID_TWICE)
         state.error, state.retry_budget_wait = error, 0.0
         state.stated_wait = None if wait is None else backoff.with_jitter(wait, self._services.rng)
         if not isinstance(error, errors.LimitError):

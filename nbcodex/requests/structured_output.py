@@ -17,15 +17,9 @@ from typing import Any, get_origin
 
 from nbcodex.errors import Advice, AnswerError, ConfigurationError, NbcodexError, shorten
 from nbcodex.models import Reply, Request, Schema, Turn
+from nbcodex.openai_api import sent_schema
 from nbcodex.openai_api.answers import CUT_MAX_OUTPUT, CompletedAnswer
-from nbcodex.openai_api.sent_schema import (
-    VALUE_FIELD,
-    as_object,
-    is_object,
-    resolve,
-    sent_form,
-    subschemas,
-)
+from nbcodex.openai_api.sent_schema import is_object, resolve, sent_form, subschemas
 
 ANY_JSON = Schema(name="json", definition={}, strict=False)  # accepts everything that is JSON
 
@@ -123,8 +117,8 @@ def _parse_whole(schema: Schema, text: str) -> Any:
         # Servers require an object, so the value was requested as the only field of one.
         with contextlib.suppress(SchemaMismatchError):
             wrapper = _parse_json(text)
-            if isinstance(wrapper, dict) and list(wrapper) == [VALUE_FIELD]:
-                text = json.dumps(wrapper[VALUE_FIELD], ensure_ascii=False)
+            if isinstance(wrapper, dict) and list(wrapper) == [sent_schema.VALUE_FIELD]:
+                text = json.dumps(wrapper[sent_schema.VALUE_FIELD], ensure_ascii=False)
     try:
         return _validate(schema, text)
     except SchemaMismatchError as mismatch:
@@ -198,7 +192,7 @@ def repair_request(
 ) -> Request:
     """Return a request for another answer, which says what is wrong with the first."""
     schema = request.schema
-    wanted_schema = json.dumps(as_object(schema.definition), ensure_ascii=False) if schema else ""
+    wanted = sent_schema.as_object(schema.definition) if schema else {}
     turn = Turn(
         prompt=request.prompt, answer=answer.text, images=request.images, carried=answer.reasoning
     )
@@ -207,7 +201,7 @@ def repair_request(
         turns=(*request.turns, turn),
         images=(),  # they are in the turn that is being corrected
         prompt=f"Your answer does not fit. {mismatch}\nAnswer again, with nothing but one JSON "
-        f"object that fits this JSON schema:\n{wanted_schema}",
+        f"object that fits this JSON schema:\n{json.dumps(wanted, ensure_ascii=False)}",
     )
 
 

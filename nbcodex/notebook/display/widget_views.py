@@ -16,16 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 from nbcodex.errors import shorten
+from nbcodex.notebook.display import panel
 from nbcodex.notebook.display.map_panel import MapState, map_data
-from nbcodex.notebook.display.panel import (
-    ACTIONS,
-    ActionName,
-    GrowingText,
-    PanelState,
-    disabled_reason,
-    stale_output_hint,
-    status_line,
-)
+from nbcodex.notebook.display.panel import ACTIONS, ActionName, GrowingText, PanelState
 from nbcodex.notebook.display.text_views import MAX_LIVE_CHARS, MapView, OutputSlot, RequestView
 from nbcodex.notebook.widget_base import CodexWidget
 from nbcodex.rendering.figures import join_figures
@@ -204,7 +197,8 @@ def panel_data(state: PanelState) -> dict[str, Any]:
         reasoning = "…" + reasoning[-REASONING_PREVIEW_CHARS:].partition(" ")[2]
     return {
         "id": state.id,
-        "text": f"Codex request {state.id} · {stale_output_hint(state.id)}",  # without widgets
+        # In place of the widget, where no kernel updates it.
+        "text": f"Codex request {state.id} · {panel.stale_output_hint(state.id)}",
         "phase": state.phase,
         "stale": state.stale,  # whether the text shown comes from a failed attempt
         "model": join_figures(shorten(state.model or "", 80), "simulated" * state.simulated),
@@ -216,7 +210,7 @@ def panel_data(state: PanelState) -> dict[str, Any]:
         "speed": f"~{speed:.0f}" if speed else "",
         "cost": state.cost_text,
         "reasoning": reasoning,
-        "actions": [{"name": name, "disabled": disabled_reason(state, name)} for name in ACTIONS],
+        "actions": [{"name": n, "disabled": panel.disabled_reason(state, n)} for n in ACTIONS],
     }
 
 
@@ -224,7 +218,7 @@ def time_data(state: PanelState, now: float, wall: float) -> dict[str, Any]:
     """Return what changes with time, in ms. From here on the page counts by its own clock."""
     left = state.seconds_left(now)
     return {
-        "line": status_line(state, now, wall),
+        "line": panel.status_line(state, now, wall),
         "elapsed_ms": round((now - state.started_at) * 1000),
         "waited_ms": round(state.total_waited(now) * 1000),
         "waits": state.wait_started_at is not None,  # whether `waited_ms` grows

@@ -15,15 +15,8 @@ from pathlib import Path
 
 from nbcodex.ratelimit.sharing import SharedModel, model_after_reboot
 from nbcodex.ratelimit.stores import DAMAGE, ResultT, Store, StoreError, decode, encode
+from nbcodex.runtime import sqlite_files
 from nbcodex.runtime.clock import boot_id
-from nbcodex.runtime.sqlite_files import (
-    UnsafePathError,
-    is_on_network,
-    leak_connection,
-    prepare_file,
-    register_for_forks,
-    retry_while_locked,
-)
 from nbcodex.settings import LIMITER_FILENAME
 
 BUSY_TIMEOUT_S = 2.0  # how long another process's transaction is waited for
@@ -51,11 +44,11 @@ _WRITE = f"INSERT OR REPLACE INTO {TABLE} VALUES (?, ?, ?)"  # noqa: S608 - the 
 def open_in(folder: Path) -> SqliteStore:
     """Return the store in `folder`, which is created where it does not exist."""
     try:
-        path = prepare_file(folder, LIMITER_FILENAME)
-        if is_on_network(folder):
+        path = sqlite_files.prepare_file(folder, LIMITER_FILENAME)
+        if sqlite_files.is_on_network(folder):
             raise StoreError(f"{folder} is on a network file system.")  # its locks are unreliable
         return SqliteStore(path, boot=boot_id())
-    except UnsafePathError as error:
+    except sqlite_files.UnsafePathError as error:
         raise StoreError(str(error)) from None
     except OSError as error:
         raise StoreError(f"{folder} cannot be used: {error.strerror or 'input failed'}.") from None
@@ -83,12 +76,12 @@ class SqliteStore(Store):
             # nothing after the reboot anyway.
             for statement in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=OFF", *_SCHEMA):
                 execute = partial(self._connection.execute, statement)
-                retry_while_locked(execute, timeout=BUSY_TIMEOUT_S)
+                sqlite_files.retry_while_locked(execute, timeout=BUSY_TIMEOUT_S)
             (salt,) = self._connection.execute("SELECT value FROM salt").fetchone()
             self.salt = bytes(salt)
         except sqlite3.Error as error:
             raise self._unusable(error) from None
-        register_for_forks(self)
+        sqlite_files.register_for_forks(self)
 
     def transaction(self, name: str, operation: Callable[[SharedModel], ResultT]) -> ResultT:
         """Let `operation` read and change the model `name`, and return its result."""
@@ -165,4 +158,4 @@ class SqliteStore(Store):
 
     def after_fork_in_child(self) -> None:
         """Keep the parent's connection open; this store is not used in the child."""
-        leak_connection(self._connection)
+        sqlite_files.leak_connection(self._connection)
