@@ -117,7 +117,7 @@ class Origin:
     row_index: int | None = None  # Its index in that map, from 0
     row_count: int | None = None  # The number of rows of that map; None for an iterator
     engine: str = "live"  # How the map's rows are answered: as ``live`` requests, or by ``batch``
-    data_kind: str = "list"  # The map's data: ``list``, ``tuple``, ``pandas`` or ``polars``
+    data_kind: str = "list"  # The map's data: `InputData.kind`, such as ``list`` or ``pandas``
     position: TurnPosition = TurnPosition()  # Of the answer, if it joins a conversation
     server: str | None = None  # Host of the only server that may get it; None: any
 

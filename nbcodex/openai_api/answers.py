@@ -195,7 +195,7 @@ class RawAnswer:
         self, text: str, redactor: Redactor, request: models.Request, server_kind: str
     ) -> CompletedAnswer:
         """Return the answer without secrets; `text` has been cleaned as it arrived."""
-        # Some compatible servers call an ending normal where they cut it (openclaw #142778).
+        # Some compatible servers call an ending normal that is a cut (openclaw/openclaw#142778).
         is_at_bound = 0 < (self.usage.output_tokens or 0) == request.max_output
         if server_kind == "compatible" and is_at_bound:
             self.cut = self.cut or CUT_MAX_OUTPUT
@@ -363,7 +363,7 @@ def merge_usage(earlier: Usage, later: Usage) -> Usage:
 
 def count_value(payload: Mapping[str, Any], *names: str) -> int | None:
     """Return the largest of some members that are plausible counts."""
-    # A gateway can state 0 beside the figure under another name (litellm #11789).
+    # A gateway can state 0 beside the figure under another name (BerriAI/litellm#11789).
     numbers = map(parse_number, map(payload.get, names))
     counts = [int(number) for number in numbers if number is not None and number.is_integer()]
     return max((count for count in counts if count <= MAX_PLAUSIBLE_COUNT), default=None)
@@ -402,8 +402,8 @@ def is_error_object(payload: Mapping[str, Any]) -> bool:
     # MiniMax states an error in `base_resp`, beside `choices: null`.
     if payload.get("type") == "error" or dict_member(payload, "base_resp").get("status_code"):
         return True
-    # OpenAI's is ``error``; gateways also send ``error_code`` and the like (pi #8462). Beside an
-    # answer, an error can be 0, or an object whose members are all empty.
+    # OpenAI's is ``error``; gateways also send ``error_code`` and such (earendil-works/pi#8462).
+    # Beside an answer, an error can be 0, or an object whose members are all empty.
     values = [v for name, v in payload.items() if name.startswith(("error", "Error"))]
     stated = [any(v.values()) if isinstance(v, dict) else bool(v) for v in values]
     return any(stated) and not any(v in (0, "0") and v is not False for v in values)

@@ -153,7 +153,7 @@ class ApiClient:
                 async with contextlib.aclosing(stream.events()) as events:
                     async for event in events:
                         yield event
-                # LM Studio (lgtmaybe #118) leaves the answer to a schema empty, without an error.
+                # LM Studio can leave the answer to a schema empty (MattJColes/lgtmaybe#118).
                 is_bare = not (stream.text.strip() or reader.answer.tool_calls or reader.answer.cut)
                 if is_bare and prepared.move_schema_to_prompt():
                     self.capabilities.learn(prepared)

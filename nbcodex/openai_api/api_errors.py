@@ -280,8 +280,8 @@ def _describe(
 
 def _with_provider(info: ErrorInfo, metadata: dict[str, Any], clean: CleanText) -> ErrorInfo:
     """Return OpenRouter's error with the details of the provider behind it."""
-    # ``headers`` are those of OpenRouter's own limits (openclaude #936), ``raw`` is the provider's
-    # body, as text or as JSON in text (cline #813).
+    # ``headers`` are those of OpenRouter's own limits (Gitlawb/openclaude#936), ``raw`` is the
+    # provider's body, as text or as JSON in text (cline/cline#813).
     headers = metadata.get("headers")
     if isinstance(headers, dict):
         lower = {str(n).lower(): _one_line(v, clean) for n, v in list(headers.items())[:50]}

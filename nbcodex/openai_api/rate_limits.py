@@ -260,7 +260,7 @@ def limit_in_message(message: str, *, error_type: str = "") -> Limit:
 
 def limit_in_google_details(details: list[dict[str, Any]]) -> Limit | None:
     """Return the limit with the longest window in ``details`` of Google's errors."""
-    # Source: google.rpc.QuotaFailure, as Gemini's compatible endpoint sends it (aider #3694).
+    # Source: google.rpc.QuotaFailure; Gemini's compatible endpoint sends it (Aider-AI/aider#3694).
     limits: list[Limit] = []
     for detail in details:
         for violation in dicts_in(detail.get("violations")):

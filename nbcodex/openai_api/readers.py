@@ -120,7 +120,7 @@ class ResponsesReader(_Reader):
 
     def read_end(self) -> None:
         """Decide, at the end of the body, whether the answer is whole."""
-        # OpenRouter can leave out `response.completed` (airi #2589). A durable answer is resumed.
+        # OpenRouter may omit `response.completed` (moeru-ai/airi#2589); a durable one is resumed.
         last = self._items[-1] if self._items else {}
         is_final = last.get("type") == "message" and last.get("phase") != "commentary"
         if is_final and last.get("status") == "completed" and self.position is None:
@@ -152,7 +152,7 @@ class ResponsesReader(_Reader):
             # An agent's server runs the function itself: the next response has the answer.
             self.is_closed = not self.answer.tool_calls
         elif event_type == "response.created" and self.answer.response_id:
-            # A relay asked again (mnfst/llm-gateway #2072), or the answer to a call follows.
+            # A relay asked again (mnfst/llm-gateway#2072), or the answer to a call follows.
             self.answer = RawAnswer(usage=self.answer.usage)
             self._items, self._done_texts, self._commentary = [], {}, set()
             self.has_restarted, self.is_complete = True, False
@@ -315,7 +315,7 @@ class ChatReader(_Reader):
         answer.add_sources(payload.get("search_results"))
         if "choices" in payload:
             self._has_choices = bool(choices or self._has_choices)
-        # Only one is requested. Its index can be that of a token (TGI #1648).
+        # The only one. Its index can be a token's (huggingface/text-generation-inference#1648).
         choice = choices[0] if choices else {}
         # OpenRouter puts an upstream error into the choice, beside `finish_reason: error`.
         if answers.is_error_object(choice):
@@ -324,8 +324,8 @@ class ChatReader(_Reader):
         for part in (payload, choice):
             is_ending |= answer.read_ending(part.get("finish_reason") or part.get("finishReason"))
         text, reasoning = self._read_choice(choice)
-        # Some servers state an ending in each chunk (litellm #2195). One beside or before a text
-        # does not complete the answer: `read_end` decides. After any other, usage may still follow.
+        # Some servers state an ending in each chunk (BerriAI/litellm#2195). One beside or before a
+        # text does not complete the answer: `read_end` decides. After others, usage may follow.
         if text or reasoning:
             self._has_text_after_ending |= self._has_ending
             self.is_complete = False
@@ -366,7 +366,7 @@ class ChatReader(_Reader):
         text, reasoning = self._read_content(content)
         reasonings = filter(None, map(message.get, dialects.WORDS["reasoning_members"]))
         more, _ = self._read_content(next(reasonings, None))
-        # Snapshots of all the reasoning so far instead of deltas (MiniMax, oh-my-pi #2434).
+        # Snapshots of all the reasoning so far instead of deltas (MiniMax, can1357/oh-my-pi#2434).
         first, chars = self._first_reasoning, self.reasoning_chars
         is_longer = len(more) > chars - self._has_snapshots  # or one of them again
         if is_longer and len(first.strip()) > 1 and more.startswith(first):

@@ -149,7 +149,7 @@ class PreparedRequest:
             if is_wrapped or dialects.has_phrase(words, "wrapped_request_phrases"):
                 status = 400
         elif status and status not in {*_REJECTED_STATUSES, *_UNREAD_STATUSES}:
-            # Azure refuses an unknown parameter with HTTP 404 (instructor #381).
+            # Azure refuses an unknown parameter with HTTP 404 (567-labs/instructor#381).
             is_refused = dialects.has_phrase(words, "unsupported_phrases")
             if is_refused and _refused_param(words, self.request, self.body):
                 status = 400
@@ -369,7 +369,7 @@ def _messages(request: Request, api: DetectedApi, unsupported: frozenset[str]) -
         reasoning = _reasoning_items(turn, api)
         if api == "responses":
             messages += [] if _REASONING_IN_TURNS in unsupported else reasoning
-            # OpenAI accepts a string, too, llama.cpp only the form of an output item (its #26394).
+            # llama.cpp does not accept a string here, as OpenAI does (ggml-org/llama.cpp#26394).
             answer["type"] = "message"
             answer["content"] = [{"type": "output_text", "text": turn.answer}]
         elif _BARE_TURNS in unsupported:

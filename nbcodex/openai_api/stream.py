@@ -151,7 +151,7 @@ class AnswerStream:
             if len(body) > MAX_BODY_BYTES:
                 raise invalid_answer(f"The server sent more than {MAX_BODY_BYTES >> 20} MB.")
             chunk = await self._next_chunk(self._deadline())
-        # A relay can append a stream's end marker (decolua/9router #3492).
+        # A relay can append a stream's end marker (decolua/9router#3492).
         body = body.rstrip().removesuffix(b"[DONE]").rstrip().removesuffix(b"data:")
         try:
             self._payload = answers.json_object(body.decode("utf-8", "replace"))
@@ -244,7 +244,7 @@ class AnswerStream:
                 break
             deadline = self._deadline()
             # Comments and keep-alive events show that the server is alive and will still answer
-            # (oh-my-pi #2177); but a gateway can send them for ever for a model that has died.
+            # (can1357/oh-my-pi#2177); but a gateway can send them for ever after a model has died.
             if any(map(_is_progress, sse_events)) or self._decoder.pending_bytes > earlier_bytes:
                 progress_at = loop.time()
             else:
@@ -309,7 +309,7 @@ class AnswerStream:
                 if not data.startswith(("{", "[")):
                     if name == "error":
                         raise AnswerFailedError(data)
-                    # A relay can send OpenRouter's comments as data (mnfst/llm-gateway #2053), and
+                    # A relay can send OpenRouter's comments as data (mnfst/llm-gateway#2053), and
                     # keep-alives can be words or times. Anything else is a damaged event.
                     if "{" not in data and "}" not in data:
                         continue

@@ -326,9 +326,9 @@ def _read_fenced(lines: list[str], start: int, opening: re.Match[str]) -> tuple[
     code: list[str] = []
     at, added_fence = start + 1, []
     while at < len(lines):
-        if not (marks := quote.match(lines[at])):
+        if not (prefix := quote.match(lines[at])):
             break  # the quote has ended, and with it the block
-        line = lines[at][marks.end() :]
+        line = lines[at][prefix.end() :]
         at += 1
         if closing.fullmatch(line) and _indent(line) <= indent + 3:
             break
@@ -348,8 +348,8 @@ def _normalize_formulas(text: str) -> str:
     dollars: list[int] = []  # the indexes of literal dollar signs in `pieces`
     code_ends, missing_closings = _code_ends(text), set[str]()
     position = formulas = 0
-    while mark := _OPENS_FORMULA.search(text, position):
-        opening, start, after = mark[0], mark.start(), mark.end()
+    while found := _OPENS_FORMULA.search(text, position):
+        opening, start, after = found[0], found.start(), found.end()
         pieces.append(text[position:start])
         position = after
         if opening[0] == "`":
@@ -372,7 +372,7 @@ def _normalize_formulas(text: str) -> str:
             formulas, position = formulas + 1, end
         elif opening == "\\$":
             dollars.append(len(pieces))
-        elif (end := _math_end(text, mark, missing_closings)) > 0:
+        elif (end := _math_end(text, found, missing_closings)) > 0:
             position = end
         pieces.append(text[start:position])
     # A single dollar sign can stay: there is no second one that makes it a formula.
@@ -427,9 +427,9 @@ def _keep_readable(text: str, remote_images: bool) -> str:
     code_ends, missing_closings = _code_ends(text), set[str]()
     pieces: list[str] = []
     copied_end = position = 0
-    while mark := _OPENS_SPAN.search(text, position):
-        is_code, start, position = mark[0].startswith("`"), mark.start(), mark.end()
-        end = code_ends.get(start, -1) if is_code else _math_end(text, mark, missing_closings)
+    while found := _OPENS_SPAN.search(text, position):
+        is_code, start, position = found[0].startswith("`"), found.start(), found.end()
+        end = code_ends.get(start, -1) if is_code else _math_end(text, found, missing_closings)
         if end <= position:
             continue
         pieces.append(text[copied_end:start])
@@ -437,7 +437,7 @@ def _keep_readable(text: str, remote_images: bool) -> str:
         if not is_code:
             span = _NEEDS_BLANK.sub(" ", span)
         elif _make_harmless(span, remote_images) != span:
-            code = text[position : end - len(mark[0])].replace("\n", " ")
+            code = text[position : end - len(found[0])].replace("\n", " ")
             if code.strip() and code[0] == code[-1] == " ":
                 code = code[1:-1]
             if in_table:
@@ -448,16 +448,16 @@ def _keep_readable(text: str, remote_images: bool) -> str:
     return "".join((*pieces, text[copied_end:]))
 
 
-def _math_end(text: str, mark: re.Match[str], missing_closings: set[str]) -> int:
-    """Return the end of the formula that `mark` opens, or -1; remember a missing closing."""
-    opening = mark[0]
-    if mark["env"] is not None:
-        closing = f"\\end{{{mark['env']}}}"
+def _math_end(text: str, found: re.Match[str], missing_closings: set[str]) -> int:
+    """Return the end of the formula that `found` opens, or -1; remember a missing closing."""
+    opening = found[0]
+    if found["env"] is not None:
+        closing = f"\\end{{{found['env']}}}"
     elif opening[-1] in "$([" and opening != "\\$":
         closing = opening.replace("(", ")").replace("[", "]")
     else:
         return -1
-    end = -1 if closing in missing_closings else text.find(closing, mark.end())
+    end = -1 if closing in missing_closings else text.find(closing, found.end())
     if end < 0:
         missing_closings.add(closing)
     return -1 if end < 0 or text[end - 1] == "\\" else end + len(closing)

@@ -263,7 +263,7 @@ class RequestRunner:
                 self._request, mismatch, repair_error=error
             ) from error
         except asyncio.CancelledError:
-            state.broken_usage += first_usage  # else lost: the reply's own usage is of its text
+            state.broken_usage += first_usage  # the reply's own usage is of the new text
             raise
         finally:
             state.patience.waited = waited + self._clock.now() - started_at

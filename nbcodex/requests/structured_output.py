@@ -78,7 +78,7 @@ def parse_answer(schema: Schema, text: str) -> Any:
     try:
         return _parse_whole(schema, text)
     except SchemaMismatchError:
-        # Models introduce the JSON with a sentence, or add one (dify #42451).
+        # Models introduce the JSON with a sentence, or add one (langgenius/dify#42451).
         fitting = []
         for value in _values_within(text):
             with contextlib.suppress(SchemaMismatchError):
@@ -90,7 +90,7 @@ def parse_answer(schema: Schema, text: str) -> Any:
 
 def _values_within(text: str) -> list[Any]:
     """Return the JSON objects and lists in a text; none if one of them is broken or cut."""
-    # Backslashes of Markdown, and line breaks in strings, are not JSON, but clear (mem0 #4420).
+    # Backslashes of Markdown and line breaks in strings are not JSON, but clear (mem0ai/mem0#4420).
     text = _BACKSLASH.sub(lambda pair: pair[1] if pair[1] in "*_~#&" else pair[0], text)
     decoder = json.JSONDecoder(strict=False, parse_constant=_reject_constant)
     values: list[Any] = []

@@ -51,7 +51,7 @@ async def main() -> None:
         sys.stdout.write(f'{url}\nIn a notebook: %config Codex.base_url = "{url}/v1"\n')
         base = f"{url}/_simulator/{simulator.control_secret}/"
         # A list of faults for the next requests is posted to the second, settings to the third.
-        sys.stdout.write(f"Control paths: {base} with log (GET), script or knobs (POST JSON)\n")
+        sys.stdout.write(f"To control it, add log (GET), script or knobs (POST JSON) to: {base}\n")
         sys.stdout.flush()
         await asyncio.Event().wait()
 

@@ -146,7 +146,7 @@ def test_unusable_file_is_replaced_by_memory_and_reported_once(
 
 def test_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks cannot be trusted there; requests are paced for this kernel alone."""
-    monkeypatch.setattr(sqlite, "is_on_network", lambda _: True)
+    monkeypatch.setattr(sqlite.sqlite_files, "is_on_network", lambda _: True)
 
     async def main() -> None:
         with kernel(tmp_path) as alone:
