@@ -26,6 +26,8 @@ LOOKUP_CHUNK_ROWS = 400
 # Fingerprints that are kept to find equal rows, some 100 bytes each. Later rows count as new.
 MAX_FINGERPRINTS = 1_000_000
 
+Confirm = Callable[[str], bool | None]  # asks the user; returns None where that is not possible
+
 
 @dataclass(slots=True, kw_only=True)
 class Estimate:
@@ -68,17 +70,17 @@ class Estimate:
 
 
 def estimate(
-    data: InputData, requests: RowRequests, client: Client, *, from_sample: bool = False
+    data: InputData, row_requests: RowRequests, client: Client, *, from_sample: bool = False
 ) -> Estimate:
     """Return what all rows will use; with `from_sample`, extrapolated from some of them."""
     rows: Iterable[Row] = data.rows()
     repeated_rows, scale = 0, 1.0
     # A sample calls the user's function some hundred times, not for each of a million rows.
     if from_sample:
-        rows, distinct_rows = _sample(data, requests)
+        rows, distinct_rows = _sample(data, row_requests)
         repeated_rows = (data.total or 0) - distinct_rows
         scale = distinct_rows / max(len(rows), 1)
-    counted, base_url = _count(rows, requests, client)
+    counted, base_url = _count(rows, row_requests, client)
     sent_rows = counted.rows - counted.answered - counted.equal - counted.invalid
     # A provider is a server with known prices. Without any request there is no server.
     cost = 0.0 if pricing.known_provider(base_url) or not base_url else None
@@ -98,22 +100,22 @@ def estimate(
     counted.equal += repeated_rows
     counted.cost, tokens = cost, counted.input_tokens + counted.output_tokens
     # On the event loop, because what other kernels use of the budget is read from the journal.
-    remaining = client.budget_remaining(requests.settings, base_url, tokens=tokens, cost=cost)
+    remaining = client.budget_remaining(row_requests.settings, base_url, tokens=tokens, cost=cost)
     counted.budgets = tuple(event_loop.run(remaining))
     return counted
 
 
-def _count(rows: Iterable[Row], requests: RowRequests, client: Client) -> tuple[Estimate, str]:
+def _count(rows: Iterable[Row], row_requests: RowRequests, client: Client) -> tuple[Estimate, str]:
     """Return what all of `rows` will use, without the cost, and the server's base URL."""
-    settings = requests.settings
-    counted = Estimate(is_batch_price=requests.origin.engine == "batch")
+    settings = row_requests.settings
+    counted = Estimate(is_batch_price=row_requests.origin.engine == "batch")
     first: Request | None = None
     base_url, fingerprints, unread = "", set[int](), iter(rows)
     while chunk := list(itertools.islice(unread, LOOKUP_CHUNK_ROWS)):
         made = []
         for row in chunk:
             with contextlib.suppress(NbcodexError):
-                made.append(requests.request(row))
+                made.append(row_requests.request(row))
         counted.rows += len(chunk)
         counted.invalid += len(chunk) - len(made)
         if made and first is None:
@@ -139,7 +141,7 @@ def _count(rows: Iterable[Row], requests: RowRequests, client: Client) -> tuple[
     return counted, base_url
 
 
-def _sample(data: InputData, requests: RowRequests) -> tuple[list[Row], int]:
+def _sample(data: InputData, row_requests: RowRequests) -> tuple[list[Row], int]:
     """Return some of the distinct rows, evenly spaced, and the number of distinct rows."""
     # In one pass, though the number of distinct rows is not known: whenever the sample is twice as
     # large as needed, every other row is dropped and the step doubles.
@@ -147,7 +149,7 @@ def _sample(data: InputData, requests: RowRequests) -> tuple[list[Row], int]:
     sample: list[Row] = []
     distinct, step = 0, 1
     for row in data.rows():
-        fingerprint = requests.fingerprint(row)
+        fingerprint = row_requests.fingerprint(row)
         # Rows that cannot be compared (None) count as distinct.
         if fingerprint is not None and not _add_if_new(fingerprint, fingerprints):
             continue
@@ -168,11 +170,11 @@ def _add_if_new(fingerprint: int, known: set[int]) -> bool:
 
 
 def confirm_start(
-    data: InputData, requests: RowRequests, client: Client, confirm: Callable[[str], bool | None]
+    data: InputData, row_requests: RowRequests, client: Client, confirm: Confirm
 ) -> None:
     """Ask the user about equal prompts and about a high cost; raise if the map is declined."""
-    settings = requests.settings
-    if requests.template and not requests.template.column_names and data.total != 1:
+    settings = row_requests.settings
+    if row_requests.template and not row_requests.template.column_names and data.total != 1:
         rows = "every row" if data.total is None else f"all {data.total:,} rows"
         _ask(
             f"The template has no field, so {rows} would get the same prompt.",
@@ -183,10 +185,10 @@ def confirm_start(
     if not data.total:
         return
     # Where no price is known, the user's function is not called for an estimate.
-    any_request = Request(prompt="?", api_base=requests.options.api_base)
+    any_request = Request(prompt="?", api_base=row_requests.options.api_base)
     if pricing.known_provider(client.endpoint(any_request, settings).base_url) is None:
         return
-    expected = estimate(data, requests, client, from_sample=True)
+    expected = estimate(data, row_requests, client, from_sample=True)
     if expected.cost is not None and expected.cost > settings.ask_above:
         _ask(
             f"{expected}. That is more than Codex.ask_above (${settings.ask_above:,.2f}).",
@@ -195,7 +197,7 @@ def confirm_start(
         )
 
 
-def _ask(problem: str, confirm: Callable[[str], bool | None], *, advice: str) -> None:
+def _ask(problem: str, confirm: Confirm, *, advice: str) -> None:
     """Raise an error if the user cannot be asked about a problem, or declines."""
     confirmed = confirm(f"{problem} Continue?")
     if confirmed is None:  # there is no terminal or front end, as in a scheduled run

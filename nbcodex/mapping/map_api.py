@@ -68,31 +68,32 @@ def prepare_map(
         data_kind=inputs.kind,
         engine=engine,
     )
-    requests = RowRequests(
+    row_requests = RowRequests(
         template, inputs, request_options, row_key=row_key, settings=settings, origin=origin
     )
     if isinstance(inputs, FrameInput):
-        inputs.schema_fields = schema_fields(requests.schema)
-        inputs.refills_columns = _is_rerun(inputs, requests, client.journal(settings))
+        inputs.schema_fields = schema_fields(row_requests.schema)
+        inputs.refills_columns = _is_rerun(inputs, row_requests, client.journal(settings))
     if dry_run:
-        return estimate(inputs, requests, client)
+        return estimate(inputs, row_requests, client)
     if confirm is not True:  # the caller has not agreed yet
-        confirm_start(inputs, requests, client, host.current.confirm)
+        confirm_start(inputs, row_requests, client, host.current.confirm)
     backend = BACKENDS[engine](client, settings, map_id=map_id)
-    return MapRun(inputs, requests, backend, origin=origin, on_error=on_error)
+    return MapRun(inputs, row_requests, backend, origin=origin, on_error=on_error)
 
 
-def _is_rerun(inputs: FrameInput, requests: RowRequests, journal: Journal) -> bool:
+def _is_rerun(inputs: FrameInput, row_requests: RowRequests, journal: Journal) -> bool:
     """Return whether a frame holds results of the same map: those columns are filled again."""
     # The results of another map stay, and this map adds columns beside them.
-    if requests.template and not requests.template.column_names.isdisjoint(inputs.earlier_columns):
+    template = row_requests.template
+    if template and not template.column_names.isdisjoint(inputs.earlier_columns):
         return False  # an earlier answer is part of this map's prompts
     for row, row_id in inputs.rows_with_earlier_ids(limit=RERUN_SAMPLE_ROWS):
         with contextlib.suppress(NbcodexError):
             run = kept_runs.get(row_id.partition("-")[0])  # a row's id is ``MAP-INDEX``
-            earlier = run.requests.request(row) if run and run.requests else None
+            earlier = run.row_requests.request(row) if run and run.row_requests else None
             earlier = earlier or journal.find_entry(row_id).request
-            pair = earlier, requests.request(row)
+            pair = earlier, row_requests.request(row)
             # Other options may differ in a rerun, which may raise `max_output`, for example.
             asked = [(r.prompt, r.model, r.system, r.schema and r.schema.definition) for r in pair]
             if asked[0] == asked[1]:
@@ -168,7 +169,7 @@ def _run_from_journal(map_id: str, entries: Sequence[Entry]) -> MapRun:
     inputs = rows_from_journal(labels, origin.data_kind, fields)
     inputs.unstored_rows = total - len(rows)
     backend = BACKENDS[origin.engine](client, settings, map_id=map_id)
-    run = MapRun(inputs, requests=None, backend=backend, origin=origin)
+    run = MapRun(inputs, row_requests=None, backend=backend, origin=origin)
     for index, entry in rows.items():
         run.restore(RowState(index, labels[index], request=entry.request), entry.reply)
     return run

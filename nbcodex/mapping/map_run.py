@@ -83,7 +83,7 @@ class MapRun:
     def __init__(
         self,
         inputs: InputData,
-        requests: RowRequests | None,
+        row_requests: RowRequests | None,
         backend: Backend,
         *,
         origin: Origin,
@@ -96,9 +96,9 @@ class MapRun:
         # By the row's index, like the failures of rows without an answer.
         self.replies: dict[int, Reply] = {}
         self.failures: dict[int, RowFailure] = {}
-        # Without `requests`, all rows come from the journal, and none is read from the data.
-        self.requests, self._on_error = requests, on_error
-        self._all_rows_read, self._read_count = requests is None, 0
+        # Without `row_requests`, all rows come from the journal, and none is read from the data.
+        self.row_requests, self._on_error = row_requests, on_error
+        self._all_rows_read, self._read_count = row_requests is None, 0
         self._unread_rows = self._read_rows()
         # Rows of an iterator whose replies are not returned yet, in order.
         self._unreturned: deque[RowState] = deque()
@@ -107,7 +107,8 @@ class MapRun:
         self._prepare_execution()
 
     def _read_rows(self) -> Iterator[Row]:
-        return itertools.islice(self.inputs.rows() if self.requests else (), self._read_count, None)
+        rows = self.inputs.rows() if self.row_requests else ()
+        return itertools.islice(rows, self._read_count, None)
 
     def _prepare_execution(self) -> None:
         self.outcome: MapOutcome = ""  # empty while the map is executed
@@ -175,7 +176,7 @@ class MapRun:
         except NbcodexError as error:
             self._fail_unsent(row, error)
             # A function that fails for the very first row is assumed to be wrong for all.
-            if row.index == 0 and self.requests is not None and self.requests.template is None:
+            if row.index == 0 and self.row_requests and not self.row_requests.template:
                 self._map_error = error
             return False
         # Rows in a batch job do not follow each other: the provider is answering them already.
@@ -193,9 +194,9 @@ class MapRun:
 
     def _request_of(self, row: RowState) -> Request:
         """Return the request of a row, made at the first call."""
-        if row.request is None and row.data is not None and self.requests is not None:
-            row.label = self.requests.label(row.data)
-            row.request = self.requests.request(row.data)
+        if row.request is None and row.data is not None and self.row_requests is not None:
+            row.label = self.row_requests.label(row.data)
+            row.request = self.row_requests.request(row.data)
             row.data = None
         assert row.request is not None  # noqa: S101 - a row has its data or its request
         return row.request

@@ -163,20 +163,20 @@ class RequestRunner:
             if self._end_action:
                 raise asyncio.CancelledError
             reused = structured_output.parse_reused(self._request, await self._insert_or_claim())
-            return self._event(events.Finished, reply=reused or await self._answer())
+            return self._new_event(events.Finished, reply=reused or await self._answer())
         except asyncio.CancelledError:
             if self._end_action is None:
                 raise  # the event loop shuts down with the process
             if state.is_sent:
                 state.note_unknown_response(models.NOTE_POSSIBLY_PAID)
             if self._end_action == "cancel":
-                return self._event(events.Cancelled, reply=state.reply("cancelled"))
+                return self._new_event(events.Cancelled, reply=state.reply("cancelled"))
             if self._end_action == "stop":
-                return self._event(events.Interrupted, reply=state.reply("interrupted"))
+                return self._new_event(events.Interrupted, reply=state.reply("interrupted"))
             error = state.parked_by_user_error()
-            return self._event(events.Parked, error=error, reply=state.reply("parked"))
+            return self._new_event(events.Parked, error=error, reply=state.reply("parked"))
         except errors.ParkedError as error:
-            return self._event(events.Parked, error=error, reply=state.reply("parked"))
+            return self._new_event(events.Parked, error=error, reply=state.reply("parked"))
         except errors.NbcodexError as error:
             if isinstance(error, errors.AnswerError):
                 state.partial.add_note(error.note)
@@ -185,7 +185,7 @@ class RequestRunner:
             if self._is_unclaimed and isinstance(error, errors.ConfigurationError):
                 error.message += " The request stays in the journal as it was."
             reply = state.reply("failed")
-            return self._event(
+            return self._new_event(
                 events.Failed, error=error, reply=reply, entry_unchanged=self._is_unclaimed
             )
 
@@ -497,11 +497,11 @@ class RequestRunner:
             return resume_at
         return await reservation.refuse(error.limit, error.snapshot, cooldown_until=resume_at)
 
-    def _event(self, event_class: Callable[..., EventT], **details: Any) -> EventT:
+    def _new_event(self, event_class: Callable[..., EventT], **details: Any) -> EventT:
         return event_class(request_id=self._request.id, at=self._clock.now(), **details)
 
     def _emit(self, event_class: Callable[..., events.Event], **details: Any) -> None:
-        self._send_event(self._event(event_class, **details))
+        self._send_event(self._new_event(event_class, **details))
 
     def _emit_text(self, text: str, *, reasoning: bool = False) -> None:
         self._emit(events.Delta, text=text, reasoning=reasoning, simulated=self.state.is_simulated)
