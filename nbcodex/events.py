@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from nbcodex.errors import NbcodexError, ParkedError, TransientError
     from nbcodex.models import Limit, Rates, Reply
 
-
 # How a user ends a request; the ending is then `Interrupted`, `Cancelled` or `Parked`.
 EndAction = Literal["stop", "cancel", "park"]
 

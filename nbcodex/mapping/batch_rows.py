@@ -109,7 +109,6 @@ class PendingRows:
             self.on_event(cls(request_id=id_, at=now, **details))
 
     async def _shield(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` to its end even if the calling task is cancelled."""
         # The event loop holds only weak references to tasks (python/cpython#91887).
         task = asyncio.create_task(work)
         self.shielded.add(task)

@@ -15,12 +15,24 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from nbcodex.runtime.clock import BootClock, Clock
-from nbcodex.simulator import admission, delivery
-from nbcodex.simulator.admission import PlannedRequest, RequestRecord
+from nbcodex.simulator.admission import (
+    PlannedRequest,
+    RequestRecord,
+    admit_request,
+    check_access,
+    limit_headers,
+    raise_scripted_failure,
+)
 from nbcodex.simulator.api_formats import ResponsesFormat, format_answer
 from nbcodex.simulator.batch_service import BatchService
 from nbcodex.simulator.buckets import Account, admission_charge
-from nbcodex.simulator.delivery import BackgroundResponse
+from nbcodex.simulator.delivery import (
+    BackgroundResponse,
+    deliver,
+    generate,
+    generate_unstreamed,
+    wait_until,
+)
 from nbcodex.simulator.generated_answers import plan_answer, requested_fault
 from nbcodex.simulator.http_messages import (
     EVENT_STREAM_HEADERS,
@@ -143,7 +155,7 @@ class Simulator:
                 try:
                     return await self._serve_prompt(planned)
                 except ErrorResponse as failure:
-                    headers = self._common_headers(record) | admission.limit_headers(planned)
+                    headers = self._common_headers(record) | limit_headers(planned)
                     return failure.as_response(headers)
 
     def _new_record(self, method: str, path: str, host: str = "", key: str = "") -> RequestRecord:
@@ -173,7 +185,7 @@ class Simulator:
         request = parse_request(dict(record.body), api, route)
         record.model, record.prompt = request.model, request.prompt
         record.stream, record.background = request.stream, request.background
-        admission.check_access(request, self.knobs)
+        check_access(request, self.knobs)
         plan = plan_answer(request, self.knobs)
         record.input_tokens = plan.input_tokens
         fault = fault or requested_fault(request.prompt)
@@ -199,26 +211,26 @@ class Simulator:
     async def _serve_prompt(self, planned: PlannedRequest) -> HttpResponse:
         """Admit a request and return its answer; raise an `ErrorResponse` if either fails."""
         request, fault = planned.request, planned.fault
-        admission.admit_request(planned)
+        admit_request(planned)
         self._begin_answer(planned)
         # Headers state the limits at admission, even if they are sent later.
-        limits = admission.limit_headers(planned)
+        limits = limit_headers(planned)
         if request.background:
             stored = BackgroundResponse(planned, self.clock)
             self._stored[planned.record.response_id] = stored
             if request.stream:
-                body = delivery.deliver(stored.follow(), fault, self.clock)
+                body = deliver(stored.follow(), fault, self.clock)
             else:
                 body = single_chunk(encode_json(stored.response_object()))
         elif request.stream:
             try:
-                await delivery.wait_until(planned.time_of_token(number=1), self.clock)
+                await wait_until(planned.time_of_token(number=1), self.clock)
             except asyncio.CancelledError:  # the client has disconnected
                 planned.settle_charge(self.clock.now())
                 raise
-            body = delivery.deliver(delivery.generate(planned, self.clock), fault, self.clock)
+            body = deliver(generate(planned, self.clock), fault, self.clock)
         else:
-            body = single_chunk(await delivery.generate_unstreamed(planned, self.clock))
+            body = single_chunk(await generate_unstreamed(planned, self.clock))
         headers = self._common_headers(planned.record) | limits
         headers |= EVENT_STREAM_HEADERS if request.stream else JSON_HEADERS
         if fault is not None:
@@ -264,8 +276,8 @@ class Simulator:
         fault = self._faults.popleft() if self._faults else None
         record.fault, record.stream = fault.kind if fault else "", True
         continued = replace(planned, fault=fault, received_at=self.clock.wall(), knobs=self.knobs)
-        admission.raise_scripted_failure(continued, stated_tokens=0)
-        chunks = delivery.deliver(stored.follow(after=int(after)), fault, self.clock)
+        raise_scripted_failure(continued, stated_tokens=0)
+        chunks = deliver(stored.follow(after=int(after)), fault, self.clock)
         return HttpResponse(200, self._common_headers(record) | EVENT_STREAM_HEADERS, chunks)
 
     def _answer_batch_line(
