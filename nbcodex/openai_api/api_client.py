@@ -160,8 +160,10 @@ class ApiClient:
                     raise api_errors.invalid_answer("The answer to the JSON schema is empty.")
         except Exception as error:
             failure = self.translate(error, redactor, headers)
-            # In an event, or in JSON with HTTP 200: the next attempt is sent without the reasoning.
-            if not follows_empty_streams and prepared.leave_out_reasoning(failure.message.lower()):
+            # In an event, or in JSON with HTTP 200: the next attempt is sent without it.
+            is_refusal = isinstance(failure, errors.RequestError) and not (stream and stream.text)
+            is_left_out = prepared.leave_out(failure.message.lower(), is_refusal)
+            if is_left_out and not follows_empty_streams:
                 self.capabilities.learn(prepared)
                 failure = api_errors.invalid_answer(failure.message)
             failure.usage = reader.answer.usage if stream else None

@@ -369,10 +369,11 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     """Decide which error it is, the most specific first."""
     # The order matters: quota and size errors come as HTTP 429 with limit codes; no retry helps.
     status = info.status
-    # A relay can answer HTTP 500 for a provider's 400. OpenAI's SDK obeys this header, too.
-    is_wrapped = headers.get("x-should-retry") == "false"
-    is_wrapped |= info.has_code("wrapped_request_codes")
+    # A relay can answer HTTP 500 for a provider's 400; but words outrank a type (Mistral).
+    is_wrapped = status in {500, 502} and info.has_code("wrapped_request_codes")
+    is_wrapped &= not info.has_phrase("temporary_phrases")
     is_wrapped |= info.has_phrase("wrapped_request_phrases")
+    is_wrapped |= headers.get("x-should-retry") == "false"  # OpenAI's SDK obeys it, too
     if status is not None and status >= 500 and is_wrapped:
         status = 400
     headers = {**headers, **info.headers} if info.headers else headers
@@ -424,7 +425,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     if info.has_code("growth_codes"):
         return _limit_error(info, Limit(resource="traffic growth"), wait, headers, wall_time)
     # Before limits: overload also arrives as 429, but no limit of this account is used up.
-    is_overload = is_limit_error and info.has_phrase("overloaded_phrases")
+    is_overload = info.has_phrase("overloaded_phrases")
     if status is None or status == 429 or status >= 500:  # not a 400 such as "model_unavailable"
         is_overload |= info.has_code("overloaded_codes")
     if status in {498, 503, 529} or is_overload:  # 498 is Groq's, 529 Anthropic's
@@ -462,8 +463,9 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
         return errors.ModelError(info.sentence(words), advice=_ADDRESS_ADVICE)
     if status == 404:
         return _new_error(errors.ModelError, info, "The server does not have this model or address")
-    is_rejected = info.has_code("request_codes") if status is None else 400 <= status < 500
-    if is_rejected:
+    words = info.message.lower()
+    is_rejected = info.has_code("request_codes") or dialects.has_match(words, "request_patterns")
+    if is_rejected if status is None else 400 <= status < 500:
         return _new_error(errors.RequestError, info, "The server rejects the request")
     failure = _new_error(ServerError, info, "The server failed", wait=wait)
     # After 502 to 504 of a gateway that gave up, the server may still have made a paid answer.

@@ -10,14 +10,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from email.utils import parsedate_to_datetime
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from nbcodex.errors import shorten
 from nbcodex.models import DAY, MINUTE, Limit, LimitReading, LimitSnapshot, Resource
-from nbcodex.openai_api.dialects import RESOURCES, UNITS_S, WORDS
+from nbcodex.openai_api.dialects import RESOURCES, UNITS_S, WORDS, has_phrase
 
 Headers = Mapping[str, str]  # lower-case names; those of httpx2, openai's HTTP library, fit too
 
@@ -42,13 +42,12 @@ _WAIT = re.compile(
 _TIME = r"\d{1,2}:\d\d(?::\d\d)?(?: ?[AP]M\b)?(?: (?:UTC|GMT)\b)?"
 _DATE = r"(?:(?:[a-z]{3,9} \d{1,2}|\d{1,2} [a-z]{3,9})[\w, ]{0,12}?|\d{4}-\d\d-\d\d at) " + _TIME
 _RESETS_AT = re.compile(
-    rf"\b(?:(?P<utc>{'|'.join(WORDS['reset_phrases'])})|your limit will reset) (?:at|after|on):? "
-    rf"({_DATE}|[\dT:. +Z-]{{10,40}})",
+    rf"(?:{'|'.join(WORDS['reset_phrases'])})({_DATE}|[\dT:. +Z-]{{10,40}})",
     re.IGNORECASE,
 )
 _TIME_12_H = re.compile(r"\b(\d{1,2})(:[\d:]{2,5}) ?([ap])m\b", re.IGNORECASE)
 _DATE_FILLING = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b|\bat ", re.IGNORECASE)
-_GLM_UTC_OFFSET_S = 8 * 3600.0  # of the dates in GLM's "Your limit will reset at ..."
+_CHINA = timezone(timedelta(hours=8))
 
 _COUNTED_WORD = re.compile(r"\b(\d{0,6})-?([a-z]+)\b")  # "5-minute" in a header's name
 _POLICY_PART = re.compile(r"([a-z]+)=(\d{1,15})")  # "w=300"
@@ -86,7 +85,7 @@ def clamp_wait(seconds: float | None) -> float | None:
     return min(seconds, MAX_WAIT_S)
 
 
-def _parse_date(text: str | None) -> float | None:
+def _parse_date(text: str | None, default_zone: tzinfo | None = UTC) -> float | None:
     if not text or len(text) > _MAX_VALUE_CHARS:
         return None
     text = _DATE_FILLING.sub("", text.strip())
@@ -94,7 +93,7 @@ def _parse_date(text: str | None) -> float | None:
     for parse, utc in ((parsedate_to_datetime, " GMT"), (datetime.fromisoformat, "Z")):
         try:
             moment = parse(text.replace(" UTC", utc))
-            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+            return moment.replace(tzinfo=moment.tzinfo or default_zone).timestamp()
         except (ValueError, TypeError, OverflowError, OSError, IndexError):
             continue
     return None
@@ -246,7 +245,7 @@ def limit_in_message(message: str, *, error_type: str = "") -> Limit:
     window = stated.get("window", "").lower()
     limit = Limit(
         resource=RESOURCES.get(stated.get("resource", error_type).lower()),
-        window=UNITS_S.get(window) or parse_number(window),
+        window=UNITS_S.get(window) or parse_duration(window.replace("-", " ")),
         limit=_figure(stated.get("limit")),
         used=_figure(stated.get("used")),
         requested=_figure(stated.get("requested")),
@@ -290,10 +289,14 @@ def wait_in_message(message: str, *, wall_time: float | None = None) -> float | 
         if (wait := clamp_wait(parse_duration(stated))) is not None:
             return wait
     found = _RESETS_AT.search(text)
-    moment = _parse_date(found[2].strip(" .")) if found else None
-    if found is None or moment is None or wall_time is None:
+    if found is None or wall_time is None:
         return None
-    return clamp_wait(moment - wall_time - (0.0 if found["utc"] else _GLM_UTC_OFFSET_S))
+    # Without a zone, the first reading (None: local) counts that is ahead, in the named window.
+    is_china_time = has_phrase(text.lower(), "china_time_phrases")
+    zones = (_CHINA, UTC, None) if is_china_time else (UTC, None, _CHINA)
+    waits = [(_parse_date(found[1].strip(" ."), zone) or 0.0) - wall_time for zone in zones]
+    longest = (limit_in_message(text).window or math.inf) + MINUTE  # clocks differ
+    return clamp_wait(([w for w in waits if -MINUTE < w <= longest] or waits)[0])
 
 
 def computed_wait(limit: Limit) -> float | None:

@@ -123,13 +123,17 @@ class PreparedRequest:
         self.unsupported |= {name} if is_movable else set()
         return is_movable
 
-    def leave_out_reasoning(self, words: str) -> bool:
-        """Send no reasoning of earlier turns to the Responses API if a refusal is about it."""
+    def leave_out(self, words: str, is_refusal: bool) -> bool:
+        """Leave out the reasoning of earlier turns, or a parameter, that words refuse."""
         is_sent = any("encrypted_content" in item for item in self.body.get("input", ()))
         if is_sent and dialects.has_match(words, "reasoning_refused_patterns"):
             self.unsupported = self.unsupported - {_BARE_TURNS} | {_REASONING_IN_TURNS}
             return True
-        return False
+        name = _refused_param(words, self.request, self.body) if is_refusal else None
+        if name is None or name in {_BARE_TURNS, _REASONING_IN_TURNS, *self.unsupported}:
+            return False
+        self.unsupported |= {name}
+        return True
 
     def adapt(self, error: Exception) -> bool:
         """Change or leave out what the server refused; return whether to send the request again."""
@@ -138,14 +142,14 @@ class PreparedRequest:
         # Our AnswerFailedError (HTTP 200) has a payload, the SDK's errors have a body.
         stated = getattr(error, "payload", None) or getattr(error, "body", "")
         words = f"{getattr(error, 'param', '')} {stated!s:.4000}".lower()
-        if status and self.leave_out_reasoning(words):
+        if status and self.leave_out(words, False):
             return True
         if dialects.has_phrase(words, "no_such_call_phrases"):
             status = 404
         elif status and status >= 500:
-            # Relays answer 500 for a provider's 400; llama-cpp-python for a schema it cannot use.
+            # Relays answer 500 for a provider's 400 and quote it; llama-cpp-python for a schema.
             is_about_schema = self.request.schema and "json_schema" in words
-            is_wrapped = dialects.has_code(codes, "wrapped_request_codes") or is_about_schema
+            is_wrapped = dialects.has_phrase(words, "wrapped_request_codes") or is_about_schema
             if is_wrapped or dialects.has_phrase(words, "wrapped_request_phrases"):
                 status = 400
         elif status and status not in {*_REJECTED_STATUSES, *_UNREAD_STATUSES}:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -98,6 +100,85 @@ def test_wait_in_a_message_is_read(message: str) -> None:
 )
 def test_other_waits_in_messages(message: str, wait: float | None) -> None:
     assert rate_limits.wait_in_message(message, wall_time=WALL) == wait
+
+
+@pytest.fixture
+def local_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    def select(name: str) -> None:
+        monkeypatch.setenv("TZ", name)
+        time.tzset()
+
+    yield select
+    monkeypatch.undo()
+    time.tzset()
+
+
+GLM = "Usage limit reached for 5 hour. Your limit will reset at {}"
+GLM_IN_CHINESE = "已达到 5 小时的使用上限。您的限额将在 {} 重置。"
+FIVE_HOURS = "Your 5-hour limit is used up. It resets at {}"
+IN_BEIJING, IN_UTC = "2026-09-22 01:13:20", "2026-09-21 17:13:20"  # three hours after WALL
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="a zone for one process needs tzset")
+@pytest.mark.parametrize(
+    ("message", "zone", "date"),
+    [
+        (GLM, "UTC", IN_BEIJING),
+        (GLM, "UTC", IN_UTC),
+        (GLM, "UTC", "2026-09-21T17:13:20Z"),
+        (f"[1308][{GLM}][202609212213]", "UTC", IN_BEIJING),
+        (GLM_IN_CHINESE, "America/New_York", IN_BEIJING),
+        (GLM_IN_CHINESE, "UTC", IN_UTC),
+        (FIVE_HOURS, "UTC", IN_UTC),
+        (FIVE_HOURS, "UTC", IN_BEIJING),
+        (FIVE_HOURS, "Asia/Tokyo", "2026-09-22 02:13:20"),
+        ("Limit reached. It resets at {}", "America/New_York", "2026-09-21 13:13:20"),
+        ("Limit reached. It resets at {}", "Asia/Tokyo", IN_UTC),
+        ("Limit reached. It resets at {}", "Asia/Tokyo", "2026-09-22T01:13:20+08:00"),
+        ("Limit reached. It resets at {} (UTC+8)", "UTC", IN_BEIJING),
+    ],
+)
+def test_date_without_a_zone_is_read_in_the_zone_in_which_it_is_sane(
+    message: str, zone: str, date: str, local_zone: Callable[[str], None]
+) -> None:
+    local_zone(zone)
+    stated = message.format(date)
+    assert rate_limits.wait_in_message(stated, wall_time=WALL) == 3 * HOUR
+    nested = json.dumps({"error": {"message": stated, "code": "1308"}})
+    for body, status in ((stated, 429), (f"all failed: 429: {nested}", 502)):
+        found = error_of({"error": {"message": body}}, status)
+        assert isinstance(found, LimitError)
+        assert found.wait == 3 * HOUR
+
+
+@pytest.mark.parametrize(
+    ("message", "wait"),
+    [
+        # It has just passed, whatever another zone makes of it.
+        ("The limit per minute is reached. It resets at 2026-09-21 14:12:50", None),
+        (GLM.format("2026-09-21 22:13:10"), None),
+        # It is beyond the window in every zone.
+        (GLM.format("2026-09-23 22:13:20"), 2 * DAY),
+        (FIVE_HOURS.format("2026-09-23 14:13:20"), 2 * DAY),
+    ],
+)
+def test_date_that_is_sane_in_no_zone_is_read_in_the_first(message: str, wait: float) -> None:
+    assert rate_limits.wait_in_message(message, wall_time=WALL) == wait
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": "1308", "message": "Usage limit reached for 5 hour."},
+        {"code": "1310", "message": "Weekly/Monthly Limit Exhausted."},
+        {"message": "已达到 5 小时的使用上限。您的限额将在 2026-09-22 01:13:20 重置。"},
+    ],
+)
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_plan_limit_in_a_stream_is_a_limit(error: dict[str, str], api: str) -> None:
+    failure = {"error": error} if api == "chat" else {"type": "error", **error}
+    found = fails(Server(Script([event(failure)])), chosen=settings(api=api))
+    assert isinstance(found, LimitError)
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,12 @@ from tests.openai_api.scripted import (
     Server,
     chunk,
     completed,
+    event,
     fails,
     play,
     refusal,
     settings,
+    text_of,
 )
 from tests.virtual import LoopClock, run_virtual
 
@@ -164,6 +166,17 @@ UNVERIFIED = (
     ".openai.com/settings/organization/general and click on Verify Organization."
 )
 SAID = {"type": "output_text", "text": "hi"}
+WHOLE: dict[str, Any] = {
+    "responses": {"status": "completed", "output": [{"type": "message", "content": [SAID]}]},
+    "chat": {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]},
+}
+REFUSED_VALUE = {
+    "message": "Unsupported value: 'stream' does not support true with this model.",
+    "type": "invalid_request_error",
+    "param": "stream",
+    "code": "unsupported_value",
+}
+WRAPPED = f"litellm.BadRequestError: OpenAIException - Error code: 400 - {REFUSED_VALUE}\nModel=m"
 
 
 @pytest.mark.parametrize("api", ["responses", "chat"])
@@ -173,17 +186,19 @@ SAID = {"type": "output_text", "text": "hi"}
         (UNVERIFIED, None),
         ("That value cannot be had.", "stream"),
         ("Streaming is not supported for this model.", None),
+        (WRAPPED, None),
+        ("litellm.BadRequestError: 'stream' does not support true with this model.", None),
+        ("This model does not support streaming.", None),
+        ("Streaming is disabled; `stream` must be set to false.", None),
+        ("该模型不支持流式输出", None),
     ],
 )
 def test_unverified_organization_gets_the_answer_in_one_piece(
     api: Any, message: str, param: str | None
 ) -> None:
-    whole = {
-        "responses": {"status": "completed", "output": [{"type": "message", "content": [SAID]}]},
-        "chat": {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]},
-    }[api]
     server = Server(
-        refusal(400, message, param=param), Script([json.dumps({"model": MODEL} | whole).encode()])
+        refusal(400, message, param=param),
+        Script([json.dumps({"model": MODEL} | WHOLE[api]).encode()]),
     )
     played_twice(server, api=api)
     assert [b.get("stream", False) for b in server.sent] == [True, False, False]
@@ -195,6 +210,39 @@ def test_unverified_organization_gets_the_answer_in_one_piece(
         "hi",
         "in one piece: the server does not stream this model to your account",
     ]
+
+
+@pytest.mark.parametrize("api", ["responses", "chat"])
+def test_refusal_to_stream_is_understood_where_a_relay_quotes_it(api: str) -> None:
+    whole = Script([json.dumps({"model": MODEL} | WHOLE[api]).encode()])
+    server = Server(refusal(500, WRAPPED, code="500"), whole)
+    assert text_of(play(server, chosen=settings(api=api))) == "hi"
+    assert [b.get("stream", False) for b in server.sent] == [True, False]
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+@pytest.mark.parametrize(
+    ("api", "message", "param"),
+    [
+        ("responses", WRAPPED, "stream"),
+        ("chat", WRAPPED, "stream"),
+        ("chat", "Unsupported parameter: 'max_tokens'", "max_tokens"),
+    ],
+)
+def test_next_attempt_lacks_what_an_error_with_status_200_refuses(
+    api: str, message: str, param: str, is_json: bool
+) -> None:
+    error = {"message": message, "code": None}
+    failed = Script([event({"error": error} if api == "chat" else {"type": "error", **error})])
+    if is_json:
+        body = json.dumps({"error": error}).encode()
+        failed = Script([body], 200, {"content-type": "application/json"})
+    server = Server(failed, Script([json.dumps({"model": MODEL} | WHOLE[api]).encode()]))
+    api_client = ApiClient(clock=LoopClock(), transport=server)
+    options: dict[str, Any] = {"chosen": settings(api=api), "max_output": 5}
+    assert isinstance(fails(server, api_client=api_client, **options), TransientError)
+    assert text_of(play(server, api_client=api_client, **options)) == "hi"
+    assert [bool(body.get(param)) for body in server.sent] == [True, False]
 
 
 def test_name_of_the_output_bound_is_learned() -> None:

@@ -17,6 +17,7 @@ from tests.openai_api.scripted import (
     Server,
     chunk,
     completed,
+    delta,
     ending_of,
     event,
     fails,
@@ -182,3 +183,168 @@ def test_text_that_came_as_reasoning_is_kept_and_said_to_be_so(api: str, parts: 
     assert text_of(events) == ending.text == "It is Paris."
     with pytest.raises(AnswerError, match="came as reasoning"):
         judge(ending)
+
+
+FILTERS: list[tuple[Any, int]] = [
+    (
+        {
+            "code": "The caller does not have permission to execute the specified operation",
+            "error": "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO",
+        },
+        403,
+    ),
+    ({"code": "data_inspection_failed", "message": "Output data may contain it."}, 400),
+    ({"message": "<400> InternalError.Algo.DataInspectionFailed: Input text data"}, 400),
+    ({"message": "Content Exists Risk", "type": "invalid_request_error"}, 400),
+    ({"message": "The request was rejected because it was considered high risk"}, 400),
+    ({"message": "Output blocked by content filtering policy"}, 400),
+    ({"message": 'Your input was flagged for "violence".', "code": 403}, 403),
+    ({"message": "系统检测到输入或生成内容可能包含不安全或敏感内容", "code": "1301"}, 400),
+    ({"message": "Invalid prompt: your prompt was flagged as violating our usage policy."}, 400),
+    ({"code": "OutputTextSensitiveContentDetected", "message": "may contain it"}, 400),
+]
+
+
+@pytest.mark.parametrize(("error", "status"), FILTERS)
+def test_refused_content_is_about_the_content_and_not_the_key(
+    error: dict[str, Any], status: int
+) -> None:
+    for each in (read(status, error), read(status, {"error": error}), read(500, {"error": error})):
+        assert type(each) is errors.RequestError
+        assert "content filter" in each.message
+        assert "prompt" in each.advice
+        assert "key" not in str(each)
+
+
+@pytest.mark.parametrize("error", [error for error, _ in FILTERS[1:]])
+@pytest.mark.parametrize("api", ["chat", "responses"])
+@pytest.mark.parametrize("has_text", [True, False])
+def test_answer_withheld_in_mid_stream_is_final(
+    error: dict[str, Any], api: str, has_text: bool
+) -> None:
+    text = chunk("half") if api == "chat" else delta("half")
+    failure = {"error": error} if api == "chat" else {**error, "type": "error"}
+    server = Server(Script([text] * has_text + [event(failure)]))
+    assert "content filter" in fails(server, chosen=settings(api=api)).message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Your account was banned for violating our usage policies.",
+        "The organization has been disabled because its content violates the usage policy.",
+    ],
+)
+def test_account_that_violated_a_policy_is_about_the_account(message: str) -> None:
+    assert isinstance(read(403, {"error": {"message": message}}), errors.CredentialsError)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Invalid arguments passed to the model.",
+        "Unsupported parameter: 'top_k'",
+        "max_tokens must be at most 8192",
+        "Missing required parameter: 'messages'.",
+        "image input is not supported by this model",
+        "Extra inputs are not permitted",
+        "API 调用参数有误",
+        "Parameter `top_k` for model m-1 is deprecated.",
+        "`temperature` is not supported with this model.",
+    ],
+)
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_rejection_in_an_event_without_code_is_judged_by_its_words(message: str, api: str) -> None:
+    stated = {"code": None, "message": message, "param": None}
+    failure = {"error": stated} if api == "chat" else {"type": "error", **stated}
+    error = fails(Server(Script([event(failure)])), chosen=settings(api=api))
+    assert type(error) is errors.RequestError
+    assert message in error.message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "An error occurred while processing your request.",
+        "Internal error: the worker has stopped",
+        "upstream connect error or disconnect/reset before headers",
+        "CUDA out of memory",
+        "Service tier capacity exceeded for this model.",
+    ],
+)
+@pytest.mark.parametrize("api", ["chat", "responses"])
+def test_other_failure_in_an_event_without_code_is_retried(message: str, api: str) -> None:
+    stated = {"code": None, "message": message}
+    failure = {"error": stated} if api == "chat" else {"type": "error", **stated}
+    error = fails(Server(Script([event(failure)])), chosen=settings(api=api))
+    assert isinstance(error, errors.TransientError)
+
+
+def test_unknown_model_in_an_event_without_code_is_a_model_error() -> None:
+    words = "The model `gpt-x` does not exist or you do not have access to it."
+    server = Server(Script([event({"type": "error", "message": words})]))
+    assert isinstance(fails(server), errors.ModelError)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (503, {"message": "Service tier capacity exceeded for this model."}),
+        (500, {"message": "Service tier capacity exceeded for this model."}),
+        (429, {"message": "Service tier capacity exceeded for this model."}),
+        (400, {"message": "The model is currently overloaded."}),
+        (500, {"message": "The server is busy, please try again later."}),
+        (503, {"message": "no"}),
+        (504, {"message": "no"}),
+    ],
+)
+def test_words_or_status_that_say_retry_outrank_the_type(
+    status: int, error: dict[str, Any]
+) -> None:
+    body = {"object": "error", "type": "invalid_request_error", "param": None, "code": None}
+    for each in ({**body, **error}, {"error": {**body, **error}}):
+        assert isinstance(read(status, each), errors.TransientError)
+
+
+@pytest.mark.parametrize("status", [403, 429, 400, 502])
+@pytest.mark.parametrize(
+    "error",
+    [
+        {
+            "message": "Your account org-xx<ak-xx> is not active, organization <org-xx> exceeded "
+            "current quota, please check your plan and billing details",
+            "type": "exceeded_current_quota_error",
+        },
+        {"message": "organization <org-xx> exceeded current quota"},
+        {"message": "Your account is suspended", "type": "exceeded_current_quota_error"},
+        {"message": "Your account is not active, please check your billing details on our site."},
+    ],
+)
+def test_used_up_quota_is_not_blamed_on_the_key(error: dict[str, Any], status: int) -> None:
+    assert isinstance(read(status, {"error": error}), errors.QuotaError)
+
+
+@pytest.mark.parametrize("status", [400, 404])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "The parameter `max_tokens` for model gpt-5 is deprecated.",
+        "Parameter top_k of the model m-1 was removed.",
+        "For model m-1, `temperature` is deprecated.",
+        "The argument `functions` is no longer supported by models like m-1.",
+    ],
+)
+def test_deprecated_parameter_is_not_a_retired_model(message: str, status: int) -> None:
+    assert isinstance(read(status, {"error": {"message": message}}), errors.RequestError)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Invalid parameter: model 'm-1' is deprecated.",
+        "Parameter `model`: the model m-1 was retired.",
+        "Support for model m-1 was removed; the model is deprecated.",
+    ],
+)
+def test_retired_model_in_a_parameter_is_a_model_error(message: str) -> None:
+    assert isinstance(read(400, {"error": {"message": message}}), errors.ModelError)
