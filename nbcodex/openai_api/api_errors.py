@@ -81,7 +81,7 @@ class ErrorInfo:
         stated = self.message or self.code or self.error_type
         if self.param and self.param not in stated:
             stated = f"{stated.rstrip('.')} (parameter {self.param!r})"
-        stop = "" if stated.endswith((".", "!", "?")) else "."
+        stop = "" if stated.endswith((".", "!", "?", "\u3002")) else "."
         return shorten(f"{words}{status}: {stated}{stop}" if stated else f"{words}{status}.")
 
 

@@ -179,6 +179,8 @@ def test_plan_limit_in_a_stream_is_a_limit(error: dict[str, str], api: str) -> N
     failure = {"error": error} if api == "chat" else {"type": "error", **error}
     found = fails(Server(Script([event(failure)])), chosen=settings(api=api))
     assert isinstance(found, LimitError)
+    assert ".." not in found.message
+    assert "\u3002." not in found.message
 
 
 @pytest.mark.parametrize(
