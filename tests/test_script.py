@@ -30,6 +30,8 @@ from nbcodex.models import Limit
 from nbcodex.simulator import Fault
 from tests.simulated import Simulated
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(nbcodex.__file__).parent
 TPM = Limit(resource="tokens", window=60.0, limit=30_000, used=22_999, requested=12_528)
 REFUSAL = LimitError("Tokens per minute (TPM) reached.", limit=TPM)

@@ -17,6 +17,8 @@ from nbcodex.settings import JOURNAL_FILENAME, Settings, data_folder
 
 from .conftest import ManualClock, added, request, run
 
+pytestmark = pytest.mark.slow
+
 Open = Callable[..., Journal]
 SECRET = "the-word-that-must-not-stay"
 

@@ -26,6 +26,8 @@ from nbcodex.simulator.http_messages import ErrorResponse
 
 from .conftest import SimulatedClient, texts
 
+pytestmark = pytest.mark.slow
+
 ECHO = "[[echo: {}]]"
 
 

@@ -23,6 +23,8 @@ from nbcodex.simulator import Fault
 from .conftest import SimulatedClient, texts
 from .test_map import press_stop
 
+pytestmark = pytest.mark.slow
+
 ECHO = "[[echo: {text}]]"
 FRAME = pandas.DataFrame({"order": [1, 2], "Product Name": ["lamp", "bed"]})
 
@@ -208,7 +210,6 @@ def test_only_the_colliding_column_is_numbered(
     assert "answer_2" not in result.columns
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("in_other_process", [False, True])
 @pytest.mark.parametrize("kind", [pandas.DataFrame, polars.DataFrame])
 def test_schema_fields_are_columns_of_one_type_after_a_resume(
@@ -295,7 +296,6 @@ def test_exhausted_budget_ends_the_map_with_its_error(
     assert len(last().parked) >= 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("status", [500, 502, 503])
 def test_fault_that_meets_every_row_is_shown_and_ends_the_map(
     simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch, status: int
@@ -312,7 +312,6 @@ def test_fault_that_meets_every_row_is_shown_and_ends_the_map(
     assert last().failed == {}
 
 
-@pytest.mark.slow
 def test_fault_of_some_rows_is_retried(
     simulated: SimulatedClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,8 @@ from tests.simulator_transport import SimulatorTransport
 
 from .conftest import SimulatedClient, texts
 
+pytestmark = pytest.mark.slow
+
 ROWS = [f"row {n}" for n in range(100)]
 
 

@@ -33,6 +33,8 @@ from .test_map import press_stop
 from .test_map_run import ManualBackend
 from .test_upload import FaultyTransport, World, requests, run_virtual
 
+pytestmark = pytest.mark.slow
+
 ECHO = "[[echo: {text}]]"
 SETTINGS = Settings(journal=False)
 

@@ -26,6 +26,8 @@ from tests.simulated import KEY
 from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual, stop_time_for_journal
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = Settings(api_key=Secret(KEY), base_url="http://127.0.0.1/v1", model="gpt-5.6-sol")
 HOUR = 3_600.0
 
@@ -353,7 +355,6 @@ async def test_rejected_row_fails_and_the_others_are_answered() -> None:
     assert world.entries()["m1-1"].status == "failed"
 
 
-@pytest.mark.slow
 @in_virtual_time
 async def test_rows_of_an_expired_job_are_parked_and_uploaded_again() -> None:
     world = World(batch_seconds=2 * 86_400.0)

@@ -29,6 +29,8 @@ from tests.openai_api.scripted import DONE, KEY, chunk, completed, delta, event
 from tests.openai_api.test_schemas_and_images import PNG
 from tests.virtual import LoopClock
 
+pytestmark = pytest.mark.slow
+
 APIS = pytest.mark.parametrize("api", ["responses", "chat"])
 SSE, JSON = {"content-type": "text/event-stream"}, {"content-type": "application/json"}
 USAGE = {

@@ -27,6 +27,8 @@ from nbcodex.settings import Secret
 from tests.redis_server import RedisServer, redis_server
 from tests.servers.processes import free_port
 
+pytestmark = pytest.mark.slow
+
 EVENT_TIMEOUT_S = 20.0  # for changes that happen by themselves, on a busy machine
 # An unreachable Redis may delay an operation by a second; a busy machine may add the rest.
 MAX_DELAY_S = 20.0
@@ -256,7 +258,6 @@ def test_dropped_connection_is_reopened_without_fallback(
     assert timed.notices == []
 
 
-@pytest.mark.slow
 def test_missing_redis_at_the_start_delays_the_first_operation_briefly() -> None:
     """The local store is used, and that is reported."""
     timed = TimedStore(Secret(f"redis://127.0.0.1:{free_port()}"))
