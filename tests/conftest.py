@@ -24,6 +24,11 @@ hypothesis.settings.load_profile("untimed")
 NOT_QUICK = ("kernel", "browser", "server", "long", "slow")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Start one worker more than there are cores: kernels, browsers and waits leave them idle."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects by marker
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark quick tests, and keep tests that share a browser, a kernel or a server on one worker.
