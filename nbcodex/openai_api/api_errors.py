@@ -36,6 +36,7 @@ _ADVICE: dict[type[NbcodexError], str] = {
 }
 MAX_PARALLEL_WAIT_S = 10.0  # a longer wait is not about a limit on parallel requests
 _ADDRESS_ADVICE = "Check the base URL (--api-base, OPENAI_BASE_URL): most end in /v1."
+_PROXY_ADVICE = "Have the proxy allow the server, or list the server in NO_PROXY."
 _WEB_PAGE = "it sent a web page instead of an answer"
 _NOT_AN_ADDRESS = "is not an address of an API"
 # What a page says in its title, and what XML says.
@@ -128,9 +129,14 @@ def from_exception(
         case openai.APIConnectionError() | httpx2.TransportError() | OSError():
             reason = _reason(error, clean)
             message = f"The connection to the server failed{reason}."
-            if advice := _setting_advice(reason):
+            chain, advice = exception_chain(error), _setting_advice(reason)
+            if proxy := next((e for e in chain if isinstance(e, httpx2.ProxyError)), None):
+                message = f"The proxy (HTTPS_PROXY, ALL_PROXY) refused to connect{reason}."
+                is_final = dialects.has_match(str(proxy).lower(), "proxy_refusal_patterns")
+                advice = advice or (_PROXY_ADVICE if is_final else "")
+            if advice:
                 return errors.ConnectionSettingsError(message, advice=advice)
-            if any(isinstance(e, httpx2.ConnectError) for e in exception_chain(error)):
+            if any(isinstance(e, httpx2.ConnectError) for e in chain):
                 message += " Is the server running?"
             return _disconnected(error, message)
         case openai.APIError():  # of an SSE `error` event: it has neither status nor headers
@@ -233,13 +239,16 @@ def _describe(
             details = {**({"message": stated} if isinstance(stated, str) else stated), **details}
     code = _one_line(_first_value(details, *dialects.WORDS["code_members"]), clean)[:100]
     error_type = _one_line(_first_value(details, *dialects.WORDS["type_members"]), clean)[:100]
+    google_details = rate_limits.dicts_in(details.get("details"))
+    if not code.strip("0123456789"):  # Google's `code` is the status; ErrorInfo has the reason
+        reasons = (_one_line(each.get("reason"), clean)[:100] for each in google_details)
+        code = next(filter(None, reasons), code)
     # Gateways write the upstream status into `code` (OpenRouter: a number, Azure: a string).
     figures = [int(text) for text in (code, error_type) if re.fullmatch("[1-5][0-9]{2}", text)]
     as_status = figures[0] if figures else None
     text = _first_value(details, *dialects.WORDS["message_members"])
     if status is not None and not (text or code or error_type):
         text = details  # in a form that no server is known for
-    google_details = rate_limits.dicts_in(details.get("details"))
     metadata = details.get("metadata")
     parts = rate_limits.dicts_in([*google_details, details, metadata, payload])
     waits = [_first_value(part, *dialects.WORDS["wait_members"]) for part in parts]
@@ -393,9 +402,10 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     # `quota_phrases` count with any status, `credit_phrases` not with that of a fault.
     # Limits per minute have the same words (Gemini) or codes (DashScope), but a wait that helps.
     is_quota = has_quota_phrase and not (wait or limit.limit)
-    is_quota |= (status or 400) < 500 and info.has_phrase("credit_phrases")
-    waiting_helps = status == 429 and (worded_wait or info.has_phrase("minute_limit_phrases"))
-    is_quota |= info.has_code("quota_codes")
+    is_credit = (status or 400) < 500 and info.has_phrase("credit_phrases")
+    is_per_minute = info.has_phrase("minute_limit_phrases") and not is_credit
+    waiting_helps = status == 429 and (worded_wait or is_per_minute)
+    is_quota |= is_credit or info.has_code("quota_codes")
     if status == 402 or (is_quota and not waiting_helps):
         return _quota_error(info, wall_time)
     excess = limit.requested - limit.limit if limit.limit and limit.requested else 0.0
@@ -524,10 +534,9 @@ def _limit_error(
 
 def _quota_error(info: ErrorInfo, wall_time: float) -> NbcodexError:
     """Return the error for missing credit, or for a spend limit, which resets each month."""
-    texts = (dialects.QUOTA_TEXTS.get(name.lower()) for name in (info.code, info.error_type))
-    words, advice = next(filter(None, texts), ("", ""))
-    if "fewer max_tokens" in info.message:  # OpenRouter: "... can only afford 1234"
-        words, advice = "The credit does not suffice", "Lower --max-output, or add credit."
+    stated = f"{info.code} {info.error_type} {info.message}".lower()
+    texts = (text for pattern, text in dialects.QUOTA_TEXTS.items() if re.search(pattern, stated))
+    words, advice = next(texts, ("", ""))
     if not words:
         return _new_error(errors.QuotaError, info, "The account has no credit left")
     next_month = datetime.fromtimestamp(wall_time, UTC).replace(day=1) + timedelta(days=31)

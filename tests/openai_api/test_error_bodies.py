@@ -112,6 +112,31 @@ def test_wrong_connection_setting_is_final_with_the_thing_to_change(
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        "403 Forbidden",
+        "404 X",
+        "Proxy Server could not connect: Connection not allowed by ruleset.",
+    ],
+)
+def test_server_that_a_proxy_refuses_is_a_wrong_setting_of_the_proxy(words: str) -> None:
+    failure = openai.APIConnectionError(request=httpx2.Request("POST", "https://x"))
+    failure.__cause__ = httpx2.ProxyError(words)
+    error = api_errors.from_exception(failure, wall_time=WALL)
+    assert isinstance(error, errors.ConnectionSettingsError)
+    assert "proxy (HTTPS_PROXY" in error.message
+    assert words.rstrip(".") in error.message
+    assert "NO_PROXY" in error.advice
+
+
+@pytest.mark.parametrize("words", ["503 Service Unavailable", "429 Too Many Requests", "408 X"])
+def test_temporary_fault_of_a_proxy_is_retried_and_names_the_proxy(words: str) -> None:
+    error = api_errors.from_exception(httpx2.ProxyError(words), wall_time=WALL)
+    assert isinstance(error, errors.TransportError)
+    assert "proxy (HTTPS_PROXY" in error.message
+
+
+@pytest.mark.parametrize(
     ("location", "advice"),
     [
         ("https://x.example/v1/chat/completions", "https://x.example/v1"),

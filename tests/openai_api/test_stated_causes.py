@@ -348,3 +348,61 @@ def test_deprecated_parameter_is_not_a_retired_model(message: str, status: int) 
 )
 def test_retired_model_in_a_parameter_is_a_model_error(message: str) -> None:
     assert isinstance(read(400, {"error": {"message": message}}), errors.ModelError)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"code": "403", "message": "Access denied due to Virtual Network/Firewall rules."},
+        {"message": "A Virtual Network is configured for this resource. Use the correct endpoint."},
+        {"message": "Public access is disabled. Please configure private endpoint."},
+        {"message": "Your IP address 1.2.3.4 is not in the allowed list of this project."},
+        {"message": "x", "code": "ip_not_authorized"},
+        {"message": "x", "details": [{"reason": "API_KEY_IP_ADDRESS_BLOCKED"}]},
+    ],
+)
+def test_refusal_by_a_network_rule_is_not_about_the_key(error: dict[str, Any], status: int) -> None:
+    refused = read(status, {"error": error})
+    assert type(refused) is errors.RequestError
+    assert "network" in refused.message
+    assert "VPN" in refused.advice
+    assert type(read(status, error)) is errors.RequestError
+
+
+@pytest.mark.parametrize("status", [400, 403, 429])
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "Free allocated quota exceeded.", "code": "insufficient_quota"},
+        {"message": "Free allocated quota exceeded."},
+        {
+            "message": "The free tier of the model has been exhausted. If you wish to continue "
+            "access the model on a paid basis, please disable the mode.",
+            "type": "invalid_request_error",
+        },
+        {"message": "该模型的免费额度已用完"},
+    ],
+)
+def test_free_quota_that_is_used_up_is_a_quota(error: dict[str, Any], status: int) -> None:
+    refused = read(status, {"error": error})
+    assert isinstance(refused, errors.QuotaError)
+    assert "free quota" in refused.message
+    assert "paid" in refused.advice
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("INSUFFICIENT_G1_CREDITS_BALANCE", errors.QuotaError),
+        ("MODEL_CAPACITY_EXHAUSTED", errors.OverloadedError),
+        ("RATE_LIMIT_EXCEEDED", errors.LimitError),
+    ],
+)
+def test_reason_in_google_details_is_a_code(reason: str, expected: type[Exception]) -> None:
+    kind = "type.googleapis.com/google.rpc.ErrorInfo"
+    details = [{"@type": kind, "reason": reason, "metadata": {"error_number": "2008"}}]
+    message = "Resource has been exhausted (e.g. check quota)."
+    body = {"code": 429, "message": message, "status": "RESOURCE_EXHAUSTED", "details": details}
+    assert type(read(429, {"error": body})) is expected
+    assert type(read(429, [{"error": body}])) is expected
