@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
+from nbcodex import errors
 from nbcodex.errors import NbcodexError, RequestError, TransientError, shorten
 from nbcodex.models import Request
+from nbcodex.openai_api import dialects
 from nbcodex.openai_api.answers import CompletedAnswer
 from nbcodex.openai_api.batches import Batch, BatchClient
 from nbcodex.ratelimit import backoff
@@ -26,6 +28,9 @@ RowResult = CompletedAnswer | NbcodexError  # the provider's result for one row
 # Time between two polls of a job, which grows by the factor. A day-long job is polled some 1,400
 # times; the end of a job of a minute is noticed within a quarter of a minute.
 FIRST_POLL_S, POLL_FACTOR, MAX_POLL_S = 3.0, 1.3, 60.0
+# A server may not find a file right after its upload (bespokelabsai/curator#116): so many refusals
+# take about a minute.
+MAX_MISSING_FILE_REFUSALS = 6
 # The last answers of a job are emitted only after its files are erased, which must not take long;
 # what is not erased then is erased by the next map.
 ERASE_PATIENCE_S = 5.0
@@ -64,17 +69,24 @@ class BatchApi:
 
     async def create(self, job: PendingJob, *, until: float) -> None:
         """Create a job from its input file."""
-        was_attempted = False
+        was_attempted, refusals = False, 0
+        file_id, metadata = job.batch.input_file_id or "", {"nbcodex": job.tag}
 
         async def create_once() -> Batch:
-            nonlocal was_attempted
+            nonlocal was_attempted, refusals
             # The response to an earlier attempt may have been lost although the job was created:
             # creating it again would charge all its rows twice.
             if was_attempted and (found := await self._find_once(job)):
                 return found
             was_attempted = True
-            file_id, metadata = job.batch.input_file_id or "", {"nbcodex": job.tag}
-            return await self.client.create_batch(file_id, job.sample, metadata=metadata)
+            try:
+                return await self.client.create_batch(file_id, job.sample, metadata=metadata)
+            except (RequestError, errors.ModelError) as error:
+                refusals += 1
+                is_missing = dialects.has_match(error.message.lower(), "file_missing_patterns")
+                if not is_missing or refusals == MAX_MISSING_FILE_REFUSALS:
+                    raise
+                raise errors.ServerError(error.message) from error
 
         job.batch = await self._retrying(create_once, until=until)
 

@@ -428,6 +428,40 @@ async def test_server_without_batch_api_names_the_live_engine() -> None:
     assert "engine='live'" in str(ending.error)
 
 
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "Cannot find file file-1, or project proj_1 does not have access to it."),
+        (404, "No such File object: file-1"),
+        (400, "The input file file-1 is not processed yet."),
+    ],
+)
+@pytest.mark.parametrize("times", [1, 3, 100])
+def test_file_that_is_not_found_after_its_upload_is_tried_a_few_times(
+    status: int, message: str, times: int
+) -> None:
+    @in_virtual_time
+    async def upload_rows() -> None:
+        world = World()
+
+        def refuse(call: str) -> httpx2.Response | None:
+            if call == "POST /v1/batches" and world.transport.count(call) <= times:
+                error = {"message": message, "type": "invalid_request_error", "param": "file_id"}
+                return httpx2.Response(status, json={"error": error})
+            return None
+
+        world.transport.before = refuse
+        await world.run(world.uploader(), requests(2))
+        is_refused = times == 100
+        assert world.transport.count("POST /v1/batches") == min(times + 1, 6)
+        assert world.transport.count("POST /v1/files") == 1
+        assert len(world.sent_prompts) == 2 * (not is_refused)
+        expected = events.Failed if is_refused else events.Finished
+        assert {type(ending) for ending in world.endings.values()} == {expected}
+
+    upload_rows()
+
+
 @in_virtual_time
 async def test_rows_beyond_the_budget_are_parked() -> None:
     world = World()
