@@ -206,6 +206,10 @@ class RequestError(PermanentError, title="Request rejected"):
     """The server rejects the request as it stands."""
 
 
+class NetworkRefusedError(RequestError):
+    """The provider does not serve this country or network."""
+
+
 class AnswerError(NbcodexError, title="Invalid answer"):
     """An answer arrived, but it is not usable; its text is in `reply`."""
 

@@ -59,7 +59,7 @@ Status = Literal[
     "pending", "running", "waiting", "done", "parked", "interrupted", "cancelled", "failed"
 ]
 # What a limit of the server counts: tokens or requests in a window of time, requests in progress at
-# once, or the growth of the traffic.
+# once, or the growth of the traffic. Other nouns of servers, such as "images", are only shown.
 Resource = Literal["tokens", "requests", "parallel requests", "traffic growth"]
 MapOutcome = Literal["", "done", "stopped", "cancelled", "parked", "failed"]
 

@@ -49,6 +49,7 @@ _ALL_ROWS_ERRORS = (
     errors.CredentialsError,
     errors.QuotaError,
     errors.ModelError,
+    errors.NetworkRefusedError,
 )
 _EQUAL_ROWS_ERRORS = (errors.PermanentError, errors.AnswerError)
 

@@ -312,9 +312,15 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
     input_tokens = count_value(figures, "input_tokens", "prompt_tokens")
     output_tokens = count_value(figures, "output_tokens", "completion_tokens")
     total = count_value(figures, "total_tokens")
-    # Gemini's and xAI's output lacks the reasoning, which only the total contains.
-    if total is not None and input_tokens is not None and output_tokens is not None:
-        output_tokens = max(output_tokens, total - input_tokens)
+    reasoning_tokens = count_value(figures | of_output, "reasoning_tokens")
+    if output_tokens is not None:
+        # Gemini's and xAI's output lacks the reasoning, which only the total contains.
+        if total is not None and input_tokens is not None:
+            pages = count_value(figures, "citation_tokens") or 0  # Perplexity's, which are not text
+            output_tokens = max(output_tokens, total - input_tokens - pages)
+        # Perplexity's lacks it as well, and so does the total.
+        if reasoning_tokens is not None and reasoning_tokens > output_tokens:
+            output_tokens += reasoning_tokens
     return Usage(
         input_tokens=input_tokens,
         cached_tokens=count_value(
@@ -324,7 +330,7 @@ def read_usage(figures: object, service_tier: object = None) -> Usage:
             cache_figures, "cache_write_tokens", "cache_creation_input_tokens"
         ),
         output_tokens=output_tokens,
-        reasoning_tokens=count_value(of_output, "reasoning_tokens"),
+        reasoning_tokens=reasoning_tokens,
         input_audio_tokens=count_value(of_input, "audio_tokens") or None,
         output_audio_tokens=count_value(of_output, "audio_tokens") or None,
         service_tier=name_value(service_tier),  # the one that was really used decides the price

@@ -405,7 +405,8 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     is_credit = (status or 400) < 500 and info.has_phrase("credit_phrases")
     is_per_minute = info.has_phrase("minute_limit_phrases") and not is_credit
     waiting_helps = status == 429 and (worded_wait or is_per_minute)
-    is_quota |= is_credit or info.has_code("quota_codes")
+    is_quota |= info.has_code("quota_codes") and not info.has_phrase("overloaded_phrases")
+    is_quota |= is_credit
     if status == 402 or (is_quota and not waiting_helps):
         return _quota_error(info, wall_time)
     excess = limit.requested - limit.limit if limit.limit and limit.requested else 0.0
@@ -458,7 +459,10 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
     is_key_rejected |= status == 401 or info.has_code("credentials_codes")
     if is_key_rejected or status == 403:
         words = "The server does not accept the key" if is_key_rejected else "Access is refused"
-        return _new_error(errors.CredentialsError, info, words)
+        refusal = _new_error(errors.CredentialsError, info, words)
+        if not (is_key_rejected or info.message):
+            refusal.advice = "The key may lack access to the model, or a firewall refused it."
+        return refusal
     if status == 404 and info.has_phrase("unknown_param_phrases"):
         status = 400
     # The SDK retries 408 and 409, too; 425 is "Too Early" (RFC 8470).
@@ -499,9 +503,12 @@ def _limit_error(
     """Return the error of a rate limit, with figures from the headers that the body lacks."""
     if info.has_code("parallel_codes") and limit.resource is None:
         limit = replace(limit, resource="parallel requests")
-    is_per_window = limit.resource in (None, "tokens", "requests")
+    is_per_window = limit.resource not in {"parallel requests", "traffic growth"}
     limits = rate_limits.header_limits(headers, wall_time=wall_time) if is_per_window else []
-    used_up = [each for each in limits if each.is_exhausted]
+    named = limit.resource or ""  # "input-images" are images
+    used_up = [
+        e for e in limits if e.is_exhausted and (not named or named.endswith(e.resource or ""))
+    ]
     exhausted = max(used_up, key=lambda each: each.reset_in or 0.0, default=None)
     if exhausted and limit.limit is None:
         bound, remaining = exhausted.limit, exhausted.remaining

@@ -7,6 +7,7 @@ that the user did not configure. The SDK takes 0.7 s to import, so it is importe
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import os
@@ -35,6 +36,7 @@ MAX_IDLE_CONNECTIONS = 10
 
 # Bounds on the decoded bodies that the SDK reads whole, before our code gets them.
 MAX_ERROR_BODY_BYTES = 65_536
+_ERROR_BODY_TIMEOUT_S = 10.0
 MAX_JSON_BODY_BYTES = 4 * 1024 * 1024  # a list of a hundred batches, or of models, has some 100 kB
 
 _MAX_CLIENTS = 64  # each Entra ID token, valid for an hour, has a client of its own
@@ -209,6 +211,8 @@ def _make_client(endpoint: Endpoint, pool: httpx2.AsyncClient) -> AsyncOpenAI:
 
 async def _read_bounded_body(response: httpx2.Response) -> None:
     """Read a body that the SDK would read whole, up to a bound on what it decodes to."""
+    import httpx2
+
     path = response.request.url.path.rstrip("/")
     if response.headers.get("content-encoding", "").lower() == "x-gzip":  # an old name (RFC 9110)
         response.headers["content-encoding"] = "gzip"
@@ -221,11 +225,14 @@ async def _read_bounded_body(response: httpx2.Response) -> None:
     # 5 kB with ``content-encoding: gzip, gzip`` can decode to gigabytes. httpx2 decodes in pieces
     # of 1 MiB, so a loop that stops is enough; the SDK's `aread` has no bound.
     body = bytearray()
-    async with contextlib.aclosing(response.aiter_bytes()) as chunks:
-        async for chunk in chunks:
-            body += chunk[: max_bytes - len(body) + 1]
-            if len(body) > max_bytes:
-                break
+    timeout = asyncio.timeout(_ERROR_BODY_TIMEOUT_S if is_error else None)
+    # An error whose body breaks off, is late or cannot be decoded is judged by its status.
+    with contextlib.suppress(*((httpx2.RequestError, OSError) if is_error else ())):
+        async with timeout, contextlib.aclosing(response.aiter_bytes()) as chunks:
+            async for chunk in chunks:
+                body += chunk[: max_bytes - len(body) + 1]
+                if len(body) > max_bytes:
+                    break
     await response.aclose()
     if len(body) > max_bytes and not is_error:
         raise ServerError(f"The server sent more than {max_bytes >> 20} MB.")

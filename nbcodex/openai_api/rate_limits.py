@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from nbcodex.errors import shorten
@@ -50,6 +50,7 @@ _DATE_FILLING = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b|\bat ", re.IGNORECASE)
 _CHINA = timezone(timedelta(hours=8))
 
 _COUNTED_WORD = re.compile(r"\b(\d{0,6})-?([a-z]+)\b")  # "5-minute" in a header's name
+_NOUN = re.compile(r"[a-z]{2,}[^s]s")  # in the plural: "images"
 _POLICY_PART = re.compile(r"([a-z]+)=(\d{1,15})")  # "w=300"
 _EPOCH_S, _EPOCH_MS = 1e9, 1e12  # larger numbers are instants in s or ms, not durations
 
@@ -165,8 +166,9 @@ def header_limits(headers: Headers, *, wall_time: float) -> list[HeaderLimit]:
         if figure is None:
             continue
         words.remove(figure)
-        counted = [word for word in words if word in WORDS["header_resources"]]
-        resource = RESOURCES[counted[0]] if counted else None
+        nouns = {word for word in words if _NOUN.fullmatch(word) and word not in UNITS_S}
+        counted = [word for word in words if word in {*nouns, *WORDS["header_resources"]}]
+        resource = _resource(counted[0]) if counted else None
         # The window is named like ``minute``, ``1h`` or ``5-minute``.
         units = _COUNTED_WORD.findall("-".join(words))
         # Shorter words of the table, such as "us", have another meaning here.
@@ -230,6 +232,11 @@ def _tightest_reading(stated: list[HeaderLimit], resource: Resource) -> LimitRea
     return min(readings, key=lambda reading: (reading.remaining, reading.limit), default=None)
 
 
+def _resource(noun: str) -> Resource:
+    """Return what a noun counts ("input_tokens" are tokens), or the noun itself, to be shown."""
+    return RESOURCES.get(re.split("[-_]", noun)[-1], cast("Resource", noun))
+
+
 def limit_in_message(message: str, *, error_type: str = "") -> Limit:
     """Return the limit that a message names, with its figures; OpenAI's type names a resource."""
     # "Rate limit reached for M on tokens per min (TPM): Limit 30000, Used 22999, Requested 12528."
@@ -242,9 +249,9 @@ def limit_in_message(message: str, *, error_type: str = "") -> Limit:
             used, bound = _figure(groups.get("used")) or 0.0, _figure(groups.get("limit"))
             if not {"used", "limit"} <= groups.keys() or (bound is not None and used >= bound):
                 stated = groups | stated
-    window = stated.get("window", "").lower()
+    window, noun = stated.get("window", "").lower(), stated.get("resource", "").lower()
     limit = Limit(
-        resource=RESOURCES.get(stated.get("resource", error_type).lower()),
+        resource=_resource(noun) if noun else RESOURCES.get(error_type.lower()),
         window=UNITS_S.get(window) or parse_duration(window.replace("-", " ")),
         limit=_figure(stated.get("limit")),
         used=_figure(stated.get("used")),

@@ -291,6 +291,8 @@ class LimitModel:
                 measured = min(self._measured_rate(now), self.slow_down_rate_at(now))
                 self.slow_down_rate, self.slowed_down_at = SLOW_DOWN_SHARE * measured, now
             return
+        if limit and limit.resource not in {None, "tokens", "requests"}:
+            return  # such as images: what a request needs of it is not known
         if permit.is_probe or self._learn_undeclared(permit, refusal, now):
             return
         if reading := refusal.reading:

@@ -16,6 +16,7 @@ from nbcodex.journal.spending import SpendAmount
 from nbcodex.models import ZERO_USAGE, Limit, Reply, Request, Status, StreamPosition, Usage
 from nbcodex.openai_api import pricing
 from nbcodex.openai_api.answers import CompletedAnswer
+from nbcodex.ratelimit.backoff import BACKOFF_FACTOR
 from nbcodex.ratelimit.limiter import Patience, Reservation
 from nbcodex.runtime.clock import Clock, format_duration, format_time
 
@@ -108,6 +109,7 @@ class RequestState:
     # How the last attempt failed, and the waits that follow from it, in seconds.
     error: TransientError = field(init=False, repr=False)
     stated_wait: float | None = None  # what the server asked for, with jitter; None: nothing
+    refusals: int = 0  # by limits, in succession
     retry_budget_wait: float = 0.0  # until `Services.retry_budgets` allow another attempt
     # Of the current attempt; None if it counts towards no limit.
     reservation: Reservation | None = None
@@ -166,7 +168,12 @@ class RequestState:
     def backoff_s(self, exponential: float) -> float:
         """Return the seconds to wait; `exponential` are those that grow with each failure."""
         if isinstance(self.error, LimitError):
-            return exponential if self.stated_wait is None else self.stated_wait
+            if self.stated_wait is None:
+                return exponential
+            # One that proves too short grows, up to our own backoff and the patience that is left.
+            grown = self.stated_wait * BACKOFF_FACTOR ** min(self.refusals - 1, 30)
+            grown = min(grown, exponential, self.patience.max_wait - self.waited)
+            return max(self.stated_wait, grown)
         # The wait grows even if an overloaded server asks for the same short one each time.
         # Another request's success may end the wait for the retry budget: it is worth all patience.
         patience_left = max(0.0, self.patience.max_wait - self.waited)

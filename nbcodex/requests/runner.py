@@ -449,7 +449,9 @@ class RequestRunner:
             state.note_unknown_response(models.NOTE_POSSIBLY_PAID_TWICE)
         state.error, state.retry_budget_wait = error, 0.0
         state.stated_wait = None if wait is None else backoff.with_jitter(wait, self._services.rng)
+        state.refusals += 1
         if not isinstance(error, errors.LimitError):
+            state.refusals = 0
             # The time without data before a fault counts as a wait.
             state.patience.waited += now - state.last_activity_at
             state.retry_budget_wait = self._services.retry_budgets[state.base_url].spend(now)
@@ -485,9 +487,10 @@ class RequestRunner:
         """Raise a ParkedError: the next wait is longer than the patience."""
         error, now = self.state.error, self._clock.now()
         resume_at = now + retry_state.upcoming_sleep
-        # A limit on tokens may admit a smaller request at once, so there is no cooldown.
-        is_token_limit = isinstance(error, errors.LimitError) and error.limit.resource == "tokens"
-        cooldown_until = await self._start_cooldown(error, now if is_token_limit else resume_at)
+        # A limit on tokens or images may admit another request at once, so there is no cooldown.
+        limited = error.limit.resource if isinstance(error, errors.LimitError) else None
+        may_admit = limited not in {None, "requests", "parallel requests", "traffic growth"}
+        cooldown_until = await self._start_cooldown(error, now if may_admit else resume_at)
         raise self.state.patience_error(error, max(resume_at, cooldown_until)) from error
 
     async def _start_cooldown(self, error: errors.TransientError, resume_at: float) -> float:

@@ -9,7 +9,13 @@ from typing import Any, cast
 import pytest
 
 from nbcodex import events
-from nbcodex.errors import CredentialsError, NbcodexError, ParkedError, PermanentError
+from nbcodex.errors import (
+    CredentialsError,
+    NbcodexError,
+    NetworkRefusedError,
+    ParkedError,
+    PermanentError,
+)
 from nbcodex.mapping.backends import (
     MAX_ACTIVE_ROWS,
     MAX_QUEUED_ROWS,
@@ -185,6 +191,16 @@ def test_permanent_failure_is_shared_by_equal_rows() -> None:
     assert not run.advance()
     assert backend.started == ["m1-0"]
     assert [reply.error for reply in run.replies_in_order()] == ["no", "no", "no"]
+
+
+@pytest.mark.parametrize("error", [CredentialsError("no"), NetworkRefusedError("no")])
+def test_refusal_that_meets_every_row_ends_the_map(error: NbcodexError) -> None:
+    backend = ManualBackend()
+    run = run_of([str(n) for n in range(200)], backend)
+    run.advance()
+    backend.end_rows(*range(8), error=error)
+    with pytest.raises(type(error)):
+        run.advance()
 
 
 @pytest.mark.parametrize("on_error", ["keep", "raise"])

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import gzip
+import itertools
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,16 @@ import httpx2
 import openai
 import pytest
 
-from nbcodex.errors import ConfigurationError, NbcodexError, ServerError
+from nbcodex.errors import (
+    ConfigurationError,
+    CredentialsError,
+    LimitError,
+    NbcodexError,
+    OverloadedError,
+    RequestError,
+    ServerError,
+    TransientError,
+)
 from nbcodex.models import Request
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.openai_api.batches import Batch, BatchClient
@@ -32,8 +42,10 @@ from tests.openai_api.scripted import (
     MODEL,
     Script,
     Server,
+    Silence,
     chunk,
     completed,
+    fails,
     play,
     settings,
 )
@@ -223,6 +235,57 @@ def test_endless_error_body_is_read_in_part() -> None:
     with pytest.raises(NbcodexError):
         play(Server(Script(endless(), 400)))
     assert read <= MAX_ERROR_BODY_BYTES + 20_000
+
+
+CUT_JSON = b'{"error": {"message": "Not now: the words'
+
+
+@pytest.mark.parametrize("is_custom", [False, True])
+@pytest.mark.parametrize(
+    "end",
+    [
+        httpx2.RemoteProtocolError("peer closed connection"),
+        httpx2.ReadError("reset"),
+        httpx2.DecodingError("not gzip"),
+        Silence(10_000.0),
+    ],
+)
+@pytest.mark.parametrize(
+    ("status", "begun", "kind"),
+    [
+        (403, b"<html><head><title>403", RequestError),
+        (403, b"", CredentialsError),
+        (400, CUT_JSON, RequestError),
+        (429, CUT_JSON, LimitError),
+        (429, b"", LimitError),
+        (503, CUT_JSON, OverloadedError),
+        (500, b"", ServerError),
+    ],
+)
+def test_error_whose_body_breaks_off_is_judged_by_its_status(
+    status: int, begun: bytes, kind: type[NbcodexError], end: Any, *, is_custom: bool
+) -> None:
+    server = Server(Script([begun, end], status, {"retry-after": "7"}))
+    chosen = settings()
+    if is_custom:
+        http = httpx2.AsyncClient(transport=server)
+        custom = openai.AsyncOpenAI(api_key="k", base_url="http://x/v1", http_client=http)
+        chosen = Settings(client=custom, api="responses", model=MODEL)
+    with pytest.raises(NbcodexError) as caught:
+        play(server, chosen=chosen)
+    assert type(caught.value) is kind
+    assert f"(HTTP {status})" in caught.value.message
+    assert ("the words" in caught.value.message) == (begun == CUT_JSON)
+    if isinstance(caught.value, TransientError):
+        assert caught.value.wait == 7.0
+    if status == 403:
+        assert "firewall" in caught.value.advice
+
+
+def test_error_body_that_trickles_for_ever_is_read_for_a_bounded_time() -> None:
+    parts = itertools.chain.from_iterable(itertools.repeat([b"x", Silence(1.0)]))
+    error = fails(Server(Script(parts, 400)))
+    assert "(HTTP 400): xxxxx" in error.message
 
 
 @functools.cache

@@ -74,9 +74,22 @@ def test_words_of_any_body_are_shown(body: object, status: int) -> None:
 )
 def test_unserved_country_is_not_blamed_on_the_key(status: int, body: object) -> None:
     error = read(status, body)
+    assert isinstance(error, errors.NetworkRefusedError)
     assert isinstance(error, errors.RequestError)
+    assert "VPN" in error.advice
     assert "country" in error.message
     assert "key" not in str(error)
+
+
+@pytest.mark.parametrize("code", ["insufficient_quota", None])
+@pytest.mark.parametrize(
+    "words",
+    ["当前分组上游负载已饱和 (request id: 1)", "Upstream load is saturated, try again later"],
+)
+def test_saturated_upstream_is_not_missing_credit(words: str, code: str | None) -> None:
+    error = read(429, {"error": {"message": words, "type": code or "", "code": code}})
+    assert isinstance(error, errors.OverloadedError)
+    assert "credit" not in str(error)
 
 
 @pytest.mark.parametrize(

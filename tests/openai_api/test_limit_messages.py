@@ -92,6 +92,23 @@ AZURE = (
             Limit(resource="tokens", window=DAY, limit=500_000, used=508_311),
         ),
         ("limit: 50 requests/day", Limit(resource="requests", window=DAY, limit=50)),
+        # Other nouns are named as the server does (openai/codex#10059).
+        (
+            "Rate limit reached for organization org-x on input-images per min: Limit 10, Used 10, "
+            "Requested 2. Please try again in 3s.",
+            Limit(resource="input-images", window=MINUTE, limit=10, used=10, requested=2),
+        ),
+        (
+            "Rate limit reached for images per minute in organization org-x. Limit: 5/1min.",
+            Limit(resource="images", window=MINUTE, limit=5),
+        ),
+        ("on images per min (IPM): Limit 5", Limit(resource="images", window=MINUTE, limit=5)),
+        ("IPM reached", Limit(resource="images", window=MINUTE)),
+        ("limited to 20 messages per hour", Limit(resource="messages", window=3600, limit=20)),
+        ("limit of 5 audio-seconds a day", Limit(resource="audio-seconds", window=DAY, limit=5)),
+        ("limit of 60 times per minute", Limit(resource="requests", window=MINUTE, limit=60)),
+        ("input_tokens_per_minute", Limit(resource="tokens", window=MINUTE)),
+        ("You exceed your rate limits per minute", Limit()),
         ("Limited to 3 requests a day", Limit(resource="requests", window=DAY, limit=3)),
         # The figure is the use, not the limit; the words of a size are not a rate's.
         ("Limit reached. Your use is 500 tokens per minute.", Limit(resource="tokens", window=60)),

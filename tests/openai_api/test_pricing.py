@@ -198,11 +198,27 @@ def test_providers_own_cost_counts_where_prices_are_unknown(
             "completion_tokens_details": {"reasoning_tokens": 500},  # xAI
         },
         {"input_tokens": "30", "output_tokens": 510.0, "total_tokens": 100},
+        {  # Perplexity, whose total lacks the reasoning (open-webui-cost-tracker#6)
+            "prompt_tokens": 30,
+            "completion_tokens": 10,
+            "total_tokens": 40,
+            "citation_tokens": 7299,
+            "num_search_queries": 74,
+            "reasoning_tokens": 500,
+        },
+        {
+            "prompt_tokens": 30,
+            "completion_tokens": 10,
+            "total_tokens": 7339,
+            "citation_tokens": 7299,
+            "completion_tokens_details": {"reasoning_tokens": 500},
+        },
     ],
 )
 def test_output_contains_the_reasoning(figures: dict[str, Any]) -> None:
     usage = read_usage(figures)
     assert (usage.input_tokens, usage.output_tokens) == (30, 510)
+    assert usage.reasoning_tokens in (None, 500)
 
 
 @pytest.mark.parametrize(

@@ -323,6 +323,30 @@ ISO = "2026-11-30T08:00:50Z"
             500,
         ),
         (
+            {
+                "x-ratelimit-limit-input-images": "10",
+                "x-ratelimit-remaining-input-images": "0",
+                "x-ratelimit-reset-input-images": "6s",
+                "x-ratelimit-limit-requests": "500",
+                "x-ratelimit-remaining-requests": "499",
+            },
+            6,
+            "images",
+            None,
+            10,
+        ),
+        (
+            {
+                "x-ratelimit-limit-messages-day": "40",
+                "x-ratelimit-remaining-messages-day": "0",
+                "x-ratelimit-reset-messages-day": "90",
+            },
+            90,
+            "messages",
+            DAY,
+            40,
+        ),
+        (
             {"x-rate-limit-limit": "10", "x-rate-limit-remaining": "0", "x-rate-limit-reset": "7"},
             7,
             None,

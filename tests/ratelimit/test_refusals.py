@@ -63,6 +63,21 @@ def test_limit_stated_only_by_a_refusal_is_kept() -> None:
         answered_request(limiter, due + 0.01, daily_headers(due))
 
 
+@pytest.mark.parametrize("noun", ["input-images", "messages"])
+def test_limit_of_another_noun_begins_a_cooldown_but_teaches_no_rate(noun: str) -> None:
+    limiter = RateLimiter()
+    answered_request(limiter, 100.0, daily_headers(100.0))
+    permit = ask(limiter, 110.0)
+    assert isinstance(permit, Permit)
+    limit = Limit(resource=noun, window=60.0, limit=10, used=10, requested=2)
+    limiter.refuse(permit, Refusal(113.0, limit), 110.0)
+    cooldown = ask(limiter, 111.0)
+    assert isinstance(cooldown, Cooldown)
+    assert (cooldown.until, cooldown.limit) == (113.0, limit)
+    for number in range(20):
+        answered_request(limiter, 113.1 + number / 10, daily_headers(113.1))
+
+
 def test_headers_override_limits_learned_from_refusals() -> None:
     """Once headers state the same limit, it is projected by them."""
     limiter = limiter_with_undeclared_limit()

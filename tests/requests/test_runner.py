@@ -250,6 +250,29 @@ def test_patience_is_used_up_over_attempts() -> None:
     assert ending(received).reply.waited <= 70.0
 
 
+@pytest.mark.parametrize(
+    ("stated", "grown"), [(0.006, 2.0), (1.0, 20.0), (20.0, 20.0), (300.0, 300.0)]
+)
+def test_stated_wait_that_proves_too_short_grows(stated: float, grown: float) -> None:
+    attempts = [[refusal(stated)] for _ in range(10)]
+    request = Request(prompt="x", patience=10_000.0)
+    _, scripted = run_request(*attempts, answer("hi"), request=request)
+    sent = [at for at, _ in scripted.api_client.seen]
+    waits = [b - a for a, b in itertools.pairwise(sent)]
+    assert stated <= waits[0] <= 1.1 * stated + 0.1  # the first is as stated
+    assert waits == sorted(waits) or stated >= 20.0
+    assert all(wait >= stated for wait in waits)
+    assert grown <= waits[-1] <= max(62.0, 1.1 * stated)
+
+
+def test_storm_of_short_stated_waits_stays_within_patience() -> None:
+    attempts = [[refusal(0.006)] for _ in range(99)]
+    received, scripted = run_request(*attempts, request=Request(prompt="x", patience=3.0))
+    assert isinstance(ending(received), Parked)
+    assert len(scripted.api_client.seen) < 15
+    assert 2.9 <= ending(received).reply.waited <= 3.0
+
+
 def test_silence_before_a_fault_uses_patience() -> None:
     attempts = [[STARTED, 50.0, TransportError("silent")] for _ in range(9)]
     received, scripted = run_request(*attempts, request=Request(prompt="x", patience=120.0))
