@@ -76,10 +76,18 @@ class ErrorInfo:
         """Return whether its message contains a phrase of a list of `dialects`."""
         return dialects.has_phrase(self.message.lower(), list_name)
 
+    @property
+    def stated(self) -> str:
+        """What the server states; a message of one or two words ("Unauthorized") with its codes."""
+        names = [n for n in (self.code, self.error_type) if n not in ("", str(self.status))]
+        if not self.message or len(self.message.split()) > 2 or not names:
+            return self.message or self.code or self.error_type
+        return f"{self.message.rstrip('.')} ({', '.join(names)})"
+
     def sentence(self, words: str) -> str:
         """Return `words`, the status and what the server states, as one line."""
         status = f" (HTTP {self.status})" if self.status is not None else ""
-        stated = self.message or self.code or self.error_type
+        stated = self.stated
         if self.param and self.param not in stated:
             stated = f"{stated.rstrip('.')} (parameter {self.param!r})"
         stop = "" if stated.endswith((".", "!", "?", "\u3002")) else "."
@@ -94,8 +102,8 @@ def from_status(
         return _redirect_error(status, clean(headers.get("location", "")))
     text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
     # Some servers send a refusal as an event, because a stream was requested.
-    if text.lstrip().startswith(("data:", "event:")):
-        lines = (line.removeprefix("data:").strip() for line in text.splitlines()[:20])
+    if text.lstrip().startswith(("data:", "event:", "error:")):
+        lines = (re.sub("^(data|error):", "", line).strip() for line in text.splitlines()[:20])
         text = next((line for line in lines if line.startswith(("{", "["))), text)
     return _classify(_describe(text, clean, status=status), headers, wall_time)
 
@@ -345,7 +353,7 @@ def _error_object(payload: object) -> Mapping[str, Any] | str:
             return payload  # `error` only names the status, "Bad Request" (FastAPI, Spring)
         if isinstance(inner, str):
             return {**payload, "message": inner}  # TGI and xAI: the code is not in `error`
-        payload = inner
+        payload = {"name": payload.get("name"), **inner}  # Cloudflare's is beside its error
     return payload if isinstance(payload, dict | str) else {}
 
 
@@ -412,7 +420,8 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     excess = limit.requested - limit.limit if limit.limit and limit.requested else 0.0
     # A 5xx page can talk about a context window that has nothing to do with the request.
     is_described = (status or 400) < 500 or bool(info.code or info.error_type)
-    is_too_large = is_described and info.has_phrase("too_large_phrases")
+    words = info.stated.lower()
+    is_too_large = is_described and dialects.has_match(words, "too_large_patterns")
     is_too_large |= status == 413 or info.has_code("too_large_codes")
     if is_too_large or (is_limit_error and excess > 0):
         message = info.sentence("The request is too large")
@@ -426,7 +435,6 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
             info.sentence("The plan does not include this model: its limit is 0"),
             advice="Choose another model (`%codex models`, `nbcodex doctor`), or another plan.",
         )
-    words = info.message.lower()
     for cause, (class_name, happened, advice) in dialects.REFUSALS.items():
         is_about = info.has_code(f"{cause}_codes") or dialects.has_match(words, f"{cause}_patterns")
         if is_about and worded_wait is None:
@@ -465,11 +473,14 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
         return refusal
     if status == 404 and info.has_phrase("unknown_param_phrases"):
         status = 400
+    message = info.message.lower()
+    passes = dialects.has_code([info.code], "passing_codes")  # a code outranks a generic type
+    passes |= dialects.has_match(message, "passing_patterns")
     # The SDK retries 408 and 409, too; 425 is "Too Early" (RFC 8470).
-    if status in {408, 409, 425}:
-        return _new_error(ServerError, info, "The server asks to try again", wait=wait)
+    if status in {408, 409, 425} or (passes and (status or 400) < 500):
+        return _new_error(ServerError, info, "The server cannot answer for now", wait=wait)
     # If the message does not name the model, a 404 usually means a wrong base URL.
-    names_model = info.code.strip("0123456789") or "model" in info.message.lower()
+    names_model = info.code.strip("0123456789") or "model" in message
     is_page = (status or 400) < 500 and info.message.startswith(_WEB_PAGE)
     has_no_such_call = is_page or info.has_phrase("no_such_call_phrases")
     if has_no_such_call or (status in {404, 405} and not names_model):
@@ -477,8 +488,7 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
         return errors.ModelError(info.sentence(words), advice=_ADDRESS_ADVICE)
     if status == 404:
         return _new_error(errors.ModelError, info, "The server does not have this model or address")
-    words = info.message.lower()
-    is_rejected = info.has_code("request_codes") or dialects.has_match(words, "request_patterns")
+    is_rejected = info.has_code("request_codes") or dialects.has_match(message, "request_patterns")
     if is_rejected if status is None else 400 <= status < 500:
         return _new_error(errors.RequestError, info, "The server rejects the request")
     failure = _new_error(ServerError, info, "The server failed", wait=wait)

@@ -29,13 +29,16 @@ _MAX_VALUE_CHARS = 64  # of a header
 # Go's time.Duration.String() ("6m0s", "17ms", "8m51.438s"), and words ("1 minute and 20 seconds").
 _DURATION_PART = rf"(\d{{1,12}}(?:\.\d{{0,12}})?|\.\d{{1,12}}) ?({'|'.join(UNITS_S)})(?![a-zµμ])"
 _DURATION = rf"{_DURATION_PART}(?:,? ?(?:and )?{_DURATION_PART}){{0,4}}"  # days to milliseconds
-_H_MM_SS = r"(\d{1,3}):(\d\d):(\d\d)"
+# The clocks of .NET ("5.03:23:11") and Python ("5 days, 3:23:11"), and ISO 8601's "P5DT23H".
+_CLOCK = r"(?:(\d{1,3})(?:\.| days?,? ))?(\d{1,3}):(\d\d):(\d\d(?:\.\d{1,9})?)"
+_ISO_DURATION = r"P(?=T?\d)(?:\d{1,6}[WD]){0,2}(?:T(?:\d{1,9}(?:\.\d{1,9})?[HMS]){0,3})?"
 _RANGE_START = r"(?:\d{1,3} ?(?:[-\u2013]|to) ?)?"  # "5-10 minutes": the longer wait counts
 # Neither a part of a date, a time of day or a larger number, nor a number before another word.
 _PLAIN_NUMBER = r"\d{1,6}(?:\.\d{1,6})?(?![-/:.,\u2013]?\d|[ -]?[a-z])"
 _WAIT = re.compile(
     rf"(?:{'|'.join(WORDS['wait_phrases'])}):? (?:about |for |at least )?{_RANGE_START}"
-    rf"({_DURATION}|(?:an?|one) (?:minute|hour)\b|{_H_MM_SS}(?! ?[a-z])|{_PLAIN_NUMBER})",
+    rf"({_CLOCK}(?! ?[a-z])|{_DURATION}|{_ISO_DURATION}\b|(?:an?|one) (?:minute|hour)\b|"
+    rf"{_PLAIN_NUMBER})",
     re.IGNORECASE,
 )
 # "Sep 9th, 2026 3:07 PM", "9 September 2026 at 15:07 UTC", "2026-09-09 at 00:00 UTC".
@@ -66,12 +69,15 @@ def parse_number(value: object) -> float | None:
 
 
 def parse_duration(text: str | None) -> float | None:
-    """Return the seconds of a duration: with units, like "01:12:34", or a plain number."""
+    """Return the seconds of a duration: with units, a clock, ISO 8601's, or a plain number."""
     if not text or len(text) > _MAX_VALUE_CHARS:
         return None
     text = text.strip().lower()
-    if clock := re.fullmatch(_H_MM_SS, text):
-        return int(clock[1]) * 3600.0 + int(clock[2]) * 60.0 + int(clock[3])
+    if clock := re.fullmatch(_CLOCK, text):
+        hours = int(clock[1] or 0) * 24.0 + int(clock[2])
+        return hours * 3600.0 + int(clock[3]) * 60.0 + float(clock[4])
+    if re.fullmatch(_ISO_DURATION, text, re.IGNORECASE):
+        text = re.sub("[pt]", "", text)
     if re.fullmatch(_DURATION, text):
         parts = re.findall(_DURATION_PART, text)
         return sum(float(amount) * UNITS_S[unit] for amount, unit in parts)

@@ -170,7 +170,7 @@ class ResponsesReader(_Reader):
             # Azure sends `response.failed` without a reason, then an `error` event with it.
             self._read_usage(response)
             raise AnswerFailedError(event, is_final=bool(response.get("error")))
-        elif event_type == "error" or is_error or "choices" in event:  # of Chat Completions
+        elif "error" in (event_type, name) or is_error or "choices" in event:  # of Chat
             raise AnswerFailedError(event)
         elif event_type in _DONE_TEXTS and not is_commentary:
             self._done_texts[indexes], _ = self._read_content([dict_member(event, "part") or event])

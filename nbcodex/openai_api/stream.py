@@ -87,6 +87,9 @@ class SseDecoder:
                 self._data += value.removeprefix(b" ") + b"\n"
             elif name == b"event":
                 self._event_name = value.removeprefix(b" ")
+            elif name == b"error" and value.lstrip().startswith(b"{"):
+                # llama.cpp until 2025 (ggml-org/llama.cpp#16109); other fields are ignored.
+                events.append(("error", value.decode("utf-8", "replace").strip()))
         self._line += rest
         if len(self._data) + len(self._line) > MAX_BODY_BYTES:
             raise invalid_answer(f"The server sent an event of over {MAX_BODY_BYTES >> 20} MB.")
