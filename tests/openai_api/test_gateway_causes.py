@@ -67,6 +67,13 @@ def test_input_longer_than_the_context_is_too_large(message: str, api: str) -> N
 
 
 @pytest.mark.parametrize(
+    "what", ["Image exceeds the maximum allowed size", "Stop exceeds the length"]
+)
+def test_too_large_part_is_not_a_prompt_longer_than_the_context(what: str) -> None:
+    assert isinstance(read(400, {"error": what}), errors.RequestError)
+
+
+@pytest.mark.parametrize(
     "error",
     [
         {"message": "Unable to access non-serverless model m.", "code": "model_not_available"},
