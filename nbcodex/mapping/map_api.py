@@ -25,6 +25,7 @@ from nbcodex.mapping.map_runner import active_runners
 from nbcodex.mapping.rows import PromptSource, RowKey, RowRequests, schema_fields
 from nbcodex.models import Origin, Reply, Request, RequestOptions
 from nbcodex.openai_api.endpoints import check_server
+from nbcodex.requests.options import to_count
 
 INACTIVE_TIMEOUT_S = 5.0  # a resume waits this long for rows that are still active after Stop
 # Rows whose requests are compared, to find out whether a frame holds the results of the same map.
@@ -48,8 +49,7 @@ def prepare_map(
     confirm: bool | None = None,
 ) -> MapRun | Estimate:
     """Return a map that is ready to be executed, or for a dry run what it would use."""
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise ConfigurationError("limit must be a number of rows, 1 or more.")
+    limit = to_count(limit, "limit", "rows")
     if on_error not in ("keep", "raise"):
         raise ConfigurationError("on_error must be 'keep' or 'raise'.")
     if engine not in BACKENDS:

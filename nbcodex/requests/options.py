@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,6 +35,8 @@ def build_request(
     if not isinstance(prompt, str) or not prompt.strip():
         raise ConfigurationError("The prompt is empty.", advice="Write what you want to know.")
     options = options or RequestOptions()
+    values = {field.name: getattr(options, field.name) for field in fields(RequestOptions)}
+    options = RequestOptions(**{name: plain_scalar(value) for name, value in values.items()})
     _check_types(options)
     api = options.api or settings.api
     if api not in get_args(Api):
@@ -41,8 +45,7 @@ def build_request(
         )
     if options.thread is not None:
         check_thread_name(options.thread)
-    names = [field.name for field in fields(RequestOptions)]
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = {name: getattr(options, name) for name in values if values[name] is not None}
     # An alias is resolved here, so that the journal and the limits have the name of the model.
     model = options.model or settings.model
     patience = settings.patience if options.patience is None else parse_duration(options.patience)
@@ -50,13 +53,33 @@ def build_request(
         "model": settings.aliases.get(model, model) if model else None,
         "images": tuple(map(to_image, () if options.images is None else options.images)),
         "schema": structured_output.to_schema(options.schema),
-        "params": dict(options.params or {}),
+        "params": {
+            name: json.loads(structured_output.json_text(value, f"The parameter {name!r}"))
+            for name, value in (options.params or {}).items()
+        },
+        "max_output": to_count(options.max_output, "max_output", "tokens"),
         "api": api,
         "patience": patience,
         "reuse": settings.reuse if options.reuse is None else options.reuse,
         "origin": origin or Origin(),
     }
     return Request(prompt=prompt, **{**given, **converted})
+
+
+def plain_scalar(value: Any) -> Any:
+    """Return Python's own type of a number or truth value of NumPy and the like; else `value`."""
+    is_scalar = type_has(value, "tolist") and getattr(value, "shape", None) == ()
+    return value.tolist() if is_scalar else value
+
+
+def to_count(value: Any, name: str, unit: str) -> int | None:
+    """Return a whole number, 1 or more, of any type; None for None."""
+    value = plain_scalar(value)
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if value is None or (is_number and value >= 1 and value == value // 1):
+        return None if value is None else int(value)
+    given = f"{shorten(repr(value), 40)} ({type(value).__name__})"
+    raise ConfigurationError(f"{name} must be a whole number of {unit}, 1 or more, not {given}.")
 
 
 def check_thread_name(name: str) -> None:
@@ -73,13 +96,9 @@ def _check_types(options: RequestOptions) -> None:
         name, value = field.name, getattr(options, field.name)
         if field.type == "str | None" and not isinstance(value, str | None):
             raise ConfigurationError(f"{name} must be a string, not {type(value).__name__}.")
-    tokens: object = options.max_output
-    is_count = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 1
-    if tokens is not None and not is_count:
-        raise ConfigurationError("max_output must be a number of tokens, 1 or more.")
     if not isinstance(options.params, Mapping | None):
         raise ConfigurationError("params must be a mapping of API parameters, such as a dict.")
-    if not isinstance(options.patience, str | int | float | None):
+    if not isinstance(options.patience, str | Real | None):
         raise ConfigurationError("patience must be a number of seconds, or a string such as '10m'.")
     images: object = options.images
     if isinstance(images, str | bytes) or not isinstance(images, Iterable | None):

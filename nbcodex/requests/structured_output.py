@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
+from numbers import Integral, Real
 from typing import Any, get_origin
 
 from nbcodex.errors import Advice, AnswerError, ConfigurationError, NbcodexError, shorten
@@ -56,7 +57,7 @@ def to_schema(given: object) -> Schema | None:
     if given is None or isinstance(given, Schema):
         return given
     if isinstance(given, Mapping):
-        return _schema_of_definition(_json_text(given))
+        return _schema_of_definition(json_text(given, "The schema"))
     # `get_origin` recognizes `list[Person]` and unions.
     is_type = isinstance(given, type) or get_origin(given) is not None
     if not (is_type or any(hasattr(given, name) for name in _TYPE_ATTRIBUTES)):
@@ -254,7 +255,7 @@ def _schema_of_type(given: Any) -> Schema:
             f"{name or type(given).__name__} has no JSON schema ({shorten(str(error), 120)}).",
             advice=advice,
         ) from None
-    return _build_schema(json.loads(_json_text(definition)), name, model)
+    return _build_schema(json.loads(json_text(definition, "The schema")), name, model)
 
 
 @lru_cache(maxsize=64)
@@ -314,14 +315,29 @@ def _build_schema(definition: dict[str, Any], name: str, model: Any = None) -> S
     return replace(schema, strict=sent_form(schema)[1])  # whether strict mode allows it
 
 
-def _json_text(definition: Mapping[Any, Any]) -> str:
+def json_text(value: Any, name: str) -> str:
+    """Return a user's value as JSON, also of numbers and arrays such as NumPy's."""
     try:
         # By default, `json.dumps` writes NaN and infinities, which no server accepts.
-        return json.dumps(dict(definition), allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
+        return json.dumps(value, allow_nan=False, default=_plain_value)
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigurationError(
-            "The schema is not JSON.", advice="Use text, numbers, true, false, null, lists."
+            f"{name} is not JSON ({shorten(str(error), 100)}).",
+            advice="Use text, numbers, true, false, null, lists and dicts.",
         ) from None
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Integral):
+        return int(value)
+    # The text of a float32, such as 0.2, is that of the number which the user means.
+    if isinstance(value, Real):
+        return float(str(value) if hasattr(value, "dtype") else value)
+    if hasattr(type(value), "tolist"):
+        return value.tolist()
+    raise TypeError(f"it has a value of type {type(value).__name__}")
 
 
 def _validate(schema: Schema, text: str) -> Any:
