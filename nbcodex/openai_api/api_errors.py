@@ -122,15 +122,12 @@ def from_exception(
         case NbcodexError():
             return error
         case openai.APIStatusError():
-            response, content = error.response, b""
+            response = error.response
             if response.has_redirect_location:
                 location = clean(response.headers["location"])
                 return _redirect_error(response.status_code, location, str(response.url))
-            with contextlib.suppress(Exception):  # the body broke off
-                content = response.content
-            return from_status(
-                response.status_code, response.headers, content, wall_time=wall_time, clean=clean
-            )
+            status, body = response.status_code, response.content
+            return from_status(status, response.headers, body, wall_time=wall_time, clean=clean)
         # Before APIConnectionError and OSError, of which these are subclasses.
         case openai.APITimeoutError() | httpx2.TimeoutException() | TimeoutError():
             return _disconnected(error, "The server did not answer in time.")
@@ -515,9 +512,9 @@ def _limit_error(
         limit = replace(limit, resource="parallel requests")
     is_per_window = limit.resource not in {"parallel requests", "traffic growth"}
     limits = rate_limits.header_limits(headers, wall_time=wall_time) if is_per_window else []
-    named = limit.resource or ""  # "input-images" are images
+    noun = limit.resource or ""  # "input-images" are images
     used_up = [
-        e for e in limits if e.is_exhausted and (not named or named.endswith(e.resource or ""))
+        e for e in limits if e.is_exhausted and (not noun or noun.endswith(e.resource or ""))
     ]
     exhausted = max(used_up, key=lambda each: each.reset_in or 0.0, default=None)
     if exhausted and limit.limit is None:

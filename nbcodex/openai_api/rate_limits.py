@@ -79,17 +79,14 @@ def parse_duration(text: str | None) -> float | None:
     if re.fullmatch(_ISO_DURATION, text, re.IGNORECASE):
         text = re.sub("[pt]", "", text)
     if re.fullmatch(_DURATION, text):
-        parts = re.findall(_DURATION_PART, text)
-        return sum(float(amount) * UNITS_S[unit] for amount, unit in parts)
+        return sum(float(n) * UNITS_S[unit] for n, unit in re.findall(_DURATION_PART, text))
     return parse_number(text)
 
 
 def clamp_wait(seconds: float | None) -> float | None:
     """Return a usable wait: above zero and at most `MAX_WAIT_S`; else None."""
     # None lets the backoff decide: to retry at once would flood the server.
-    if seconds is None or not math.isfinite(seconds) or seconds <= 0:
-        return None
-    return min(seconds, MAX_WAIT_S)
+    return min(seconds, MAX_WAIT_S) if seconds and 0 < seconds < math.inf else None
 
 
 def _parse_date(text: str | None, default_zone: tzinfo | None = UTC) -> float | None:
@@ -125,8 +122,7 @@ def wait_in_headers(headers: Headers, *, wall_time: float) -> float | None:
     stated, now = headers.get("retry-after", ""), _server_time(headers, wall_time)
     stated = stated[:_MAX_VALUE_CHARS]
     # A gateway may send it twice ("60, 60"), or in words ("30 seconds").
-    seconds = parse_reset(stated, now) or parse_reset(stated.partition(",")[0], now)
-    return clamp_wait(seconds)
+    return clamp_wait(parse_reset(stated, now) or parse_reset(stated.partition(",")[0], now))
 
 
 def _server_time(headers: Headers, wall_time: float) -> float:
@@ -265,8 +261,7 @@ def limit_in_message(message: str, *, error_type: str = "") -> Limit:
         model=shorten(stated.get("model", "").rstrip("."), 100) or None,
     )
     if limit.resource == "parallel requests":  # the other figures are about a rate
-        slots = _figure(stated.get("slots"))
-        return Limit(resource=limit.resource, limit=slots, model=limit.model)
+        return Limit(resource=limit.resource, limit=_figure(stated.get("slots")), model=limit.model)
     return limit
 
 

@@ -271,6 +271,9 @@ class ChatReader(_Reader):
 
     def read_body(self, payload: dict[str, Any]) -> None:
         """Read an answer that came in one piece."""
+        # OpenRouter's can be nested in a member (pydantic/pydantic-ai#3994).
+        payloads = [payload, *dicts_in([*payload.values()])]
+        payload = next((p for p in payloads if dicts_in(p.get("choices"))), payload)
         # The answer to a blocked prompt has no error, but `choices: null`.
         if not dicts_in(payload.get("choices")) and payload.get("choices", True):
             raise AnswerFailedError(payload)

@@ -283,16 +283,14 @@ class LimitModel:
             self.tokens.undo_charge(permit.input_tokens, permit.need.max_output, now)
         if limit and limit.resource == "parallel requests":
             self.parallel.learn(self.output.in_flight, now, stated=limit.limit)
-            return
-        if limit and limit.resource == "traffic growth":
+        elif limit and limit.resource == "traffic growth":
             # A refusal that follows soon is of requests that were sent at the old rate.
             is_new = now - self.slowed_down_at > MIN_SLOW_DOWN_INTERVAL_S
             if is_first and is_new and self.output.in_flight >= MIN_MEASURED_REQUESTS:
                 measured = min(self._measured_rate(now), self.slow_down_rate_at(now))
                 self.slow_down_rate, self.slowed_down_at = SLOW_DOWN_SHARE * measured, now
-            return
         if limit and limit.resource not in {None, "tokens", "requests"}:
-            return  # such as images: what a request needs of it is not known
+            return  # of images, for example, it is not known what a request needs
         if permit.is_probe or self._learn_undeclared(permit, refusal, now):
             return
         if reading := refusal.reading:

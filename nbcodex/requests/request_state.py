@@ -167,16 +167,15 @@ class RequestState:
 
     def backoff_s(self, exponential: float) -> float:
         """Return the seconds to wait; `exponential` are those that grow with each failure."""
+        patience_left = max(0.0, self.patience.max_wait - self.waited)
         if isinstance(self.error, LimitError):
             if self.stated_wait is None:
                 return exponential
             # One that proves too short grows, up to our own backoff and the patience that is left.
             grown = self.stated_wait * BACKOFF_FACTOR ** min(self.refusals - 1, 30)
-            grown = min(grown, exponential, self.patience.max_wait - self.waited)
-            return max(self.stated_wait, grown)
+            return max(self.stated_wait, min(grown, exponential, patience_left))
         # The wait grows even if an overloaded server asks for the same short one each time.
         # Another request's success may end the wait for the retry budget: it is worth all patience.
-        patience_left = max(0.0, self.patience.max_wait - self.waited)
         budget_wait = min(self.retry_budget_wait, patience_left)
         return max(self.stated_wait or 0.0, exponential, budget_wait)
 

@@ -449,9 +449,8 @@ class RequestRunner:
             state.note_unknown_response(models.NOTE_POSSIBLY_PAID_TWICE)
         state.error, state.retry_budget_wait = error, 0.0
         state.stated_wait = None if wait is None else backoff.with_jitter(wait, self._services.rng)
-        state.refusals += 1
-        if not isinstance(error, errors.LimitError):
-            state.refusals = 0
+        state.refusals = state.refusals + 1 if isinstance(error, errors.LimitError) else 0
+        if not state.refusals:
             # The time without data before a fault counts as a wait.
             state.patience.waited += now - state.last_activity_at
             state.retry_budget_wait = self._services.retry_budgets[state.base_url].spend(now)

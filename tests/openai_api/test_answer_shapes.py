@@ -32,6 +32,7 @@ from tests.openai_api.scripted import (
     chunk,
     completed,
     delta,
+    ending_of,
     event,
     fails,
     play,
@@ -175,6 +176,15 @@ def test_failure_in_other_spellings_is_retried(parts: list[Part]) -> None:
     error = fails(Server(Script(parts)), chosen=settings(api="chat"))
     assert isinstance(error, TransientError)
     assert b"memory" not in parts[0] or "memory" in error.message  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("outer", [{"choices": None, "id": None}, {"choices": []}, {"ok": True}])
+@pytest.mark.parametrize("name", ["provider", "data"])
+def test_answer_that_is_nested_in_a_member_is_read(name: str, outer: dict[str, Any]) -> None:
+    choice = {"message": {"content": "hi"}, "finish_reason": "stop"}
+    parts = body({**outer, name: {"choices": [choice], "usage": USAGE}})
+    answer = ending_of(play(Server(Script(parts)), chosen=settings(api="chat")))
+    assert (answer.text, answer.cut) == ("hi", None)
 
 
 @pytest.mark.parametrize(
