@@ -72,6 +72,11 @@ class ErrorInfo:
         """Return whether its code or type is in a list of `dialects`."""
         return dialects.has_code((self.code, self.error_type), list_name)
 
+    def is_about(self, cause: str) -> bool:
+        """Return whether its code, type or words are in the lists of a cause in `dialects`."""
+        words = self.stated.lower()
+        return self.has_code(f"{cause}_codes") or dialects.has_match(words, f"{cause}_patterns")
+
     def has_phrase(self, list_name: str) -> bool:
         """Return whether its message contains a phrase of a list of `dialects`."""
         return dialects.has_phrase(self.message.lower(), list_name)
@@ -80,9 +85,9 @@ class ErrorInfo:
     def stated(self) -> str:
         """What the server states; a message of one or two words ("Unauthorized") with its codes."""
         names = [n for n in (self.code, self.error_type) if n not in ("", str(self.status))]
-        if not self.message or len(self.message.split()) > 2 or not names:
-            return self.message or self.code or self.error_type
-        return f"{self.message.rstrip('.')} ({', '.join(names)})"
+        if names and 0 < len(self.message.split()) <= 2:
+            return f"{self.message.rstrip('.')} ({', '.join(names)})"
+        return self.message or self.code or self.error_type
 
     def sentence(self, words: str) -> str:
         """Return `words`, the status and what the server states, as one line."""
@@ -346,10 +351,9 @@ def _error_object(payload: object) -> Mapping[str, Any] | str:
             inner = inner[0]
         if not isinstance(inner, dict | str) or not inner:
             return payload
-        if isinstance(inner, str) and _first_value(payload, *dialects.WORDS["message_members"]):
-            return payload  # `error` only names the status, "Bad Request" (FastAPI, Spring)
-        if isinstance(inner, str):
-            return {**payload, "message": inner}  # TGI and xAI: the code is not in `error`
+        if isinstance(inner, str):  # the message (TGI, xAI), or "Bad Request" (FastAPI, Spring)
+            has_message = _first_value(payload, *dialects.WORDS["message_members"])
+            return payload if has_message else {**payload, "message": inner}
         payload = {"name": payload.get("name"), **inner}  # Cloudflare's is beside its error
     return payload if isinstance(payload, dict | str) else {}
 
@@ -417,9 +421,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     excess = limit.requested - limit.limit if limit.limit and limit.requested else 0.0
     # A 5xx page can talk about a context window that has nothing to do with the request.
     is_described = (status or 400) < 500 or bool(info.code or info.error_type)
-    words = info.stated.lower()
-    is_too_large = is_described and dialects.has_match(words, "too_large_patterns")
-    is_too_large |= status == 413 or info.has_code("too_large_codes")
+    is_too_large = status == 413 or (is_described and info.is_about("too_large"))
     if is_too_large or (is_limit_error and excess > 0):
         message = info.sentence("The request is too large")
         if excess > 0:
@@ -433,8 +435,7 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
             advice="Choose another model (`%codex models`, `nbcodex doctor`), or another plan.",
         )
     for cause, (class_name, happened, advice) in dialects.REFUSALS.items():
-        is_about = info.has_code(f"{cause}_codes") or dialects.has_match(words, f"{cause}_patterns")
-        if is_about and worded_wait is None:
+        if info.is_about(cause) and worded_wait is None:
             refusal = _new_error(getattr(errors, class_name), info, happened)
             refusal.advice = advice or refusal.advice
             return refusal
@@ -470,14 +471,12 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
         return refusal
     if status == 404 and info.has_phrase("unknown_param_phrases"):
         status = 400
-    message = info.message.lower()
-    passes = dialects.has_code([info.code], "passing_codes")  # a code outranks a generic type
-    passes |= dialects.has_match(message, "passing_patterns")
+    passes = replace(info, error_type="").is_about("passing")  # a code outranks a generic type
     # The SDK retries 408 and 409, too; 425 is "Too Early" (RFC 8470).
     if status in {408, 409, 425} or (passes and (status or 400) < 500):
         return _new_error(ServerError, info, "The server cannot answer for now", wait=wait)
     # If the message does not name the model, a 404 usually means a wrong base URL.
-    names_model = info.code.strip("0123456789") or "model" in message
+    names_model = info.code.strip("0123456789") or "model" in info.message.lower()
     is_page = (status or 400) < 500 and info.message.startswith(_WEB_PAGE)
     has_no_such_call = is_page or info.has_phrase("no_such_call_phrases")
     if has_no_such_call or (status in {404, 405} and not names_model):
@@ -485,8 +484,7 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
         return errors.ModelError(info.sentence(words), advice=_ADDRESS_ADVICE)
     if status == 404:
         return _new_error(errors.ModelError, info, "The server does not have this model or address")
-    is_rejected = info.has_code("request_codes") or dialects.has_match(message, "request_patterns")
-    if is_rejected if status is None else 400 <= status < 500:
+    if info.is_about("request") if status is None else 400 <= status < 500:
         return _new_error(errors.RequestError, info, "The server rejects the request")
     failure = _new_error(ServerError, info, "The server failed", wait=wait)
     # After 502 to 504 of a gateway that gave up, the server may still have made a paid answer.

@@ -106,23 +106,20 @@ def _parse_date(text: str | None, default_zone: tzinfo | None = UTC) -> float | 
 def parse_reset(text: str | None, now: float) -> float | None:
     """Return the seconds until a reset: a duration, an epoch in s or ms, an ISO or HTTP date."""
     seconds = parse_duration(text)
-    if seconds is None:
-        moment = _parse_date(text)
-        return None if moment is None else max(0.0, moment - now)
-    if seconds >= _EPOCH_S:
-        seconds = max(0.0, seconds / (1000 if seconds >= _EPOCH_MS else 1) - now)
-    return seconds
+    moment = _parse_date(text) if seconds is None else None
+    if seconds is not None and seconds >= _EPOCH_S:
+        moment = seconds / (1000 if seconds >= _EPOCH_MS else 1)
+    return seconds if moment is None else max(0.0, moment - now)
 
 
 def wait_in_headers(headers: Headers, *, wall_time: float) -> float | None:
     """Return the seconds to wait by ``retry-after-ms`` (Azure) or ``retry-after``."""
     milliseconds = parse_number(headers.get("retry-after-ms"))
-    if wait := clamp_wait(milliseconds / 1000 if milliseconds else None):
-        return wait
-    stated, now = headers.get("retry-after", ""), _server_time(headers, wall_time)
-    stated = stated[:_MAX_VALUE_CHARS]
+    now = _server_time(headers, wall_time)
+    stated = headers.get("retry-after", "")[:_MAX_VALUE_CHARS]
     # A gateway may send it twice ("60, 60"), or in words ("30 seconds").
-    return clamp_wait(parse_reset(stated, now) or parse_reset(stated.partition(",")[0], now))
+    seconds = parse_reset(stated, now) or parse_reset(stated.partition(",")[0], now)
+    return clamp_wait(milliseconds / 1000 if milliseconds else seconds)
 
 
 def _server_time(headers: Headers, wall_time: float) -> float:

@@ -134,8 +134,7 @@ class ResponsesReader(_Reader):
         is_commentary = indexes[0] in self._commentary
         if event_type in _TEXT_DELTAS:
             self.answer.declined |= event_type == _REFUSAL_DELTA
-            delta = event.get("delta")
-            delta = delta if isinstance(delta, str) else ""
+            delta = value if isinstance(value := event.get("delta"), str) else ""
             if self.has_restarted and not is_commentary:
                 self._done_texts[indexes] = self._done_texts.get(indexes, "") + delta
             return ("", delta) if is_commentary else (delta, "")
