@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 from nbcodex import host
 from nbcodex.client import get_client
 from nbcodex.errors import NbcodexError, Stopped, advice_for_script
-from nbcodex.models import Api, Origin, Reply, RequestOptions
+from nbcodex.models import Api, MapListener, Origin, Reply, RequestOptions
 from nbcodex.requests.handle import Handle, reply_or_raise
 from nbcodex.requests.options import build_request
 
@@ -317,17 +317,23 @@ def _prepare_map(arguments: Mapping[str, Any]) -> Any:
     names = ("limit", "dry_run", "row_key", "on_error", "engine", "confirm")
     map_arguments = {name: arguments[name] for name in names}
     options = RequestOptions.from_arguments(arguments)
-    run = prepare_map(arguments["template"], arguments["data"], options, **map_arguments)
+    settings, origin = host.current.settings(), host.current.origin()
+    run = prepare_map(
+        *(arguments["template"], arguments["data"], options),
+        settings=settings,
+        origin=origin,
+        **map_arguments,
+    )
     if not isinstance(run, Estimate):
-        keep_run(run)
+        keep_run(run, host.current.map_listener())
     return run
 
 
-def keep_run(run: MapRun) -> None:
-    """Make a run `nbcodex.map.last`, and let the calling cell show its progress."""
+def keep_run(run: MapRun, on_stats: MapListener) -> None:
+    """Make a run `nbcodex.map.last`; `on_stats` shows its progress."""
     from nbcodex.mapping.map_api import LastMap, kept_runs
 
-    run.on_stats = host.current.map_listener()
+    run.on_stats = on_stats
     map.last = LastMap(run)  # type: ignore[attr-defined]
     kept_runs.pop(run.id, None)  # a resumed run becomes the newest
     kept_runs[run.id] = run

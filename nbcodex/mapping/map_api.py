@@ -26,6 +26,7 @@ from nbcodex.mapping.rows import PromptSource, RowKey, RowRequests, schema_field
 from nbcodex.models import Origin, Reply, Request, RequestOptions
 from nbcodex.openai_api.endpoints import check_server
 from nbcodex.requests.options import to_count
+from nbcodex.settings import Settings
 
 INACTIVE_TIMEOUT_S = 5.0  # a resume waits this long for rows that are still active after Stop
 # Rows whose requests are compared, to find out whether a frame holds the results of the same map.
@@ -40,7 +41,8 @@ def prepare_map(
     data: Any,
     request_options: RequestOptions,
     *,
-    variable: str | None = None,
+    settings: Settings,
+    origin: Origin,
     limit: int | None = None,
     dry_run: bool = False,
     row_key: RowKey = None,
@@ -48,7 +50,11 @@ def prepare_map(
     engine: str = "live",
     confirm: bool | None = None,
 ) -> MapRun | Estimate:
-    """Return a map that is ready to be executed, or for a dry run what it would use."""
+    """Return a map that is ready to be executed, or for a dry run what it would use.
+
+    `origin` is that of the caller, with the notebook variable that gets the result, if there is
+    one, also after a resume.
+    """
     limit = to_count(limit, "limit", "rows")
     if on_error not in ("keep", "raise"):
         raise ConfigurationError("on_error must be 'keep' or 'raise'.")
@@ -57,12 +63,10 @@ def prepare_map(
             f"engine={engine!r} is unknown.",
             advice="'live' sends row by row, 'batch' uploads all rows together.",
         )
-    client, settings = get_client(), host.current.settings()
-    inputs = read_input(data, limit=limit)
+    client, inputs = get_client(), read_input(data, limit=limit)
     map_id = f"m{secrets.token_hex(4)}"
     origin = replace(
-        host.current.origin(),
-        variable=variable,  # the notebook variable that gets the result, also after a resume
+        origin,
         map_id=map_id,
         row_count=inputs.total,
         data_kind=inputs.kind,

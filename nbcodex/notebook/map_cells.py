@@ -48,7 +48,12 @@ def run_map_cell(session: Session, args: Namespace, cell: str) -> None:
     options, _format = cell_options.request_options(args, names)
     options = replace(options, images=images_of(args.image, session.shell, session.scope))
     prepared = prepare_map(
-        cell.removesuffix("\n"), names[args.map], options, variable=args.out, dry_run=args.dry_run
+        cell.removesuffix("\n"),
+        names[args.map],
+        options,
+        settings=session.settings,
+        origin=session.new_origin(args.out),
+        dry_run=args.dry_run,
     )
     if isinstance(prepared, Estimate):
         print(str(prepared))
@@ -60,8 +65,8 @@ def _run(session: Session, run: MapRun) -> None:
     """Run a map below the cell and assign its variable; if it ends early, with what there is."""
     # A map over an iterator yields its replies, any other map keeps them and yields none.
     replies: list[Any] = []
-    keep_run(run)  # for `nbcodex.map.last` and `nbcodex.map.recent`
-    run.on_stats = session.map_listener(preview=partial(_preview, run, replies))
+    # For `nbcodex.map.last` and `nbcodex.map.recent`.
+    keep_run(run, session.map_listener(preview=partial(_preview, run, replies)))
     try:
         replies.extend(map_runner.stream_map(run))
     finally:

@@ -225,7 +225,7 @@ def test_schema_fields_are_columns_of_one_type_after_a_resume(
         simulated.restart_process()
     run = resume_map(last().id)
     assert run is not None
-    api.keep_run(run)
+    api.keep_run(run, lambda _stats: None)
     result = map_runner.run_map(run)
     assert isinstance(result, kind)
     assert {*result["label"]} == {"simulated"}

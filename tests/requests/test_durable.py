@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from nbcodex.client import SessionTotals
 from nbcodex.errors import TransportError
 from nbcodex.events import BackingOff, Delta, EndAction, Event, Finished, Restarted, Sent
 from nbcodex.models import (
@@ -28,6 +27,7 @@ from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.limiter import Limiter
 from nbcodex.ratelimit.rate_limiter import RateLimiter
 from nbcodex.requests.runner import NOTE_SENT_AGAIN, RequestRunner, Services
+from nbcodex.requests.services import SessionTotals
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault, Knobs, Simulator
 from tests.scripted import STARTED, InstantJournal, ScriptedServices, answer, ending
