@@ -18,7 +18,7 @@ from nbcodex.events import Listener
 from nbcodex.models import NOTE_POSSIBLY_PAID_TWICE, Request, Resumption
 from nbcodex.requests.conversation import Conversations
 from nbcodex.requests.handle import Handle
-from nbcodex.requests.services import SharedServices
+from nbcodex.requests.process_resources import ProcessResources
 from nbcodex.runtime import event_loop
 from nbcodex.runtime.clock import Clock
 from nbcodex.settings import DEFAULT_MODEL, Settings
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from nbcodex.ratelimit.sharing import LimitState
     from nbcodex.requests.budget import RequestEstimate
 
-# For parking the running requests, as a part of `services.SHUTDOWN_TIMEOUT_S`: the loop may be
-# busy with loading the SDK.
+# For parking the running requests, within `process_resources.SHUTDOWN_TIMEOUT_S`: the loop may
+# be busy with loading the SDK.
 PARK_TIMEOUT_S = 2.0
 
 
-class Client(SharedServices):
+class Client(ProcessResources):
     """All requests of a process: one set of services and listeners."""
 
     def __init__(

@@ -26,8 +26,8 @@ from nbcodex.ratelimit.charge_policy import Need
 from nbcodex.ratelimit.limit_model import Refusal
 from nbcodex.ratelimit.limiter import Limiter
 from nbcodex.ratelimit.rate_limiter import RateLimiter
+from nbcodex.requests.process_resources import SessionTotals
 from nbcodex.requests.runner import NOTE_SENT_AGAIN, RequestRunner, Services
-from nbcodex.requests.services import SessionTotals
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Fault, Knobs, Simulator
 from tests.scripted import STARTED, InstantJournal, ScriptedServices, answer, ending

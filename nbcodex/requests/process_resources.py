@@ -1,4 +1,4 @@
-"""What all requests of a process share: services, journals and limiters, opened on first use.
+"""Opens what all requests of a process share: journals, limiters and the API client.
 
 Its methods may be called from any thread, unless they say otherwise.
 """
@@ -58,8 +58,8 @@ class SessionTotals:
         return sum(self.by_model.values(), UsageTotals())
 
 
-class SharedServices:
-    """Opens the services, journals and limiters of a process, each once."""
+class ProcessResources:
+    """The journals, limiters and services of a process, each opened on first use."""
 
     def __init__(
         self, *, clock: Clock | None = None, transport: httpx2.AsyncBaseTransport | None = None
