@@ -102,16 +102,21 @@ def _from_json(decoded: dict[str, Any]) -> Any:
 _NOT_IN_KEY = frozenset(
     {"id", "created_at", "origin", "patience", "reuse", "durable", "model", "api", "api_base"}
 )
+# The other fields of release 0.1.0. A later one counts unless it has its default, so that requests
+# without the new option keep the keys that existing files have.
+_FIRST_FIELDS = {
+    *("prompt", "system", "images", "turns", "thread", "schema", "max_output", "effort"),
+    *("params", "row"),
+}
 
 
 def equality_key(request: Request, *, base_url: str) -> bytes:
     """Return 32 bytes that are equal for equal requests to one server only."""
     # All fields count unless they are excluded, so one that a later version adds counts at once.
-    content = {
-        field.name: getattr(request, field.name)
-        for field in dataclasses.fields(request)
-        if field.name not in _NOT_IN_KEY
-    }
+    fields = [field for field in dataclasses.fields(request) if field.name not in _NOT_IN_KEY]
+    values = {field.name: getattr(request, field.name) for field in fields}
+    added = {field.name: field.default for field in fields if field.name not in _FIRST_FIELDS}
+    content = {n: value for n, value in values.items() if n not in added or value != added[n]}
     target = [base_url.rstrip("/"), request.model, request.api]
     # The equality keys in existing files were computed with the two empty lists.
     canonical = json.dumps(_canonical([target, content, [], []]))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytest
 
 from nbcodex.journal.codec import equality_key
-from nbcodex.models import Image, Turn
+from nbcodex.models import Image, Request, Turn
 
 from .conftest import request
 
@@ -73,3 +73,15 @@ def test_parameters_of_any_type_have_keys_of_their_own() -> None:
     strange = [{1, 2}, b"x", "\ud800", float("nan"), 2**80, {"b": {"c": None}}, ("t",), object()]
     keys = {key(replace(BASE, params={"a": value})) for value in strange}
     assert len(keys) == len(strange)
+
+
+def test_key_of_a_request_without_a_later_option_is_that_of_release_0_1() -> None:
+    """A field that a later version adds counts only where it does not have its default."""
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class LaterRequest(Request):
+        later: int | None = None
+
+    values = {field.name: getattr(BASE, field.name) for field in fields(BASE)}
+    assert key(LaterRequest(**values)) == key()
+    assert key(LaterRequest(**values, later=7)) != key()
