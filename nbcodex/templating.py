@@ -1,6 +1,7 @@
 """Templates with ``{name}`` fields, for prompts of cells and of maps.
 
 Decides which braces are a field; all others (JSON, LaTeX, code) are text and stay as they are.
+Values are sent whole, or their text says what is left out: libraries shorten arrays and tables.
 """
 
 from __future__ import annotations
@@ -8,8 +9,13 @@ from __future__ import annotations
 import ast
 import re
 import string
-from collections.abc import Callable, Collection, Iterator, Mapping
+import struct
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
+from numbers import Real
 from typing import Any, Generic, TypeVar
 
 from nbcodex.errors import ConfigurationError, shorten
@@ -44,6 +50,14 @@ _OTHER_BRACES = re.compile(
 )
 _FORMATTER = string.Formatter()
 
+# How much of a DataFrame a prompt holds; 20,000 characters are about 5,000 tokens.
+MAX_TABLE_ROWS, MAX_TABLE_COLUMNS, MAX_CELL_CHARS = 60, 20, 200
+MAX_TABLE_CHARS = 20_000
+MAX_ARRAY_VALUES = 50_000  # an array with more is an error, as even its text would take seconds
+
+# `struct` formats by the dtypes of columns whose floats are less precise than Python's.
+_STRUCT_FORMATS = {"float16": "e", "float32": "f"}
+
 
 @dataclass(frozen=True, slots=True)
 class Field(Generic[ExpressionT]):
@@ -64,9 +78,15 @@ class Field(Generic[ExpressionT]):
         """Whether the format has braces of its own, which only f-strings fill in."""
         return "{" in self.spec
 
-    def format(self, value: object) -> str:
-        """Return a value's text with the field's conversion and format."""
-        return format(_FORMATTER.convert_field(value, self.conversion or None), self.spec)
+    def format(self, value: object, *, before: str = "") -> str:
+        """Return a value's text after `before`, with the field's conversion and format."""
+        if self.conversion or self.spec:
+            convert, conversion = _FORMATTER.convert_field, self.conversion or None
+            return _whole_text(value, lambda given: format(convert(given, conversion), self.spec))
+        if (table := _format_table(value)) is not None:
+            # Markdown recognises a table only on lines of its own.
+            return table if not before or before.endswith("\n") else f"\n\n{table}"
+        return _whole_text(_plain_data(value))
 
 
 # Returns a text's expression, and whether all names in it exist; None if it is not an expression.
@@ -178,7 +198,7 @@ class Template:
         for field in self.fields:
             literal = self._text[field.start + 1 : field.end - 1]
             prompt += self._text[end : field.start]
-            prompt += literal if field.is_literal else _fill_column(field, values)
+            prompt += literal if field.is_literal else _fill_column(field, values, prompt)
             end = field.end
         return prompt + self._text[end:]
 
@@ -231,7 +251,7 @@ def _likely_column(body: str, columns: Collection[str]) -> str | None:
     return None
 
 
-def _fill_column(field: Field[ColumnPath], values: Mapping[str, Any]) -> str:
+def _fill_column(field: Field[ColumnPath], values: Mapping[str, Any], before: str) -> str:
     column, path = field.expression
     if column not in values:
         raise ConfigurationError(f"The row has no column {column!r}.")
@@ -242,8 +262,8 @@ def _fill_column(field: Field[ColumnPath], values: Mapping[str, Any]) -> str:
             value = _FORMATTER.get_field(f"{ITEM}{path}", (), {ITEM: value})[0]
         if _is_missing(value):
             raise ConfigurationError(f"The row has no value in its column {column!r}.")
-        return field.format(value)
-    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        return field.format(value, before=before)
+    except (LookupError, AttributeError, TypeError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"{{{field.source or column}}} failed: {type(error).__name__}: {shorten(str(error))}"
         ) from error
@@ -255,3 +275,106 @@ def _is_missing(value: object) -> bool:
         return value is None or bool(value != value)  # only NaN differs from itself
     except (TypeError, ValueError):  # pandas.NA has no truth value, an array has many
         return type(value).__name__ == "NAType"
+
+
+# Values. Libraries' types are recognised by their methods, so that none of them is imported.
+
+
+def type_has(value: object, *names: str) -> bool:
+    """Return whether the type of `value` has all these attributes."""
+    # An instance of a proxy or a mock would have every attribute.
+    return all(hasattr(type(value), name) for name in names)
+
+
+def _plain_data(value: Any) -> Any:
+    """Return data whose text its library shortens as an array, a list or a dict."""
+    if isinstance(value, str | int | float):
+        return value
+    if type(value) is dict:
+        return {name: _plain_data(each) for name, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain_data, value))
+    if type_has(value, "columns", "shape"):  # a frame in a list
+        return {name: _plain_data(value[name]) for name in value.columns}
+    numpy = sys.modules.get("numpy")
+    if numpy and isinstance(value, numpy.ndarray | numpy.generic):
+        return value
+    # Series, tensors of PyTorch, arrays of PyArrow.
+    for name, *others in (("to_list", "shape"), ("tolist", "shape"), ("to_pylist",)):
+        if type_has(value, name, *others):
+            return getattr(value, name)()
+    is_array = numpy and type_has(value, "__array__", "shape")  # of xarray, TensorFlow
+    return numpy.asarray(value) if numpy and is_array else value
+
+
+def _whole_text(value: Any, text_of: Callable[[Any], str] = str) -> str:
+    """Return the text of a value; NumPy's arrays in it are whole, with all their digits."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or isinstance(value, str | int | float):
+        return text_of(value)
+    if isinstance(value, numpy.ndarray) and value.size > MAX_ARRAY_VALUES:
+        raise ValueError(
+            f"the array of shape {value.shape} has {value.size:,} values, and a prompt takes "
+            f"{MAX_ARRAY_VALUES:,} at most: select a part of it"
+        )
+    with numpy.printoptions(threshold=sys.maxsize, floatmode="unique", suppress=False):
+        return text_of(value)
+
+
+def _format_table(value: Any) -> str | None:
+    """Return a DataFrame or Series (pandas, polars) as a Markdown table; None for anything else."""
+    if type_has(value, "to_frame") and not type_has(value, "columns"):
+        value = value.to_frame()
+    if not type_has(value, "columns", "shape"):
+        return None
+    columns, index_columns = list(value.columns), []
+    rows: Iterable[tuple[object, ...]]
+    if type_has(value, "itertuples"):  # pandas
+        # A plain index only counts the rows; any other has a meaning, and becomes a column.
+        is_plain = type(value.index).__name__ == "RangeIndex" and value.index.name is None
+        rows = value.itertuples(index=not is_plain, name=None)
+        index_columns = [] if is_plain else [value.index.name or ""]
+    elif type_has(value, "iter_rows"):  # polars
+        rows = value.iter_rows()
+    else:
+        return None
+    width = len(index_columns) + MAX_TABLE_COLUMNS
+    dtypes = [str(dtype).lower() for dtype in getattr(value, "dtypes", ())]
+    formats = [""] * len(index_columns) + [_STRUCT_FORMATS.get(dtype, "") for dtype in dtypes]
+    header = [*index_columns, *columns][:width]
+    lines = [_table_row(header), _table_row(["---"] * len(header))]
+    shown = chars = 0
+    for row in islice(rows, MAX_TABLE_ROWS):
+        line = _table_row(row[:width], formats)
+        chars += len(line)
+        if shown and chars > MAX_TABLE_CHARS:  # the first row is shown in any case
+            break
+        lines.append(line)
+        shown += 1
+    hidden = {"row": value.shape[0] - shown, "column": len(columns) - MAX_TABLE_COLUMNS}
+    for unit, more in hidden.items():
+        lines += [f"… {more:,} more {unit}{'s' * (more > 1)}"] if more > 0 else []
+    return "\n".join(lines) + "\n"
+
+
+def _table_row(cells: Iterable[object], formats: Iterable[str] = ()) -> str:
+    texts = []
+    for value, struct_format in zip(cells, chain(formats, repeat("")), strict=False):
+        is_float = isinstance(value, Real) and hasattr(value, "is_integer")
+        text = _float_text(value, struct_format) if is_float else str(value)
+        texts.append(shorten(text, MAX_CELL_CHARS).replace("|", "\\|"))
+    return f"| {' | '.join(texts)} |"
+
+
+def _float_text(value: Any, struct_format: str) -> str:
+    """Return the shortest text that reads back as the same number, in the column's precision."""
+    if struct_format:
+        # The rows hold Python's floats for columns of lower precision, too: 52.52 in a float32
+        # column would read 52.52000045776367.
+        for digits in range(1, 10):
+            rounded = float(f"{value:.{digits}g}")
+            with suppress(OverflowError):  # rounded beyond the largest number of the format
+                if struct.pack(struct_format, rounded) == struct.pack(struct_format, value):
+                    return str(rounded).removesuffix(".0")
+    # Integers have no decimals: beside missing values, pandas keeps them as floats.
+    return str(value).removesuffix(".0")

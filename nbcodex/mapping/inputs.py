@@ -18,8 +18,7 @@ from typing import Any
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import Reply
-from nbcodex.requests.options import type_has
-from nbcodex.templating import ITEM
+from nbcodex.templating import ITEM, type_has
 
 KEY_COLUMN = "key"  # the column that holds the key of each item of a dict
 # Elements of a row that is a tuple or list, which `{0}`, `{1}`, … can name: more cost memory.

@@ -11,17 +11,13 @@ import functools
 import io
 import os
 import re
-import struct
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from itertools import chain, islice, repeat
-from numbers import Real
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import IPython
 from IPython.core.error import UsageError
@@ -32,14 +28,10 @@ from nbcodex.models import Image
 from nbcodex.notebook import safe_eval
 from nbcodex.notebook.cell_errors import cell_errors
 from nbcodex.notebook.identity import cell_number
-from nbcodex.requests.options import is_drawable, to_image, type_has
+from nbcodex.requests.options import is_drawable, to_image
 from nbcodex.templating import Field, parse_fields
 
 MAX_LISTED_NAMES = 5  # further names are only counted in the figures line
-
-# How much of a DataFrame a prompt holds; 20,000 characters are about 5,000 tokens.
-MAX_TABLE_ROWS, MAX_TABLE_COLUMNS, MAX_CELL_CHARS = 60, 20, 200
-MAX_TABLE_CHARS = 20_000
 
 # Frames between the user's code and a magic: IPython's, ours, and those of its decorators.
 _INTERNAL_FILES = (
@@ -47,9 +39,6 @@ _INTERNAL_FILES = (
     str(Path(__file__).parents[1]) + os.sep,
     "<decorator-gen",
 )
-
-# `struct` formats by the dtypes of columns whose floats are less precise than Python's.
-_STRUCT_FORMATS = {"float16": "e", "float32": "f"}
 
 _HISTORIES = ("In", "Out", "Err")
 _NAME = re.compile(r"[^\W\d]\w*")  # an identifier: ``df2``
@@ -182,86 +171,18 @@ def _field_text(
     """Return the text of a field's value after the texts `before`; add an image to `images`."""
     try:
         value = safe_eval.evaluate(found.expression, namespace)
-        if found.conversion or found.spec:
-            return found.format(value)
-        if is_drawable(value):
+        if is_drawable(value) and not (found.conversion or found.spec):
             if not any(image is value for image in images):
                 images.append(value)
             number = next(n for n, image in enumerate(images, 1) if image is value)
             return f"[image {number}]"
-        if (table := _format_table(value)) is not None:
-            last_text = next((text for text in reversed(before) if text), "\n")
-            # Markdown recognises a table only on lines of its own.
-            return table if last_text.endswith("\n") else f"\n\n{table}"
-        if f"{type(value).__module__}.{type(value).__name__}" == "numpy.ndarray":
-            # `str` of an array would round its numbers.
-            return str(sys.modules["numpy"].array2string(value, floatmode="unique"))
-        return str(value)
+        return found.format(value, before=next((text for text in reversed(before) if text), ""))
     except Exception as error:
         raise ConfigurationError(
             f"{{{shorten(found.source, 80)}}} in the prompt failed: "
             f"{safe_eval.describe_error(error)}.",
             advice="Nothing was sent. Write {{name}} for a literal {name}, or use --raw.",
         ) from error
-
-
-def _format_table(value: Any) -> str | None:
-    """Return a DataFrame or Series (pandas, polars) as a Markdown table; None for anything else."""
-    if type_has(value, "to_frame") and not type_has(value, "columns"):
-        value = value.to_frame()
-    if not type_has(value, "columns", "shape"):
-        return None
-    columns, index_columns = list(value.columns), []
-    rows: Iterable[tuple[object, ...]]
-    if type_has(value, "itertuples"):  # pandas
-        # A plain index only counts the rows; any other has a meaning, and becomes a column.
-        is_plain = type(value.index).__name__ == "RangeIndex" and value.index.name is None
-        rows = value.itertuples(index=not is_plain, name=None)
-        index_columns = [] if is_plain else [value.index.name or ""]
-    elif type_has(value, "iter_rows"):  # polars
-        rows = value.iter_rows()
-    else:
-        return None
-    width = len(index_columns) + MAX_TABLE_COLUMNS
-    dtypes = [str(dtype).lower() for dtype in getattr(value, "dtypes", ())]
-    formats = [""] * len(index_columns) + [_STRUCT_FORMATS.get(dtype, "") for dtype in dtypes]
-    header = [*index_columns, *columns][:width]
-    lines = [_table_row(header), _table_row(["---"] * len(header))]
-    shown = chars = 0
-    for row in islice(rows, MAX_TABLE_ROWS):
-        line = _table_row(row[:width], formats)
-        chars += len(line)
-        if shown and chars > MAX_TABLE_CHARS:  # the first row is shown in any case
-            break
-        lines.append(line)
-        shown += 1
-    hidden = {"row": value.shape[0] - shown, "column": len(columns) - MAX_TABLE_COLUMNS}
-    for unit, more in hidden.items():
-        lines += [f"… {more:,} more {unit}{'s' * (more > 1)}"] if more > 0 else []
-    return "\n".join(lines) + "\n"
-
-
-def _table_row(cells: Iterable[object], formats: Iterable[str] = ()) -> str:
-    texts = []
-    for value, struct_format in zip(cells, chain(formats, repeat("")), strict=False):
-        is_float = isinstance(value, Real) and hasattr(value, "is_integer")
-        text = _float_text(value, struct_format) if is_float else str(value)
-        texts.append(shorten(text, MAX_CELL_CHARS).replace("|", "\\|"))
-    return f"| {' | '.join(texts)} |"
-
-
-def _float_text(value: Any, struct_format: str) -> str:
-    """Return the shortest text that reads back as the same number, in the column's precision."""
-    if struct_format:
-        # The rows hold Python's floats for columns of lower precision, too: 52.52 in a float32
-        # column would read 52.52000045776367.
-        for digits in range(1, 10):
-            rounded = float(f"{value:.{digits}g}")
-            with suppress(OverflowError):  # rounded beyond the largest number of the format
-                if struct.pack(struct_format, rounded) == struct.pack(struct_format, value):
-                    return str(rounded).removesuffix(".0")
-    # Integers have no decimals: beside missing values, pandas keeps them as floats.
-    return str(value).removesuffix(".0")
 
 
 def images_of(

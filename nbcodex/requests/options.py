@@ -15,6 +15,7 @@ from nbcodex.errors import ConfigurationError, shorten
 from nbcodex.models import Api, Image, Origin, Request, RequestOptions
 from nbcodex.requests import structured_output
 from nbcodex.settings import Settings, parse_duration
+from nbcodex.templating import type_has
 
 MAX_THREAD_NAME_CHARS = 100
 MAX_IMAGE_BYTES = 20 * 2**20  # of the image's file; OpenAI long accepted no larger ones
@@ -186,9 +187,3 @@ def _save_as_png(value: object, save: Callable[..., object]) -> bytes:
             advice="Nothing was sent.",
         ) from error
     return file.getvalue()
-
-
-def type_has(value: object, *names: str) -> bool:
-    """Return whether the type of `value` has all these attributes."""
-    # An instance of a proxy or a mock would have every attribute.
-    return all(hasattr(type(value), name) for name in names)

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 from nbcodex.errors import ConfigurationError
 from nbcodex.models import RequestOptions
-from nbcodex.notebook.variables import MAX_TABLE_CHARS, MAX_TABLE_COLUMNS, MAX_TABLE_ROWS, fill
+from nbcodex.notebook.variables import fill
 from nbcodex.openai_api.api_client import ApiClient
 from nbcodex.requests.options import build_request
 from nbcodex.settings import Secret, Settings
 from nbcodex.simulator import Knobs, Simulator
+from nbcodex.templating import MAX_TABLE_CHARS, MAX_TABLE_COLUMNS, MAX_TABLE_ROWS
 from tests.simulator_transport import SimulatorTransport
 from tests.virtual import LoopClock, run_virtual
 
