@@ -33,6 +33,9 @@ def failure_in_stream(payload: object, api: str = "chat") -> errors.NbcodexError
         ("user quota is not enough", ""),
         ("用户额度不足, 剩余额度: -0.002000", ""),
         ("该令牌额度已用尽", ""),
+        ("预扣费额度失败, 用户剩余额度: 0.1", ""),
+        ("Insufficient credits. Add more using https://x.example/credits", 403),
+        ("You exceeded your monthly spend limit for this key", None),
         ("no", "pre_consume_token_quota_failed"),
         ("Key limit exceeded (monthly limit). Manage it using https://x.example/keys", 403),
         ("Key limit exceeded (total limit).", 403),
@@ -45,6 +48,11 @@ def test_used_up_credit_is_not_blamed_on_the_key(message: str, code: object, sta
     assert isinstance(failure_in_stream({"error": {"message": message, "code": code}}), type(error))
 
 
+def test_input_tokens_per_minute_are_a_rate_limit() -> None:
+    error = read(429, {"error": {"message": "Your input tokens per minute exceed the limit"}})
+    assert isinstance(error, errors.LimitError)
+
+
 def test_rate_limit_of_a_key_is_not_its_spending_limit() -> None:
     assert isinstance(read(429, {"error": "API key limit exceeded"}), errors.LimitError)
 
@@ -54,6 +62,12 @@ TOO_LONG = [
     "Input length (160062 tokens) exceeds the maximum allowed length (59862 tokens).",
     "The number of tokens to keep from the initial prompt is greater than the context length.",
     "The prompt exceeds the model's maximum sequence length of 4096.",
+    "Input tokens (5000) exceed the configured limit of 4096 tokens.",
+    "The decoder prompt (length 5000) is longer than the maximum model length of 4096.",
+    "input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000",
+    "Invalid request: Your request exceeded model token limit: 8192",
+    "Context size has been exceeded.",
+    "Range of input length should be [1, 30720]",
 ]
 
 
@@ -80,6 +94,7 @@ def test_too_large_part_is_not_a_prompt_longer_than_the_context(what: str) -> No
         {"message": "It is not running.", "code": "dedicated_endpoint_not_running"},
         {"message": "The dedicated endpoint for a/b-0.1 is not running. Start it."},
         {"message": "Invocation of model ID m-1:0 with on-demand throughput isn\u2019t supported."},
+        {"message": "The model m is not available for serverless inference"},
         {"message": "... with on-demand throughput isn't supported. Retry with the ARN of an i..."},
     ],
 )
@@ -96,6 +111,8 @@ def test_model_that_needs_an_endpoint_is_about_the_model(error: dict[str, Any]) 
         ("request_timeout", "no"),
         ("server_error", "no"),
         ("upstream_error", "no"),
+        ("stream_read_error", "no"),
+        ("processing_error", "An error occurred. You can retry your request."),
         (None, "stream disconnected before completion: stream closed before response.completed"),
     ],
 )
@@ -117,7 +134,11 @@ def test_degraded_function_is_retried(detail: str) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    ["Function 'a-1': Not found for account 'x'", "The deployment gpt-x does not exist"],
+    [
+        "Function 'a-1': Not found for account 'x'",
+        "Specified function in account 'x' is not found",
+        "The deployment gpt-x does not exist",
+    ],
 )
 def test_missing_function_is_not_blamed_on_the_address(words: str) -> None:
     error = read(404, {"status": 404, "title": "Not Found", "detail": words})
