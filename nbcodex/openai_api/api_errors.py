@@ -466,8 +466,10 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
     if is_key_rejected or status == 403:
         words = "The server does not accept the key" if is_key_rejected else "Access is refused"
         refusal = _new_error(errors.CredentialsError, info, words)
-        if not (is_key_rejected or info.message):
-            refusal.advice = "The key may lack access to the model, or a firewall refused it."
+        if not is_key_rejected:
+            refusal.advice = (
+                "The key may lack access, or a firewall or a provider's rule refused it."
+            )
         return refusal
     if status == 404 and info.has_phrase("unknown_param_phrases"):
         status = 400
