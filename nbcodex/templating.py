@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
+from math import prod
 from numbers import Real
 from typing import Any, Generic, TypeVar
 
@@ -78,8 +79,13 @@ class Field(Generic[ExpressionT]):
         """Whether the format has braces of its own, which only f-strings fill in."""
         return "{" in self.spec
 
-    def format(self, value: object, *, before: str = "") -> str:
+    def format(self, value: Any, *, before: str = "") -> str:
         """Return a value's text after `before`, with the field's conversion and format."""
+        # A frame or a series becomes a table, which is cut.
+        is_array = type_has(value, "shape") and not type_has(value, "columns")
+        if is_array and not type_has(value, "to_frame") and prod(value.shape) > MAX_ARRAY_VALUES:
+            what = f"an array of shape {tuple(value.shape)} has {prod(value.shape):,} values"
+            raise ValueError(f"{what}, a prompt takes {MAX_ARRAY_VALUES:,}: select a part of it")
         if self.conversion or self.spec:
             convert, conversion = _FORMATTER.convert_field, self.conversion or None
             return _whole_text(value, lambda given: format(convert(given, conversion), self.spec))
@@ -303,8 +309,9 @@ def _plain_data(value: Any) -> Any:
     for name, *others in (("to_list", "shape"), ("tolist", "shape"), ("to_pylist",)):
         if type_has(value, name, *others):
             return getattr(value, name)()
-    is_array = numpy and type_has(value, "__array__", "shape")  # of xarray, TensorFlow
-    return numpy.asarray(value) if numpy and is_array else value
+    if numpy and type_has(value, "__array__", "shape"):  # xarray, TensorFlow
+        return numpy.asarray(value)
+    return value
 
 
 def _whole_text(value: Any, text_of: Callable[[Any], str] = str) -> str:
@@ -312,11 +319,6 @@ def _whole_text(value: Any, text_of: Callable[[Any], str] = str) -> str:
     numpy = sys.modules.get("numpy")
     if numpy is None or isinstance(value, str | int | float):
         return text_of(value)
-    if isinstance(value, numpy.ndarray) and value.size > MAX_ARRAY_VALUES:
-        raise ValueError(
-            f"the array of shape {value.shape} has {value.size:,} values, and a prompt takes "
-            f"{MAX_ARRAY_VALUES:,} at most: select a part of it"
-        )
     with numpy.printoptions(threshold=sys.maxsize, floatmode="unique", suppress=False):
         return text_of(value)
 

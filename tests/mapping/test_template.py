@@ -115,9 +115,16 @@ def test_frames_in_cells_of_a_map_are_tables_that_say_what_is_left_out() -> None
         assert text == fill("Sum: {v}", {"v": value}).text
 
 
+class LargeTensor(Tensor):
+    shape = (1000, 100)  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize("spec", ["", "!r"])
-def test_array_that_is_too_large_for_a_prompt_is_an_error_with_its_size(spec: str) -> None:
-    template, values = f"{{v{spec}}}", {"v": numpy.zeros((1000, 100))}
+@pytest.mark.parametrize("value", [numpy.zeros((1000, 100)), LargeTensor()])
+def test_array_that_is_too_large_for_a_prompt_is_an_error_with_its_size(
+    spec: str, value: Any
+) -> None:
+    template, values = f"{{v{spec}}}", {"v": value}
     with pytest.raises(ConfigurationError, match=r"\(1000, 100\) has 100,000 values"):
         Template(template).fill(values)
     with pytest.raises(ConfigurationError, match=r"\(1000, 100\) has 100,000 values"):

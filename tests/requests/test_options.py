@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import nbcodex
 from nbcodex.errors import ConfigurationError
-from nbcodex.mapping.map_api import prepare_map
 from nbcodex.models import Request, RequestOptions
 from nbcodex.requests.options import build_request
 from nbcodex.settings import Settings
@@ -91,6 +91,6 @@ def test_limit_of_a_map_can_be_any_whole_number(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     monkeypatch.setenv("NBCODEX_MODEL", "gpt-5.6-sol")
     for limit in (np.int64(1), 1.0):
-        assert prepare_map("{}", ["a", "b"], RequestOptions(), limit=limit, dry_run=True)  # type: ignore[arg-type]
+        assert nbcodex.map("{}", ["a", "b"], limit=limit, dry_run=True)
     with pytest.raises(ConfigurationError, match=r"limit must be .* rows, .* 1\.5 \(float\)"):
-        prepare_map("{}", ["a", "b"], RequestOptions(), limit=1.5, dry_run=True)  # type: ignore[arg-type]
+        nbcodex.map("{}", ["a", "b"], limit=1.5, dry_run=True)
