@@ -61,7 +61,7 @@ class Maps:
 
         def work(connection: Connection) -> None:
             for request, key in rows:
-                writes.insert(connection, request, key=key)
+                writes.insert(connection, request, key=key)  # an existing entry stays as it is
                 connection.execute(
                     "UPDATE entries SET status = 'parked' WHERE id = ? AND status = 'pending'",
                     (sqlite_text(request.id),),
@@ -217,9 +217,8 @@ class BatchJobs:
         """Commit the endings of rows, each a reply and, if there is no answer, the reason."""
         for reply, error in endings:
             writes.finish(connection, reply, error)
-        # An answered row keeps its job, so that the job's file is found until it is erased.
         connection.executemany(
-            "UPDATE entries SET part = NULL WHERE id = ? AND owner = ? AND status <> 'done'",
+            "UPDATE entries SET part = NULL WHERE id = ? AND owner = ?",
             [(sqlite_text(reply.id), connection.owner.id) for reply, _ in endings],
         )
 

@@ -128,7 +128,7 @@ class BatchUploader:
                 patience = max(request.patience, settings.patience)
                 request = row.request = replace(request, patience=patience)
             try:
-                # Also makes the SDK's client, which the next two lines need.
+                # Also makes the SDK's client, which `endpoint` and `api_for` need.
                 model = await api_client.resolve_model(request, settings)
                 endpoint = api_client.endpoint(request, settings)
                 if not self._cancels_jobs:  # what is only cancelled stays with its own server
@@ -353,7 +353,7 @@ class BatchUploader:
         """End the rows of a job whose state is unknown; unless it is cancelled, they stay in it."""
         if self._cancels_jobs:
             await self._batch_jobs.withdraw_job(job.tag)
-            why = f"The batch is abandoned. {error.message}"
+            why = f"The batch is withdrawn. {error.message}"
             await self._pending.park(job.requests.values(), why)
         else:
             await self._batch_jobs.park_rows(in_jobs=[job.tag])

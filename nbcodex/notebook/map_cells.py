@@ -37,16 +37,16 @@ _ONE_PROMPT_OPTIONS = ("background", "raw", "eval", "format", "thread", "new")
 
 def run_map_cell(session: Session, args: Namespace, cell: str) -> None:
     """Send a cell, which is a template, for each row of the variable that ``--map`` names."""
-    cell_options.fill_options(args, user_variables(session.shell, session.scope))
+    cell_options.fill_options(args, user_variables(session.shell, session.caller_scope))
     for option in _ONE_PROMPT_OPTIONS:
         if getattr(args, option):
             raise UsageError(f"%%codex: --{option} cannot be used with --map")
     # With the variables of IPython's startup files, which `user_variables` leaves out.
-    names = {**session.shell.user_ns, **session.scope.names}
+    names = {**session.shell.user_ns, **session.caller_scope.names}
     if args.map not in names:
         raise UsageError(f"%%codex: --map {args.map}: there is no such variable")
     options, _format = cell_options.request_options(args, names)
-    options = replace(options, images=images_of(args.image, session.shell, session.scope))
+    options = replace(options, images=images_of(args.image, session.shell, session.caller_scope))
     prepared = prepare_map(
         cell.removesuffix("\n"),
         names[args.map],

@@ -41,7 +41,7 @@ class Session:
     def __init__(
         self, shell: InteractiveShell, config: Codex, scope: CallerScope | None = None
     ) -> None:
-        self.shell, self.config, self.scope = shell, config, scope or CallerScope(names={})
+        self.shell, self.config, self.caller_scope = shell, config, scope or CallerScope(names={})
         self._pid = os.getpid()
         # From here on, `nbcodex.ask` and `nbcodex.map` use this notebook's settings and display.
         host.current.settings = config.settings
@@ -84,16 +84,18 @@ class Session:
         """Answer the prompt of a cell with the options `args`."""
         __tracebackhide__ = True
         text = cell.removesuffix("\n")
-        names = variables.user_variables(self.shell, self.scope)
+        names = variables.user_variables(self.shell, self.caller_scope)
         option_notes = cell_options.fill_options(args, names)
         if args.eval:
-            prompt = variables.run_for_prompt(self.shell, cell, self.scope)
+            prompt = variables.run_for_prompt(self.shell, cell, self.caller_scope)
         elif args.raw:
             prompt = variables.FilledPrompt(text)
         else:
-            prompt = variables.fill(text, variables.user_variables(self.shell, self.scope, text))
+            prompt = variables.fill(
+                text, variables.user_variables(self.shell, self.caller_scope, text)
+            )
         # A schema may be defined in a startup file of IPython, whose variables `names` leaves out.
-        schemas = {**self.shell.user_ns, **self.scope.names}
+        schemas = {**self.shell.user_ns, **self.caller_scope.names}
         options, format_ = cell_options.request_options(args, schemas)
         thread = MAIN_THREAD if args.thread is None else args.thread
         request = build_request(
@@ -102,7 +104,10 @@ class Session:
             replace(
                 options,
                 thread=None if args.no_history else thread,
-                images=[*prompt.images, *variables.images_of(args.image, self.shell, self.scope)],
+                images=[
+                    *prompt.images,
+                    *variables.images_of(args.image, self.shell, self.caller_scope),
+                ],
             ),
             origin=self.new_origin(args.out),
         )
@@ -196,7 +201,7 @@ class Session:
     def _namespaces(self) -> list[dict[str, Any]]:
         # IPython's own magics assign in the notebook's namespace. A script that `%run` executes has
         # one of its own, and would not find the variable in its next line.
-        script = self.scope.script
+        script = self.caller_scope.script
         return [self.shell.user_ns] if script is None else [self.shell.user_ns, script]
 
     def new_origin(self, variable: str | None = None) -> Origin:

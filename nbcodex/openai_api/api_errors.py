@@ -404,9 +404,8 @@ def _classify(info: ErrorInfo, headers: Headers, wall_time: float) -> NbcodexErr
     )
     has_quota_phrase = info.has_phrase("quota_phrases")
     is_limit_error = status == 429 or info.has_code("limit_codes") or has_quota_phrase
-    # Relays wrap the provider's 429 in these, too.
     is_exhausted = bool(limit.window and limit.limit and (limit.used or 0.0) >= limit.limit)
-    if status in {None, 400, 403, 500, 502}:
+    if status in {None, 400, 403, 500, 502}:  # with these, relays pass a provider's 429 on
         is_limit_error |= is_exhausted or info.has_phrase("limit_phrases")
     # `quota_phrases` count with any status, `credit_phrases` not with that of a fault.
     # Limits per minute have the same words (Gemini) or codes (DashScope), but a wait that helps.

@@ -22,7 +22,7 @@ from nbcodex.models import Rates, Request, Turn, Usage
 _RATE_TOKENS = 1_000  # a token's price is computed from the price of this many
 
 # Tools that OpenAI charges for besides tokens (its price list), by the beginning of their `type`,
-# such as ``web_search_call``. genai-prices has the price of a call of two, under these names.
+# such as ``web_search_call``. genai-prices has a price per call for two of them, under these names.
 _TOOL_UNITS = {"web_search": "web_searches", "file_search": "storage_searches"}
 IMAGE_TOOL = "image_generation"  # OpenAI's guide to image generation
 _PAID_TOOLS = (*_TOOL_UNITS, IMAGE_TOOL, "code_interpreter", "computer", "shell")

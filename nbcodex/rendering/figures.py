@@ -41,7 +41,7 @@ def figures_line(reply: Reply) -> str:
         cut = f"cut by {CONTENT_FILTER}: this is not the whole answer"
     elif cut == "max_output_tokens":  # also where the user has set none
         cut = f"cut at {cut} or the model's own limit"
-    elif cut:  # such as ``max_answer``
+    elif cut:  # such as the setting ``max_answer``
         cut = f"cut {'at' if cut.startswith('max') else 'by'} {shorten(cut, max_chars=40)}"
     attempts = f"{reply.attempts} attempts" if reply.attempts > 1 else ""
     waited = f"waited {format_duration(reply.waited)}" if reply.waited > 0 else ""

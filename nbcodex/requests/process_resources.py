@@ -162,6 +162,7 @@ class ProcessResources:
     def close(self) -> None:
         """Close the journals and limiters, as the process ends."""
         for journal in self._journals.values():
+            # What was interrupted this late was interrupted by the restart, not by the user.
             journal.shut_down(max_interruption_age=SHUTDOWN_TIMEOUT_S)
         for limiter in self._limiters.values():
             limiter.close()

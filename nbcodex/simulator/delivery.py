@@ -29,6 +29,7 @@ async def wait_until(moment: float, clock: Clock) -> None:
 
 async def generate(planned: PlannedRequest, clock: Clock) -> AsyncGenerator[StreamEvent, None]:
     """Yield the events of an answer at their times, and settle the charge at the end."""
+    # `record` is the request's entry in the log of the simulator.
     api_format, record = format_answer(planned), planned.record
     fault = planned.fault if planned.fault and planned.fault.kind in GENERATION_FAULTS else None
     deltas = 0
