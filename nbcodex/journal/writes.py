@@ -31,7 +31,6 @@ def insert(
 ) -> None:
     """Insert a request as `pending`, or as `running` if an attempt is about to be sent."""
     id_, origin, owner = sqlite_text(request.id), request.origin, connection.owner.id
-    stored = replace(request, turns=compact_turns(connection, request.turns))
     values = {
         "id": id_,
         "status": "pending" if attempt is None else "running",
@@ -42,7 +41,7 @@ def insert(
         "variable": sqlite_text(origin.variable),
         "key": key,
         "at": connection.clock.wall(),
-        "request": encode(stored),
+        "request": encode(replace(request, turns=compact_turns(connection, request.turns))),
         "batch": sqlite_text(origin.map_id),
         "item": origin.row_index,
     }

@@ -302,8 +302,7 @@ class BatchUploader:
         self._pending.emit(job.requests, events.CoolingDown, limit=None, resume_at=None, waited=0.0)
         rows = self._pending.rows
         # A resumed job may hold rows of another map, for which nothing waits here.
-        others = [id_ for id_ in job.requests if id_ not in rows]
-        await self._batch_jobs.park_rows(ids=others)
+        await self._batch_jobs.park_rows(ids=[id_ for id_ in job.requests if id_ not in rows])
         for row in reversed([rows[id_] for id_ in job.requests if id_ in rows]):
             # Patience does not include the time in the provider's queue.
             row.entry, row.upload_until = None, self._clock.now() + row.request.patience
@@ -339,8 +338,7 @@ class BatchUploader:
         try:
             if self._cancels_jobs:
                 await self._batch_api.cancel(job)
-            batch = await self._batch_api.poll(job)
-            if batch.is_queue_full:
+            if (await self._batch_api.poll(job)).is_queue_full:
                 await self._return_rows(job)
             else:
                 await self._pending.read_results(job)

@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Any
 
@@ -202,10 +202,7 @@ def example_value(
 ) -> Any:
     """Return a value that fits the JSON schema `schema`, a part of the schema `root`."""
     root = schema if root is None else root
-
-    def inner_value(inner: Mapping[str, Any]) -> Any:
-        return example_value(inner, root, depth + 1)
-
+    inner_value = partial(example_value, root=root, depth=depth + 1)
     match schema:
         case _ if depth > 2 * MAX_LIST_DEPTH or not isinstance(schema, Mapping):
             return None

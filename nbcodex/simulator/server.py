@@ -68,7 +68,6 @@ class _Connection:
     http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.SERVER))
 
     async def serve(self) -> None:
-        """Serve requests until either side closes the connection."""
         try:
             try:
                 while (request := await self._read_request()) is not None:

@@ -308,11 +308,10 @@ class Simulator:
         return HttpResponse(200, headers, single_chunk(data))
 
     def _common_headers(self, record: RequestRecord) -> dict[str, str]:
-        elapsed = self.clock.now() - record.at
         return {
             SIMULATED_HEADER: "true",
             "x-request-id": f"req_{self._server_id}{record.number:08x}",
             "openai-version": "2020-10-01",
             "openai-organization": self.knobs.organization,
-            "openai-processing-ms": str(max(1, round(elapsed * 1000))),
+            "openai-processing-ms": str(max(1, round((self.clock.now() - record.at) * 1000))),
         }
