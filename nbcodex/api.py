@@ -316,12 +316,10 @@ def _prepare_map(arguments: Mapping[str, Any]) -> Any:
 
     names = ("limit", "dry_run", "row_key", "on_error", "engine", "confirm")
     map_arguments = {name: arguments[name] for name in names}
-    options = RequestOptions.from_arguments(arguments)
-    settings, origin = host.current.settings(), host.current.origin()
     run = prepare_map(
-        *(arguments["template"], arguments["data"], options),
-        settings=settings,
-        origin=origin,
+        *(arguments["template"], arguments["data"], RequestOptions.from_arguments(arguments)),
+        settings=host.current.settings(),
+        origin=host.current.origin(),
         **map_arguments,
     )
     if not isinstance(run, Estimate):

@@ -284,20 +284,14 @@ def judge(answer: CompletedAnswer) -> None:
         )
     if not is_empty:
         return
+    reason = "the model ended it without any text"
+    advice = "Send it again, or change the prompt; --effort and --max-output can matter, too."
     if answer.cut == CUT_MAX_OUTPUT:
         output, reasoning = answer.usage.output_tokens, answer.usage.reasoning_tokens
         count = f"{output:,} output tokens" if output else "output tokens"
-        where = "went into reasoning" if reasoning or output else "were used up"
-        raise AnswerError(
-            f"The answer is empty: the {count} {where}.",
-            advice="Raise --max-output if it is set, lower --effort, or shorten the prompt.",
-            note=NOTE_EMPTY,
-        )
-    raise AnswerError(
-        "The answer is empty: the model ended it without any text.",
-        advice="Send it again, or change the prompt; --effort and --max-output can matter, too.",
-        note=NOTE_EMPTY,
-    )
+        reason = f"the {count} {'went into reasoning' if reasoning or output else 'were used up'}"
+        advice = "Raise --max-output if it is set, lower --effort, or shorten the prompt."
+    raise AnswerError(f"The answer is empty: {reason}.", advice=advice, note=NOTE_EMPTY)
 
 
 def read_usage(figures: object, service_tier: object = None) -> Usage:

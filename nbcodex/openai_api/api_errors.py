@@ -462,14 +462,11 @@ def _classify_status(info: ErrorInfo, status: int | None, wait: float | None) ->
         return errors.ConnectionSettingsError(info.sentence(words), advice=advice)
     is_key_rejected = status in {None, 400, 403} and info.has_phrase("credentials_phrases")
     is_key_rejected |= status == 401 or info.has_code("credentials_codes")
-    if is_key_rejected or status == 403:
-        words = "The server does not accept the key" if is_key_rejected else "Access is refused"
-        refusal = _new_error(errors.CredentialsError, info, words)
-        if not is_key_rejected:
-            refusal.advice = (
-                "The key may lack access, or a firewall or a provider's rule refused it."
-            )
-        return refusal
+    if is_key_rejected:
+        return _new_error(errors.CredentialsError, info, "The server does not accept the key")
+    if status == 403:
+        advice = "The key may lack access, or a firewall or a provider's rule refused it."
+        return errors.CredentialsError(info.sentence("Access is refused"), advice=advice)
     if status == 404 and info.has_phrase("unknown_param_phrases"):
         status = 400
     passes = replace(info, error_type="").is_about("passing")  # a code outranks a generic type

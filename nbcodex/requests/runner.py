@@ -443,9 +443,8 @@ class RequestRunner:
         state, now, wait = self.state, self._clock.now(), error.wait
         state.is_sent = False
         # The request may have reached a server whose connection broke, which then works on it.
-        if state.is_accepted or (
-            isinstance(error, errors.TransportError) and not error.is_unbilled
-        ):
+        may_be_received = isinstance(error, errors.TransportError) and not error.is_unbilled
+        if state.is_accepted or may_be_received:
             state.note_unknown_response(models.NOTE_POSSIBLY_PAID_TWICE)
         state.error, state.retry_budget_wait = error, 0.0
         state.stated_wait = None if wait is None else backoff.with_jitter(wait, self._services.rng)

@@ -354,8 +354,6 @@ class FallbackStore(Store):
         """Return whether Redis is to be tried; wait briefly for a connection."""
         if self._is_local:
             return self._reachable.is_set() and time.monotonic() >= self._local_until
-        if self._reachable.is_set():
-            return True
         self._start_checks()
         is_back, self._connect_wait = self._reachable.wait(self._connect_wait), RECONNECT_WAIT_S
         return is_back
