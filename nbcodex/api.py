@@ -315,12 +315,11 @@ def _prepare_map(arguments: Mapping[str, Any]) -> Any:
     from nbcodex.mapping.map_api import prepare_map
 
     names = ("limit", "dry_run", "row_key", "on_error", "engine", "confirm")
-    map_arguments = {name: arguments[name] for name in names}
     run = prepare_map(
         *(arguments["template"], arguments["data"], RequestOptions.from_arguments(arguments)),
         settings=host.current.settings(),
         origin=host.current.origin(),
-        **map_arguments,
+        **{name: arguments[name] for name in names},
     )
     if not isinstance(run, Estimate):
         keep_run(run, host.current.map_listener())

@@ -108,9 +108,8 @@ class Connections:
         import openai
 
         if not isinstance(made, openai.AsyncOpenAI):
-            found = shorten(type(made).__name__, 60)
             raise ConfigurationError(
-                f"Codex.client made {found}, not an openai.AsyncOpenAI.",
+                f"Codex.client made {shorten(type(made).__name__, 60)}, not an openai.AsyncOpenAI.",
                 advice="Let it return openai.AsyncOpenAI(…) or openai.AsyncAzureOpenAI(…).",
             )
         hooks = made._client.event_hooks["response"]

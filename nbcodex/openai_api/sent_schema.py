@@ -136,11 +136,8 @@ def _sent_form(text: str, strict: bool) -> tuple[str, bool]:
 
 def _strict(schema: Any, depth: int) -> JsonSchema:
     """Return a schema in the terms of strict mode, without its definitions."""
-    if (
-        not isinstance(schema, dict)
-        or depth > MAX_SCHEMA_DEPTH
-        or {*_FATAL_KEYWORDS.split()} & {*schema}
-    ):
+    is_usable = isinstance(schema, dict) and depth <= MAX_SCHEMA_DEPTH
+    if not is_usable or {*_FATAL_KEYWORDS.split()} & {*schema}:
         raise _NotStrictError
     if "$ref" in schema:
         return {"$ref": schema["$ref"]}

@@ -167,12 +167,11 @@ class Budget:
         tier = service_tier or pricing.requested_tier(request)
         usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens, service_tier=tier)
         tools = pricing.paid_tools(request, model)
-        cost = pricing.cost(replace(usage, hosted_tool_calls=tools), model, base_url)
         return RequestEstimate(
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             bounded=request.max_output is not None,
-            cost=cost,
+            cost=pricing.cost(replace(usage, hosted_tool_calls=tools), model, base_url),
             paid_tools=tools,
         )
 

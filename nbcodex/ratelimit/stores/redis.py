@@ -190,8 +190,7 @@ class RedisStore(Store):
                 state.shared.model.cooldown_limit = replace(limit, model=None)  # Redis has no names
             text = encode([self._now() + self._offset.value, state.shared])
             self._unconfirmed[key] = operation, version, result
-            claims = tries > TRIES_BEFORE_CLAIM
-            reply = self._run(key, state.version, version, text, claims=claims)
+            reply = self._run(key, state.version, version, text, claims=tries > TRIES_BEFORE_CLAIM)
             del self._unconfirmed[key]
             if reply[0] == 1:  # it is committed
                 break
