@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from hashlib import blake2b
+from importlib.resources import files
 from typing import Any
 
 from nbcodex.simulator.http_messages import ErrorResponse
@@ -38,41 +39,11 @@ _ECHO = re.compile(r"\[\[echo: ?(.*)\]\]", re.DOTALL)
 # Punctuation that is syntax of Markdown or HTML is left out.
 _WORD = re.compile(r"(?:[^\W_]|[-'\u2019,;:.?!%()+]){1,24}")
 # Text for the length that a prompt requests.
-_SENTENCES = """\
-A limit counts tokens and requests apart, and either can run out first.
-The reset in the headers is the time until the bucket is full, not the time to wait.
-What is cached still counts towards the limit, though it costs less.
-Two notebooks on one key share one bucket, even if neither knows of the other.
-An answer that broke off can be asked for again; its prompt must not be lost meanwhile.
-A short prompt with a large bound on its output takes as much of the bucket as a long one.
-A user who waits should see for how long, and should be able to stop.
-Jitter only ever lengthens a wait, so no request is sent too early.
-A day's limit refills as steadily as a minute's, only a thousand times more slowly.
-The first request finds the bucket full, and may spend all of it at once.
-"""
+_SENTENCES = files("nbcodex.simulator").joinpath("sentences.txt").read_text("utf-8")
 # Reasoning tokens by the reasoning effort of the request.
 _REASONING_TOKENS = {"minimal": 16, "low": 64, "medium": 256, "high": 1_024, "xhigh": 4_096}
 
-_ANSWER_TEMPLATE = """\
-# {title}
-
-{notice}
-
-You asked about {topic}.{earlier} Three things are worth knowing:
-
-- The bucket holds **one minute** of tokens and refills all the time.
-- A refused request counts as a request, so waiting is cheaper than trying.
-- The server says how long to wait; do not try again sooner.
-
-```python
-def wait(used: int, requested: int, limit: int) -> float:
-    \"\"\"Seconds until the bucket holds what is asked for.\"\"\"
-    return max(0.0, (used + requested - limit) / limit * 60)
-
-
-print(f"{{wait({used}, {requested}, 30_000):.3f}} s")
-```
-"""
+_ANSWER_TEMPLATE = files("nbcodex.simulator").joinpath("answer.md").read_text("utf-8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

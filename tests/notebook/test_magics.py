@@ -27,7 +27,7 @@ from nbcodex.errors import (
     NbcodexError,
 )
 from nbcodex.models import Origin, Request
-from nbcodex.notebook import cell_options
+from nbcodex.notebook import cell_options, display
 from nbcodex.notebook.display import CellOutput
 from nbcodex.notebook.monitor import collector_of
 from nbcodex.openai_api.api_client import ApiClient
@@ -717,9 +717,10 @@ def test_first_answer_says_where_prompts_are_kept(
 
 
 def test_cell_without_output_does_not_use_up_the_notice(
-    ip: Any, simulator: Simulated, capsys: pytest.CaptureFixture[str]
+    ip: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is said below the first output, if the first cell fails without any."""
+    monkeypatch.setattr(display, "OPEN_DELAY_S", 60.0)  # it fails before, also on a busy machine
     with pytest.raises(NbcodexError):
         ip.run_cell_magic("codex", "", "[[fault=invalid]]")
     assert "from now on" not in capsys.readouterr().out

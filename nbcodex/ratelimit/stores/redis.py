@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from nbcodex.ratelimit.sharing import LEASE_S, SharedModel, move_instants
@@ -33,7 +34,6 @@ TIMEOUT_S, BUSY_TIMEOUT_S = 0.25, 0.5
 # often gave up; with them 28 ms, and it never did. A lock would take two more round trips.
 TRIES_BEFORE_CLAIM, CLAIM_S, CLAIM_PAUSE_S = 3, 0.05, 0.001
 EXPIRY_S = 600.0  # after its last use, a model expires
-MAX_STATE_BYTES = 1_000_000  # a larger state is dropped; that of a thousand machines is smaller
 MAX_STATE_AHEAD_S = 1.0  # a state from further in the future shows that Redis's clock was set back
 CLOCK_DRIFT = 5e-4  # seconds per second by which two clocks may drift apart while one is slewed
 # How long an operation waits for the first connection; and for a new one after a loss.
@@ -50,33 +50,7 @@ COMMON_SALT = b"nbcodex, shared by hosts"
 _KEY_SALT = b"nbcodex, a bucket's name in Redis"
 _FORM_ID = "9de2eb31"  # of the stored form: versions with another one use other keys
 
-# Commits a state if the stored version is still the known one. Otherwise, or if another store has a
-# claim, or without a new version, it returns the stored state. The reply is a list: 1 if committed,
-# Redis's time in seconds and microseconds, and if not committed the version, the state, and 1 if
-# another store has a claim. ARGV: the known version, the new version, the new state, the expiry in
-# ms, this store, and the duration of its claim or "".
-_SCRIPT = f"""
-local now = redis.call('TIME')
-local instant = now[1] + now[2] / 1000000
-local key = KEYS[1]
-local stored = redis.pcall('HMGET', key, 'version', 'state', 'claimed_by', 'claimed_until')
-if stored.err or redis.call('HSTRLEN', key, 'state') > {MAX_STATE_BYTES} then
-  redis.call('DEL', key)
-  stored = {{}}
-end
-local claim_end = tonumber(stored[4] or 0) or 0  -- one in the far future is damaged
-local claimed = stored[3] ~= ARGV[5] and claim_end > instant and claim_end < instant + 1
-if ARGV[2] == '' or claimed or (stored[1] or '') ~= ARGV[1] then
-  if ARGV[6] ~= '' and not claimed then
-    redis.call('HSET', key, 'claimed_by', ARGV[5], 'claimed_until', instant + ARGV[6])
-    redis.call('PEXPIRE', key, ARGV[4])
-  end
-  return {{0, now[1], now[2], stored[1] or '', stored[2] or '', claimed and 1 or 0}}
-end
-redis.call('HSET', key, 'version', ARGV[2], 'state', ARGV[3], 'claimed_until', 0)
-redis.call('PEXPIRE', key, ARGV[4])
-return {{1, now[1], now[2]}}
-"""
+_SCRIPT = files("nbcodex.ratelimit.stores").joinpath("commit_state.lua").read_text("utf-8")
 
 _INVALID_URL = (
     "NBCODEX_REDIS_URL is not the URL of a Redis server. "
