@@ -244,7 +244,8 @@ def map(  # noqa: A001 - it is nbcodex.map
         answered within a day. A batch survives the kernel: run the map again, or
         ``%codex resume ID``.
     confirm : bool or None
-        True starts it without asking, above ``Codex.ask_above`` dollars or without a field.
+        True starts it without a question. Else it asks above ``Codex.ask_above`` dollars, and if
+        the template has no ``{field}``, so that all rows would get the same prompt.
     model, system, max_output, effort, params, patience, api, api_base, durable, schema, images
         As for `nbcodex.ask`. Without a `patience`, rows wait as long as limits and faults last.
     reuse : bool or None
@@ -253,10 +254,10 @@ def map(  # noqa: A001 - it is nbcodex.map
     Returns
     -------
     list, tuple, dict or frame
-        Replies in order; by key; or a copy of the frame with the columns ``answer``, ``finish``,
-        ``input_tokens``, ``output_tokens``, ``cost``, ``error``, ``id``, and with a schema
-        ``parsed`` and the schema's fields. A name that is taken gets a number, unless its column
-        is the result of the same map: that is filled again. For an iterator: an iterator of
+        Replies in order; by key; or a copy of the frame with the columns ``answer``, ``finish``
+        (``stop`` or what cut it), ``input_tokens``, ``output_tokens``, ``cost``, ``error``, ``id``,
+        and with a schema ``parsed`` and its fields. A name that is taken gets a number, unless its
+        column is the result of the same map: that is filled again. For an iterator: an iterator of
         replies, in order. With `dry_run`: an `Estimate`.
 
     Raises

@@ -160,7 +160,8 @@ class Settings:
 
     def secrets(self) -> list[str]:
         """Return every secret in force, longest first, for redaction."""
-        configured = [self.api_key, self.azure_key, self.azure_ad_token, *self.keys.values()]
+        configured = [self.api_key, self.azure_key, self.azure_ad_token, self.redis_url]
+        configured += self.keys.values()
         return sorted({s.reveal() for s in configured if s}, key=len, reverse=True)
 
 

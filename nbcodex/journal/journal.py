@@ -229,7 +229,7 @@ class Journal(JournalReads):
 
     @transaction(Commit.READ_ONLY)
     def find_answer(self, connection: Connection, key: bytes, *, reply_id: str) -> Reply | None:
-        """Return the newest answer to an equal request, as a reply that costs nothing."""
+        """Return the newest answer to an equal request, as a free reply with the id `reply_id`."""
         return reads.find_answer(connection, key, reply_id=reply_id)
 
     @transaction(Commit.READ_ONLY, on_failure=Spending)

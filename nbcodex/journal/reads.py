@@ -89,7 +89,7 @@ def may_be_claimed(status: str, *, map_id: str | None) -> bool:
 
 
 def find_answer(connection: Connection, key: bytes, *, reply_id: str) -> Reply | None:
-    """Return the newest answer to an equal request, as a reply that costs nothing."""
+    """Return the newest answer to an equal request, as a free reply with the id `reply_id`."""
     rows = connection.execute(
         f"SELECT * FROM book WHERE {KEY_IS_ANSWERED} ORDER BY seq DESC LIMIT 1",  # noqa: S608 - constant
         (key,),

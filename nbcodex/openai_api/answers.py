@@ -245,9 +245,9 @@ def failed_answer_error(ending: str) -> AnswerFailedError:
 
 def judge(answer: CompletedAnswer) -> None:
     """Raise an AnswerError if an answer is empty, or neither the model nor a limit ended it."""
-    # Broken and failed answers never get here, nor the first one without text whose ending is not
-    # known: they are retried. What fails here was generated and is charged, and the same request
-    # would end in the same way: no other place may decide that an answer is a failure.
+    # Broken and failed answers never get here, nor does an attempt without text whose ending is not
+    # known, unless the one before was the same: they are retried. What fails here is charged, and
+    # the same request would end in the same way: no other place decides that an answer failed.
     text = answer.text.strip()
     # `isprintable` is False for characters that are newer than this Python, such as an emoji.
     is_empty = not answer.images and all(category(c) in _BLANK for c in text)

@@ -129,7 +129,7 @@ class ChargePolicyEstimator:
         return refunds
 
     def undo_charge(self, input_tokens: float, max_output: float, now: float) -> None:
-        """Add back the charge of a request that the server has not charged."""
+        """Add back what the server never charged; unlike a refund, this corrects the marks."""
         total = input_tokens + max_output
         for bucket, amount in zip(self.buckets, (total, total, input_tokens), strict=True):
             bucket.undo(amount, now)
@@ -137,7 +137,10 @@ class ChargePolicyEstimator:
     def observe(
         self, permit: Permit, remaining: float, elapsed: float, now: float, *, others_took: bool
     ) -> None:
-        """Correct the buckets by the `remaining` tokens stated `elapsed` seconds after a permit."""
+        """Correct the buckets by the `remaining` tokens stated `elapsed` seconds after a permit.
+
+        `others_took`: an error is taken for the use of other clients with the same key.
+        """
         taken_at = permit.issued_at + elapsed
         pairs = zip(self.buckets, permit.token_marks, strict=True)
         for index, (bucket, mark) in enumerate(pairs):

@@ -124,7 +124,7 @@ def test_retries_and_failures_are_logged() -> None:
     assert [line.message for line in state.log] == [
         "attempt 1 refused, again in 7.4 s · tokens per minute (TPM): limit 30,000, used 22,999,"
         " requested 12,528",
-        "attempt 1 refused, again in 1.0 s · Server overloaded: Come [31m back later.",
+        "attempt 1 failed, again in 1.0 s · Server overloaded: Come [31m back later.",
         "parked: Later.",
     ]
     many = state_after(*(refused(at, 2 * at) for at in range(3 * MAX_LOG_ENTRIES)))

@@ -95,7 +95,8 @@ def _apply_event(state: MonitorState, event: events.Event) -> MonitorState:
         return state
     left = request.seconds_left(event.at)
     again = "" if left is None else f", again in {format_duration(left)}"
-    message = f"attempt {event.attempt} refused{again} · {panel.wait_reason(request)}"
+    what = "refused" if event.limit else "failed"
+    message = f"attempt {event.attempt} {what}{again} · {panel.wait_reason(request)}"
     return _add_to_log(state, event, message, limit_hits=event.limit is not None)
 
 
