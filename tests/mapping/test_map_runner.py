@@ -102,6 +102,10 @@ def test_active_rows_are_cancelled_or_parked_and_others_parked(
     simulated: SimulatedClient, action: EndAction
 ) -> None:
     runner, result = started(simulated)
+    # Rows that are sent from here on are active until they are ended.
+    simulated.simulator.change_knobs(latency=TIMEOUT_S)
+    sent = len(simulated.prompts)
+    wait_until(lambda: len(simulated.prompts) > sent)
     runner.end(action)
     result.exception(timeout=TIMEOUT_S)
     journal = simulated.client.journal(host.current.settings())
