@@ -280,16 +280,15 @@ class Limit:
     @property
     def name(self) -> str:
         """The limit's usual name: ``tokens per minute (TPM)``."""
-        if self.resource is None:
-            return "rate limit"
         if not self.window:
-            return f"{self.resource} limit"
+            return f"{self.resource or 'rate'} limit"
         units = {1.0: "second", MINUTE: "minute", 3600.0: "hour", DAY: "day", 7 * DAY: "week"}
-        if unit := units.get(self.window):
+        unit = units.get(self.window)
+        if self.resource and unit:
             return f"{self.resource} per {unit} ({self.resource[0].upper()}P{unit[0].upper()})"
         # A month has no such abbreviation: TPM and RPM stand for minutes.
-        unit = "month" if self.window == 30 * DAY else f"{self.window / MINUTE:,g} minutes"
-        return f"{self.resource} per {unit}"
+        other = "month" if self.window == 30 * DAY else f"{self.window / MINUTE:,g} minutes"
+        return f"{self.resource or 'rate limit'} per {unit or other}"
 
     @property
     def figures(self) -> str:

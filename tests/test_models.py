@@ -51,6 +51,15 @@ def test_limit_is_named_by_its_window(window: float | None, name: str) -> None:
     assert Limit(resource="tokens", window=window).name == name
 
 
+@pytest.mark.parametrize(
+    ("window", "name"), [(60.0, "rate limit per minute"), (None, "rate limit")]
+)
+def test_limit_that_names_no_resource_has_its_window_in_its_name(
+    window: float | None, name: str
+) -> None:
+    assert Limit(window=window).name == name
+
+
 def test_repr_of_a_reply_is_short() -> None:
     """It leaves out what has its default, and times have no more than milliseconds."""
     usage = Usage(input_tokens=8, output_tokens=2)

@@ -59,8 +59,12 @@ class Refusal:
 
     @property
     def resource(self) -> Resource:
-        """What the limit counts; tokens if the message does not name it."""
-        return (self.limit and self.limit.resource) or "tokens"
+        """What the limit counts; tokens where nothing is known of it."""
+        if self.limit and self.limit.resource:
+            return self.limit.resource
+        # Gateways count requests without saying so (Kong/kong#3451). Taken for tokens, their limits
+        # would be too small for most prompts, and servers that count tokens say so.
+        return "requests" if self.limit and self.limit.limit is not None else "tokens"
 
     @property
     def reading(self) -> LimitReading | None:

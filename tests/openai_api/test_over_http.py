@@ -11,7 +11,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -211,6 +211,35 @@ def test_limit_that_is_named_stays_a_limit_in_the_flex_tier(server: Server, mess
     nbcodex.ask("Why?", api="chat", params={"service_tier": "flex"})
     [wait] = server.backed_off()
     assert isinstance(wait.error, errors.LimitError)
+
+
+@APIS
+@pytest.mark.parametrize(
+    ("words", "headers"),
+    [
+        ("API rate limit exceeded", {"x-ratelimit-limit-minute": "240", "retry-after-ms": "10",
+                                     "x-ratelimit-remaining-minute": "0"}),
+        ("Too many requests", {"ratelimit-limit": "240", "ratelimit-remaining": "0",
+                               "retry-after-ms": "10"}),
+        ("Slow down", {"ratelimit": '"default";r=0', "ratelimit-policy": '"default";q=240;w=60',
+                       "retry-after-ms": "10"}),
+        ("Rate limit exceeded. Limit: 240, Used: 240. Please try again in 10ms.", {}),
+    ],
+    ids=["Kong", "older IETF draft", "newer IETF draft", "words"],
+)  # fmt: skip
+def test_limit_that_does_not_say_what_it_counts_admits_long_prompts(
+    server: Server, api: str, words: str, headers: dict[str, str]
+) -> None:
+    """Taken for a limit on tokens, one of 240 would never admit these prompts."""
+    limited = replace(refused(429, words), headers=JSON | headers)
+    server.answers = [limited, streamed(api, "hi")]
+    prompt = "lorem ipsum dolor " * 100
+    assert nbcodex.ask(prompt, api=api, patience=10).attempts == 2
+    [wait] = server.backed_off()
+    assert wait.limit is not None
+    assert (wait.limit.resource, wait.limit.limit) == (None, 240)
+    replies = nbcodex.map("{} " + prompt, ["a", "b", "c"], api=api, patience=10)
+    assert [reply.text for reply in replies] == ["hi"] * 3
 
 
 def test_usage_limit_of_a_plan_waits_as_stated(server: Server) -> None:
