@@ -364,10 +364,10 @@ def test_retired_model_in_a_parameter_is_a_model_error(message: str) -> None:
 )
 def test_refusal_by_a_network_rule_is_not_about_the_key(error: dict[str, Any], status: int) -> None:
     refused = read(status, {"error": error})
-    assert type(refused) is errors.RequestError
+    assert type(refused) is errors.NetworkRefusedError
     assert "network" in refused.message
     assert "VPN" in refused.advice
-    assert type(read(status, error)) is errors.RequestError
+    assert type(read(status, error)) is errors.NetworkRefusedError
 
 
 @pytest.mark.parametrize("status", [400, 403, 429])
