@@ -162,7 +162,7 @@ class ApiClient:
             failure = self.translate(error, redactor, headers)
             # In an event, or in JSON with HTTP 200: the next attempt is sent without it.
             is_refusal = isinstance(failure, errors.RequestError) and not (stream and stream.text)
-            is_left_out = prepared.leave_out(failure.message.lower(), is_refusal)
+            is_left_out = prepared.leave_out(failure.message.lower(), is_refusal=is_refusal)
             if is_left_out and not follows_empty_streams:
                 self.capabilities.learn(prepared)
                 failure = api_errors.invalid_answer(failure.message)

@@ -123,8 +123,8 @@ class PreparedRequest:
         self.unsupported |= {name} if is_movable else set()
         return is_movable
 
-    def leave_out(self, words: str, is_refusal: bool) -> bool:
-        """Leave out the reasoning of earlier turns, or a parameter, that words refuse."""
+    def leave_out(self, words: str, *, is_refusal: bool) -> bool:
+        """Leave out the reasoning of earlier turns, or in a refusal a parameter, as words say."""
         is_sent = any("encrypted_content" in item for item in self.body.get("input", ()))
         if is_sent and dialects.has_match(words, "reasoning_refused_patterns"):
             self.unsupported = self.unsupported - {_BARE_TURNS} | {_REASONING_IN_TURNS}
@@ -142,7 +142,7 @@ class PreparedRequest:
         # Our AnswerFailedError (HTTP 200) has a payload, the SDK's errors have a body.
         stated = getattr(error, "payload", None) or getattr(error, "body", "")
         words = f"{getattr(error, 'param', '')} {stated!s:.4000}".lower()
-        if status and self.leave_out(words, False):
+        if status and self.leave_out(words, is_refusal=False):
             return True
         if dialects.has_phrase(words, "no_such_call_phrases"):
             status = 404

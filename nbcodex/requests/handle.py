@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -319,10 +318,6 @@ class PendingReply(Reply):
             return self._handle.wait().reply
         return Reply(id=self.id, status="running", attempts=0)
 
-    @property
-    def _waited_reply(self) -> Reply:
-        return self._handle.wait().reply
-
     def __repr__(self) -> str:
         return repr(self._now()) if self._handle.done else f"<Reply {self.id}: running>"
 
@@ -351,9 +346,13 @@ class PendingReply(Reply):
     __eq__, __hash__ = object.__eq__, object.__hash__
 
 
+def _waiting_property(name: str) -> Any:
+    return property(lambda self: getattr(self._handle.wait().reply, name))
+
+
 # Properties, because completers and inspectors evaluate slots, but not properties.
 for _name in {_field.name for _field in dataclasses.fields(Reply)} - {"id", "status"}:
-    setattr(PendingReply, _name, property(attrgetter(f"_waited_reply.{_name}")))
+    setattr(PendingReply, _name, _waiting_property(_name))
 
 
 def reply_or_raise(ending: Ending, request: Request | None = None) -> Reply:

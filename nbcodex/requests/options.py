@@ -75,10 +75,12 @@ def plain_scalar(value: Any) -> Any:
 
 def to_count(value: Any, name: str, unit: str) -> int | None:
     """Return a whole number, 1 or more, of any type; None for None."""
+    if value is None:
+        return None
     value = plain_scalar(value)
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if value is None or (is_number and value >= 1 and value == value // 1):
-        return None if value is None else int(value)
+    if is_number and value >= 1 and value == value // 1:
+        return int(value)
     given = f"{shorten(repr(value), 40)} ({type(value).__name__})"
     raise ConfigurationError(f"{name} must be a whole number of {unit}, 1 or more, not {given}.")
 

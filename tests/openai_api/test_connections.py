@@ -282,7 +282,7 @@ def test_error_whose_body_breaks_off_is_judged_by_its_status(
         assert "firewall" in caught.value.advice
 
 
-def test_error_body_that_trickles_for_ever_is_read_for_a_bounded_time() -> None:
+def test_error_body_that_never_ends_is_read_for_a_bounded_time() -> None:
     parts = itertools.chain.from_iterable(itertools.repeat([b"x", Silence(1.0)]))
     error = fails(Server(Script(parts, 400)))
     assert "(HTTP 400): xxxxx" in error.message

@@ -138,7 +138,7 @@ IN_BEIJING, IN_UTC = "2026-09-22 01:13:20", "2026-09-21 17:13:20"  # three hours
         ("Limit reached. It resets at {} (UTC+8)", "UTC", IN_BEIJING),
     ],
 )
-def test_date_without_a_zone_is_read_in_the_zone_in_which_it_is_sane(
+def test_date_without_a_zone_is_read_in_the_zone_in_which_it_is_plausible(
     message: str, zone: str, date: str, local_zone: Callable[[str], None]
 ) -> None:
     local_zone(zone)
@@ -162,7 +162,7 @@ def test_date_without_a_zone_is_read_in_the_zone_in_which_it_is_sane(
         (FIVE_HOURS.format("2026-09-23 14:13:20"), 2 * DAY),
     ],
 )
-def test_date_that_is_sane_in_no_zone_is_read_in_the_first(message: str, wait: float) -> None:
+def test_date_that_is_plausible_in_no_zone_is_read_in_the_first(message: str, wait: float) -> None:
     assert rate_limits.wait_in_message(message, wall_time=WALL) == wait
 
 

@@ -82,7 +82,7 @@ def test_patience_can_be_any_number_of_seconds(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [np.True_, np.False_])
-def test_truth_values_of_numpy_are_pythons(value: Any) -> None:
+def test_truth_values_of_numpy_become_those_of_python(value: Any) -> None:
     assert type(request_with(reuse=value, durable=value).reuse) is bool
     assert type(request_with(reuse=value, durable=value).durable) is bool
 

@@ -265,7 +265,7 @@ def test_stated_wait_that_proves_too_short_grows(stated: float, grown: float) ->
     assert grown <= waits[-1] <= max(62.0, 1.1 * stated)
 
 
-def test_storm_of_short_stated_waits_stays_within_patience() -> None:
+def test_repeated_short_stated_waits_stay_within_patience() -> None:
     attempts = [[refusal(0.006)] for _ in range(99)]
     received, scripted = run_request(*attempts, request=Request(prompt="x", patience=3.0))
     assert isinstance(ending(received), Parked)
